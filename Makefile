@@ -1,0 +1,58 @@
+# The same targets for a newcomer and for CI. Everything lives in .venv and .tools, made on first use.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+BUF := .tools/node_modules/.bin/buf
+PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
+SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
+CODE := sdk services tests bench examples
+
+.PHONY: help install demo test lint format proto check-proto bench lock clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## Make the virtual environment (CPU)
+
+$(VENV)/.installed: requirements/cpu.lock requirements/dev.lock requirements/install.sh pyproject.toml
+	requirements/install.sh "$(PYTHON)" "$(VENV)"
+	touch $@
+
+demo: install  ## Train two adapters, serve both, swap one under load (about 4 minutes)
+	$(BIN)/python -m examples.demo
+
+test: install  ## Run all tests, with the real engine and the real trainer
+	$(BIN)/python -m pytest
+
+lint: install $(BUF)  ## ruff, mypy --strict, buf lint
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(CODE)
+	$(BUF) lint
+
+format: install  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+$(BUF):
+	npm install --no-save --no-audit --no-fund --prefix .tools @bufbuild/buf@1.75.0
+
+proto: install  ## Generate the stubs in sdk/graft from proto/
+	find sdk/graft -name '*_pb2*' -delete
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=sdk --mypy_out=quiet:sdk $(PROTOS)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=sdk --mypy_grpc_out=quiet:sdk $(SERVICE_PROTOS)
+	find sdk/graft -type d -name v1 -exec touch {}/__init__.py {}/../__init__.py \;
+
+check-proto: proto  ## Fail when the committed stubs are not what proto/ says
+	@test -z "$$(git status --porcelain sdk/graft proto)" || { git status --porcelain sdk/graft proto; echo "The stubs differ from proto/: run 'make proto' and commit."; exit 1; }
+
+bench: install  ## Ours beside its peers, in one run; writes out/bench/*.json
+	$(BIN)/python -m bench
+
+lock: install  ## Write requirements/*.lock again from what is installed
+	$(BIN)/python requirements/lock.py
+
+clean:  ## Remove what was made here, except the virtual environment
+	rm -rf out build .graft .mypy_cache .ruff_cache .pytest_cache

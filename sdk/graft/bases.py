@@ -1,0 +1,124 @@
+"""Reads a base model's folder without torch: its fingerprint, configuration and weight matrices.
+
+The shapes come from the headers of its safetensors files, so they are right for any architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from graft.digests import digest_bytes, digest_file
+from graft.errors import GraftError, Reason
+from graft.registry.v1.registry_service_pb2 import Base, BaseFingerprint, BaseModule
+
+# Change with every save and not with the model.
+_VOLATILE_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+# transformers' Conv1D holds (in, out) where every other linear layer holds (out, in).
+_TRANSPOSED_MODEL_TYPES = {"gpt2"}
+_MAX_HEADER_BYTES = 100 * 1024 * 1024
+
+
+def read_base(folder: Path, name: str) -> Base:
+    """Everything that the registry wants to know of a base.
+
+    Args:
+        folder: a Hugging Face model with config.json, a tokenizer and safetensors files.
+        name: its resource name, "namespaces/{ns}/bases/{base}".
+
+    Raises:
+        GraftError: NOT_A_MODEL, with what is missing.
+    """
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise _not_a_model(folder, "it has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = any(folder.glob("*.bin"))
+        raise _not_a_model(
+            folder,
+            "its weights are pickles (.bin), which can run code"
+            if pickled
+            else "it has no .safetensors file",
+        )
+    try:
+        config = json.loads(config_path.read_text("utf-8"))
+    except ValueError as error:
+        raise _not_a_model(folder, f"its config.json is not JSON ({error})") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise _not_a_model(folder, "its config.json names no model_type")
+    return Base(
+        name=name,
+        source=str(folder),
+        fingerprint=_fingerprint(folder, config, weights),
+        config_json=json.dumps(config, sort_keys=True),
+        modules=_modules(weights, config["model_type"] in _TRANSPOSED_MODEL_TYPES),
+    )
+
+
+def _fingerprint(folder: Path, config: dict[str, Any], weights: list[Path]) -> BaseFingerprint:
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
+    tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    result = BaseFingerprint(
+        config_digest=digest_bytes(json.dumps(kept, sort_keys=True).encode()),
+        tokenizer_digest=_digest_files(tokenizer),
+        weights_digest=_digest_files(weights),
+    )
+    parts = (result.config_digest, result.tokenizer_digest, result.weights_digest)
+    result.digest = digest_bytes("\n".join(parts).encode())
+    return result
+
+
+def _digest_files(paths: list[Path]) -> str:
+    lines = [f"{path.name} {digest_file(path)}" for path in paths]
+    return digest_bytes("\n".join(lines).encode())
+
+
+def _modules(weights: list[Path], transposed: bool) -> list[BaseModule]:
+    modules = []
+    for path in weights:
+        for tensor, info in sorted(_header(path).items()):
+            shape = info.get("shape", ())
+            if tensor.endswith(".weight") and len(shape) == 2:
+                out_features, in_features = reversed(shape) if transposed else shape
+                modules.append(
+                    BaseModule(
+                        path=tensor.removesuffix(".weight"),
+                        in_features=in_features,
+                        out_features=out_features,
+                    )
+                )
+    return modules
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        size_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 0 <= size_bytes <= _MAX_HEADER_BYTES:
+            raise _not_a_model(path.parent, f"{path.name} is not a safetensors file")
+        try:
+            header = json.loads(file.read(size_bytes))
+        except ValueError:
+            raise _not_a_model(path.parent, f"{path.name} has a broken header") from None
+    return {key: value for key, value in header.items() if key != "__metadata__"}
+
+
+def _not_a_model(folder: Path, why: str) -> GraftError:
+    return GraftError(
+        Reason.NOT_A_MODEL,
+        f"{folder} is not a model that can be used: {why}",
+        next_step="Name a folder with config.json, a tokenizer and model.safetensors.",
+        path=folder,
+    )

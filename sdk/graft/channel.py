@@ -1,0 +1,69 @@
+"""Channels to Graft's services: the settings that all clients share, and errors as our own.
+
+Only UNAVAILABLE is tried again by itself, and only while no byte of an answer has arrived.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import grpc
+
+from graft.errors import from_rpc_error
+
+REQUEST_ID_HEADER = "x-request-id"
+ACTOR_HEADER = "x-graft-actor"
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.enable_retries", 1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def open_channel(address: str, options: Sequence[tuple[str, str | int]] = ()) -> grpc.aio.Channel:
+    """An asyncio channel to address ("host:port"), without encryption. Connects when it is used."""
+    return grpc.aio.insecure_channel(address, options=[*OPTIONS, *options])
+
+
+def call_metadata(
+    request_id: str | None = None, actor: str | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Metadata of a call: a request id that every service on its way logs, and who asks."""
+    pairs = [(REQUEST_ID_HEADER, request_id or uuid.uuid4().hex)]
+    if actor:
+        pairs.append((ACTOR_HEADER, actor))
+    return tuple(pairs)
+
+
+@contextmanager
+def rpc_errors(peer: str) -> Iterator[None]:
+    """Turns a failed call inside into a GraftError; peer is for the message, as in "the registry"."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error, peer) from None

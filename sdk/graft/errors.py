@@ -1,0 +1,239 @@
+"""Every error that a Graft service can answer with, and the one translation to and from gRPC.
+
+    GraftError            carries a Reason, a message, a next step and metadata
+      NotFoundError       something named does not exist
+      InvalidError        the caller must change the request
+      ConflictError       the state is another than the caller assumed
+      RefusedError        the registry refused a version
+      UnavailableError    may work when tried again
+
+To add an error: add a Reason and its status in STATUS. Which class it raises as follows from the status.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Self, cast
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "graft.dev"
+
+
+class Reason(StrEnum):
+    """Why a call failed; stable, for programs. AIP-193's ErrorInfo.reason."""
+
+    INVALID_NAME = "INVALID_NAME"
+    INVALID_REFERENCE = "INVALID_REFERENCE"
+    INVALID_REQUEST = "INVALID_REQUEST"
+    INVALID_SPEC = "INVALID_SPEC"
+    INVALID_PAGE_TOKEN = "INVALID_PAGE_TOKEN"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    BAD_DATA = "BAD_DATA"
+    NOT_A_MODEL = "NOT_A_MODEL"
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    ADAPTER_NOT_FOUND = "ADAPTER_NOT_FOUND"
+    BASE_NOT_FOUND = "BASE_NOT_FOUND"
+    VERSION_NOT_FOUND = "VERSION_NOT_FOUND"
+    ALIAS_NOT_FOUND = "ALIAS_NOT_FOUND"
+    BLOB_NOT_FOUND = "BLOB_NOT_FOUND"
+    JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    ALIAS_MOVED = "ALIAS_MOVED"
+    NO_PREVIOUS_VERSION = "NO_PREVIOUS_VERSION"
+    JOB_ENDED = "JOB_ENDED"
+    WRONG_BASE = "WRONG_BASE"
+    RANK_TOO_LARGE = "RANK_TOO_LARGE"
+    ADAPTER_UNUSABLE = "ADAPTER_UNUSABLE"
+    VERSION_REFUSED = "VERSION_REFUSED"
+    UPLOAD_OFFSET = "UPLOAD_OFFSET"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    TOO_LARGE = "TOO_LARGE"
+    STORAGE_FULL = "STORAGE_FULL"
+    REVISION_COMPACTED = "REVISION_COMPACTED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    CANCELLED = "CANCELLED"
+    OVERLOADED = "OVERLOADED"
+    UNAVAILABLE = "UNAVAILABLE"
+    ENGINE_DEAD = "ENGINE_DEAD"
+    INTERNAL = "INTERNAL"
+
+
+_CODE = grpc.StatusCode
+STATUS: dict[Reason, grpc.StatusCode] = {
+    Reason.INVALID_NAME: _CODE.INVALID_ARGUMENT,
+    Reason.INVALID_REFERENCE: _CODE.INVALID_ARGUMENT,
+    Reason.INVALID_REQUEST: _CODE.INVALID_ARGUMENT,
+    Reason.INVALID_SPEC: _CODE.INVALID_ARGUMENT,
+    Reason.INVALID_PAGE_TOKEN: _CODE.INVALID_ARGUMENT,
+    Reason.REQUEST_ID_REUSED: _CODE.INVALID_ARGUMENT,
+    Reason.BAD_DATA: _CODE.INVALID_ARGUMENT,
+    Reason.NOT_A_MODEL: _CODE.INVALID_ARGUMENT,
+    Reason.PROMPT_TOO_LONG: _CODE.INVALID_ARGUMENT,
+    Reason.ADAPTER_NOT_FOUND: _CODE.NOT_FOUND,
+    Reason.BASE_NOT_FOUND: _CODE.NOT_FOUND,
+    Reason.VERSION_NOT_FOUND: _CODE.NOT_FOUND,
+    Reason.ALIAS_NOT_FOUND: _CODE.NOT_FOUND,
+    Reason.BLOB_NOT_FOUND: _CODE.NOT_FOUND,
+    Reason.JOB_NOT_FOUND: _CODE.NOT_FOUND,
+    Reason.MODEL_NOT_FOUND: _CODE.NOT_FOUND,
+    Reason.ALREADY_EXISTS: _CODE.ALREADY_EXISTS,
+    Reason.ALIAS_MOVED: _CODE.ABORTED,
+    Reason.NO_PREVIOUS_VERSION: _CODE.FAILED_PRECONDITION,
+    Reason.JOB_ENDED: _CODE.FAILED_PRECONDITION,
+    Reason.WRONG_BASE: _CODE.FAILED_PRECONDITION,
+    Reason.RANK_TOO_LARGE: _CODE.FAILED_PRECONDITION,
+    Reason.ADAPTER_UNUSABLE: _CODE.FAILED_PRECONDITION,
+    Reason.VERSION_REFUSED: _CODE.FAILED_PRECONDITION,
+    Reason.UPLOAD_OFFSET: _CODE.OUT_OF_RANGE,
+    Reason.DIGEST_MISMATCH: _CODE.DATA_LOSS,
+    Reason.TOO_LARGE: _CODE.INVALID_ARGUMENT,
+    Reason.STORAGE_FULL: _CODE.RESOURCE_EXHAUSTED,
+    Reason.REVISION_COMPACTED: _CODE.OUT_OF_RANGE,
+    Reason.PERMISSION_DENIED: _CODE.PERMISSION_DENIED,
+    Reason.CANCELLED: _CODE.CANCELLED,
+    Reason.OVERLOADED: _CODE.RESOURCE_EXHAUSTED,
+    Reason.UNAVAILABLE: _CODE.UNAVAILABLE,
+    Reason.ENGINE_DEAD: _CODE.UNAVAILABLE,
+    Reason.INTERNAL: _CODE.INTERNAL,
+}
+
+
+class GraftError(Exception):
+    """An error with a reason that programs can act on and a next step that people can.
+
+    GraftError(reason, ...) makes an instance of the subclass that fits the reason's status.
+
+    Args:
+        reason: why, for programs.
+        message: what is wrong; names the row, field, tensor or resource.
+        next_step: what to do about it, as a sentence.
+        metadata: further names and values, for programs.
+    """
+
+    def __new__(cls, reason: Reason, *args: Any, **metadata: Any) -> Self:
+        if cls is GraftError:
+            fitting = _REFUSED if reason is Reason.VERSION_REFUSED else _CLASS.get(STATUS[reason])
+            if fitting is not None:
+                return super().__new__(fitting)  # type: ignore[return-value]
+        return super().__new__(cls)
+
+    def __init__(
+        self, reason: Reason, message: str, *, next_step: str = "", **metadata: object
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.next_step = next_step
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status of its reason."""
+        return STATUS[self.reason]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (self.reason, self.message, self.next_step, self.metadata))
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.next_step}" if self.next_step else self.message
+
+
+class NotFoundError(GraftError):
+    """Something that was named does not exist."""
+
+
+class InvalidError(GraftError):
+    """The request itself is wrong and will never work as it is."""
+
+
+class ConflictError(GraftError):
+    """The state is another than the caller assumed: read it again and decide anew."""
+
+
+class RefusedError(GraftError):
+    """The registry refused a version; the message names the tensor and the check."""
+
+
+class UnavailableError(GraftError):
+    """The service cannot do it right now; trying again may help."""
+
+
+_REFUSED = RefusedError
+_CLASS: dict[grpc.StatusCode, type[GraftError]] = {
+    _CODE.NOT_FOUND: NotFoundError,
+    _CODE.INVALID_ARGUMENT: InvalidError,
+    _CODE.OUT_OF_RANGE: InvalidError,
+    _CODE.ABORTED: ConflictError,
+    _CODE.ALREADY_EXISTS: ConflictError,
+    _CODE.FAILED_PRECONDITION: ConflictError,
+    _CODE.UNAVAILABLE: UnavailableError,
+    _CODE.RESOURCE_EXHAUSTED: UnavailableError,
+}
+
+
+def _rebuild(reason: Reason, message: str, next_step: str, metadata: dict[str, str]) -> GraftError:
+    return GraftError(reason, message, next_step=next_step, **metadata)
+
+
+def to_status(error: GraftError) -> status_pb2.Status:
+    """The google.rpc.Status of an error, with ErrorInfo and, for a next step, Help in words."""
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason.value, domain=DOMAIN, metadata=error.metadata
+    )
+    details = [_pack(info)]
+    if error.next_step:
+        details.append(
+            _pack(error_details_pb2.LocalizedMessage(locale="en", message=error.next_step))
+        )
+    code: int = error.code.value[0]
+    return status_pb2.Status(code=code, message=error.message, details=details)
+
+
+def from_rpc_error(
+    error: grpc.aio.AioRpcError | grpc.Call, peer: str = "the service"
+) -> GraftError:
+    """The error that a service raised, or, where none of ours did, what the transport says."""
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    if status is not None:
+        found = _from_status(status)
+        if found is not None:
+            return found
+    code, details = error.code(), error.details() or ""
+    if code is _CODE.UNAVAILABLE:
+        return GraftError(
+            Reason.UNAVAILABLE,
+            f"{peer} cannot be reached: {details}",
+            next_step="Start it with `graft up`, or check its address with `graft doctor`.",
+        )
+    reason = {
+        _CODE.CANCELLED: Reason.CANCELLED,
+        _CODE.DEADLINE_EXCEEDED: Reason.UNAVAILABLE,
+        _CODE.RESOURCE_EXHAUSTED: Reason.OVERLOADED,
+        _CODE.INVALID_ARGUMENT: Reason.INVALID_REQUEST,
+    }.get(code, Reason.INTERNAL)
+    return GraftError(reason, f"{peer} answered {code.name}: {details}")
+
+
+def _from_status(status: status_pb2.Status) -> GraftError | None:
+    info, help_text = error_details_pb2.ErrorInfo(), error_details_pb2.LocalizedMessage()
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+        elif detail.Is(help_text.DESCRIPTOR):
+            detail.Unpack(help_text)
+    if info.domain != DOMAIN or info.reason not in Reason.__members__:
+        return None
+    return GraftError(
+        Reason(info.reason), status.message, next_step=help_text.message, **dict(info.metadata)
+    )
+
+
+def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.LocalizedMessage) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

@@ -1,0 +1,35 @@
+"""Settings that every service has. A service's own settings class adds to them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def graft_home() -> Path:
+    """Where Graft keeps its data on one machine: $GRAFT_HOME, else ~/.graft."""
+    return Path(os.environ.get("GRAFT_HOME") or Path.home() / ".graft")
+
+
+class ServiceSettings(BaseSettings):
+    """Common settings, from the environment and, below it, a .env file.
+
+    A service sets env_prefix, so that listen is GRAFT_REGISTRY_LISTEN for the registry.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file=".env")
+
+    listen: str = Field("127.0.0.1:0", description="host:port for gRPC; port 0 takes a free one")
+    metrics_listen: str = Field("127.0.0.1:0", description="host:port for Prometheus")
+    data_dir: Path = Field(default_factory=graft_home, description="where the service keeps files")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: str = Field("json", description="json, or console for people")
+    drain_timeout_s: float = Field(
+        30.0, description="how long calls in flight may go on after SIGTERM"
+    )
+    ready_file: Path | None = Field(
+        None, description="JSON with the bound addresses is written here once the service serves"
+    )

@@ -1,0 +1,125 @@
+"""What happens around every call: a request id, one log line, metrics, and errors as gRPC statuses.
+
+Nothing is done per message of a stream: a stream of tokens costs what its servicer makes it cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from graft.channel import ACTOR_HEADER, REQUEST_ID_HEADER
+from graft.errors import GraftError, Reason, to_status
+from grpc_status import rpc_status
+
+from services.common.logs import get_logger
+from services.common.metrics import RpcMetrics
+
+# Asked by machines every few seconds; a log line for each would bury the others.
+_QUIET = ("/grpc.health.", "/grpc.reflection.")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every handler of a server."""
+
+    def __init__(self, metrics: RpcMetrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Replaces the handler by one that is observed."""
+        handler = await continuation(handler_call_details)
+        method: str = handler_call_details.method
+        if handler is None or method.startswith(_QUIET):
+            return handler
+        wrap = {
+            (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler, self._unary),
+            (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler, self._stream),
+            (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler, self._unary),
+            (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler, self._stream),
+        }
+        kind, make, observe = wrap[handler.request_streaming, handler.response_streaming]
+        return make(
+            observe(method, getattr(handler, kind)),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            async with _Observed(self._metrics, method, context):
+                return await handler(request, context)
+
+        return call
+
+    def _stream(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            async with _Observed(self._metrics, method, context):
+                async for answer in handler(request, context):
+                    yield answer
+
+        return call
+
+
+class _Observed:
+    """One call: binds its request id, counts and logs it, and turns errors into statuses."""
+
+    def __init__(self, metrics: RpcMetrics, method: str, context: grpc.aio.ServicerContext) -> None:
+        self._metrics, self._method, self._context = metrics, method, context
+
+    async def __aenter__(self) -> None:
+        metadata = dict(self._context.invocation_metadata() or ())
+        request_id = str(metadata.get(REQUEST_ID_HEADER) or uuid.uuid4().hex)
+        structlog.contextvars.bind_contextvars(
+            request_id=request_id, actor=str(metadata.get(ACTOR_HEADER, ""))
+        )
+        self._began_s = time.perf_counter()
+        self._metrics.in_flight.labels(self._method).inc()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+        seconds = time.perf_counter() - self._began_s
+        refused = _as_graft_error(error)
+        code = _code(error, refused)
+        self._metrics.in_flight.labels(self._method).dec()
+        self._metrics.calls.labels(self._method, code).inc()
+        self._metrics.seconds.labels(self._method).observe(seconds)
+        log, fields = get_logger(), {"method": self._method, "code": code, "seconds": seconds}
+        if refused is not None and refused.reason is Reason.INTERNAL:
+            log.error("call failed", exc_info=error, **fields)
+        elif refused is not None:
+            log.info("call refused", reason=refused.reason.value, error=refused.message, **fields)
+        else:
+            log.debug("call answered", **fields)
+        if refused is not None:
+            await self._context.abort_with_status(rpc_status.to_status(to_status(refused)))
+
+
+def _as_graft_error(error: BaseException | None) -> GraftError | None:
+    """What the caller is told; None for no error, a disconnect, and an abort by the servicer itself."""
+    if isinstance(error, GraftError):
+        return error
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError) or not isinstance(
+        error, Exception
+    ):
+        return None
+    return GraftError(
+        Reason.INTERNAL,
+        f"The service failed: {type(error).__name__}: {error}",
+        next_step="Its log has the traceback under this call's request id.",
+    )
+
+
+def _code(error: BaseException | None, refused: GraftError | None) -> str:
+    if refused is not None:
+        return refused.code.name
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "CANCELLED"
+    return "OK" if error is None else "ABORTED"

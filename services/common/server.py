@@ -1,0 +1,107 @@
+"""A gRPC server with what every service has: health, reflection, metrics, signals and a drain.
+
+A service adds its servicers and says what to do before and after; see serve().
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc
+from graft.channel import MAX_MESSAGE_BYTES
+from graft.files import write_atomic
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from services.common.config import ServiceSettings
+from services.common.interceptors import CallInterceptor
+from services.common.logs import get_logger
+from services.common.metrics import MetricsEndpoint, RpcMetrics
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class GrpcServer:
+    """Listens as soon as it starts, and answers SERVING to health checks until it drains.
+
+    Args:
+        settings: where to listen and how long to drain.
+        service_names: full protobuf names, for health and reflection.
+        metrics: registry that is shown at the metrics endpoint.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, service_names: Sequence[str], metrics: CollectorRegistry
+    ) -> None:
+        self._settings = settings
+        self._names = tuple(service_names)
+        self._metrics = metrics
+        self._health = health_aio.HealthServicer()
+        self.grpc = grpc.aio.server(
+            interceptors=[CallInterceptor(RpcMetrics(metrics))], options=_OPTIONS
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        reflection.enable_server_reflection(
+            [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+             reflection.SERVICE_NAME],
+            self.grpc,
+        )  # fmt: skip
+        self.address = ""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """Binds, serves, and writes the ready file."""
+        host, _, _port = self._settings.listen.rpartition(":")
+        port = self.grpc.add_insecure_port(self._settings.listen)
+        self._endpoint = MetricsEndpoint(self._settings.metrics_listen, self._metrics)
+        await self.grpc.start()
+        self.address, self.metrics_address = f"{host}:{port}", self._endpoint.address
+        await self.set_serving(True)
+        if self._settings.ready_file is not None:
+            ready = {"address": self.address, "metrics_address": self.metrics_address}
+            write_atomic(self._settings.ready_file, json.dumps(ready).encode())
+        get_logger().info("serving", address=self.address, metrics_address=self.metrics_address)
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health checks are told, for the server as a whole and for each service."""
+        status = health_pb2.HealthCheckResponse
+        for name in ("", *self._names):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def drain(self) -> None:
+        """Takes no new calls, lets those in flight end within the drain time, then stops."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(self._settings.drain_timeout_s)
+        self._endpoint.close()
+
+
+async def serve_until_signal(
+    start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+) -> None:
+    """Runs a service: start, wait for SIGTERM or SIGINT, stop.
+
+    Handlers are set before anything starts: as process 1 of a container a service would otherwise
+    ignore SIGTERM.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        await start()
+        await stopping.wait()
+        get_logger().info("draining")
+    finally:
+        await stop()
+    get_logger().info("stopped")
