@@ -9,7 +9,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -20,11 +20,19 @@ from grpc_status import rpc_status
 from services.common.logs import get_logger
 from services.common.metrics import RpcMetrics
 
+if TYPE_CHECKING:
+    # The stubs' classes take type arguments, the real ones do not.
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    _Interceptor = grpc.aio.ServerInterceptor
+    Context = grpc.aio.ServicerContext
+
 # Asked by machines every few seconds; a log line for each would bury the others.
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class CallInterceptor(_Interceptor):
     """Wraps every handler of a server."""
 
     def __init__(self, metrics: RpcMetrics) -> None:
@@ -54,14 +62,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     def _unary(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def call(request: Any, context: Context) -> Any:
             async with _Observed(self._metrics, method, context):
                 return await handler(request, context)
 
         return call
 
     def _stream(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        async def call(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             async with _Observed(self._metrics, method, context):
                 async for answer in handler(request, context):
                     yield answer
@@ -72,7 +80,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 class _Observed:
     """One call: binds its request id, counts and logs it, and turns errors into statuses."""
 
-    def __init__(self, metrics: RpcMetrics, method: str, context: grpc.aio.ServicerContext) -> None:
+    def __init__(self, metrics: RpcMetrics, method: str, context: Context) -> None:
         self._metrics, self._method, self._context = metrics, method, context
 
     async def __aenter__(self) -> None:
@@ -99,7 +107,10 @@ class _Observed:
         else:
             log.debug("call answered", **fields)
         if refused is not None:
-            await self._context.abort_with_status(rpc_status.to_status(to_status(refused)))
+            status = rpc_status.to_status(to_status(refused))
+            await self._context.abort(
+                refused.code, refused.message, trailing_metadata=status.trailing_metadata
+            )
 
 
 def _as_graft_error(error: BaseException | None) -> GraftError | None:

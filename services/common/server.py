@@ -14,7 +14,7 @@ import grpc
 from graft.channel import MAX_MESSAGE_BYTES
 from graft.files import write_atomic
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
@@ -47,7 +47,7 @@ class GrpcServer:
         self._settings = settings
         self._names = tuple(service_names)
         self._metrics = metrics
-        self._health = health_aio.HealthServicer()
+        self._health = HealthServicer()
         self.grpc = grpc.aio.server(
             interceptors=[CallInterceptor(RpcMetrics(metrics))], options=_OPTIONS
         )
