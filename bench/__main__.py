@@ -1,0 +1,35 @@
+"""Runs benchmarks by name, or all of them; prints their reports and keeps JSON in out/bench."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from bench.harness import Report
+
+# Each module has run(short: bool) -> Report.
+BENCHMARKS = ("streaming", "swap", "training")
+
+
+def main() -> None:
+    """Parses the command line and runs what was named."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--short", action="store_true", help="fewer rounds: does it run at all?")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for JSON")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    reports: list[Report] = []
+    for name in options.names or BENCHMARKS:
+        report: Report = importlib.import_module(f"bench.{name}").run(short=options.short)
+        report.write(options.out)
+        reports.append(report)
+    for report in reports:
+        report.print()
+
+
+if __name__ == "__main__":
+    main()
