@@ -1,0 +1,1 @@
+"""The whole path in one command, see __main__.py."""
