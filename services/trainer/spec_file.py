@@ -1,0 +1,157 @@
+"""Reads a job spec from a file: YAML or JSON, in the protobuf message's JSON form.
+
+Checks what the file says against the contract's fields, not whether the values make sense (see spec.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from graft.errors import GraftError, Reason
+from graft.trainer.v1 import job_spec_pb2 as pb
+
+_YAML_ENDINGS = (".yaml", ".yml")
+
+
+def read_spec_file(path: Path) -> pb.JobSpec:
+    """The message in a .json, .yaml or .yml file. Keys in snake_case or camelCase; enum values also short ("nf4").
+
+    Raises:
+        GraftError: INVALID_SPEC, naming the field, or the line where the file is not YAML or JSON.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise _refused(f"There is no spec file {path}", "Name a file that exists.") from None
+    except UnicodeDecodeError as error:
+        raise _refused(f"{path} is not UTF-8 (byte {error.start})", "Save it as UTF-8.") from None
+    return spec_from_dict(_parse(path, text), str(path))
+
+
+def spec_from_dict(values: Any, where: str = "The spec") -> pb.JobSpec:
+    """The message of a mapping in protobuf JSON form.
+
+    Raises:
+        GraftError: INVALID_SPEC, naming the field.
+    """
+    if not isinstance(values, dict):
+        raise _refused(f"{where} holds {_kind(values)}, not fields", "Write base:, dataset:, ...")
+    spec = pb.JobSpec()
+    _fill(spec, values, "")
+    return spec
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        if path.suffix.lower() in _YAML_ENDINGS:
+            return yaml.safe_load(text)
+        return json.loads(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise _refused(f"{path} is not YAML{where}: {problem}", "Mend that line.") from None
+    except json.JSONDecodeError as error:
+        raise _refused(
+            f"{path} is not JSON at line {error.lineno}, column {error.colno}: {error.msg}",
+            "Mend that line, or name the file .yaml if it is YAML.",
+        ) from None
+
+
+def _fill(message: Message, values: dict[Any, Any], prefix: str) -> None:
+    fields = _fields(_descriptor(message))
+    seen: dict[str, str] = {}
+    for key, value in values.items():
+        field = fields.get(str(key))
+        if field is None:
+            raise _unknown(prefix + str(key), str(key), _descriptor(message))
+        if field.name in seen:
+            raise _refused(f"{prefix}{key} is given twice", f"Remove it or {seen[field.name]}.")
+        seen[field.name] = str(key)
+        if value is not None:
+            _set(message, field, value, prefix + field.name)
+
+
+def _set(message: Message, field: FieldDescriptor, value: Any, path: str) -> None:
+    if field.message_type is not None:
+        if not isinstance(value, dict):
+            raise _refused(
+                f"{path} holds {_kind(value)}; it must hold fields",
+                f"Known: {', '.join(f.name for f in field.message_type.fields)}.",
+            )
+        child: Message = getattr(message, field.name)
+        child.SetInParent()
+        _fill(child, value, path + ".")
+        return
+    if field.enum_type is not None:
+        value = _enum_value(field.enum_type, value, path)
+    try:
+        parsed = json_format.ParseDict({field.name: value}, GetMessageClass(_descriptor(message))())
+    except json_format.ParseError:
+        wanted = "a list of " if field.is_repeated else "a "
+        raise _refused(
+            f"{path} is {value!r}; it must be {wanted}{_TYPES.get(field.cpp_type, 'value')}",
+            f"Change {path} in the job's spec.",
+        ) from None
+    message.MergeFrom(parsed)
+
+
+def _enum_value(enum: EnumDescriptor, value: Any, path: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    full = [known.name for known in enum.values]
+    prefix = full[0].removesuffix("UNSPECIFIED")
+    for name in (value, prefix + value.upper().replace("-", "_")):
+        if name in full:
+            return name
+    short = [name.removeprefix(prefix).lower() for name in full[1:]]
+    raise _refused(
+        f"{path} is {value!r}; it must be one of {', '.join(short)}",
+        _nearest(value.lower(), short) or f"Change {path} in the job's spec.",
+    )
+
+
+_TYPES = {
+    FieldDescriptor.CPPTYPE_INT32: "whole number",
+    FieldDescriptor.CPPTYPE_INT64: "whole number",
+    FieldDescriptor.CPPTYPE_DOUBLE: "number",
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
+    FieldDescriptor.CPPTYPE_STRING: "text",
+}
+
+
+def _descriptor(message: Message) -> Descriptor:
+    return cast(Descriptor, message.DESCRIPTOR)
+
+
+def _fields(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
+    return {name: field for field in descriptor.fields for name in (field.name, field.json_name)}
+
+
+def _unknown(path: str, key: str, descriptor: Descriptor) -> GraftError:
+    known = [field.name for field in descriptor.fields]
+    hint = _nearest(key, known) or f"Known here: {', '.join(known)}."
+    return _refused(f"The job spec has no field {path}", hint)
+
+
+def _nearest(given: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]}?" if near else ""
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return "a list" if isinstance(value, list) else f"{value!r}"
+
+
+def _refused(message: str, next_step: str) -> GraftError:
+    return GraftError(Reason.INVALID_SPEC, message, next_step=next_step)
