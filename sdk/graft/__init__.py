@@ -1,0 +1,96 @@
+"""Graft's SDK: train PEFT adapters, version them, and ask the engine that serves them.
+
+async with graft.Client() as client:
+    job = await client.train(data="rows.jsonl", base="my-base", adapter="support-bot")
+    version = (await job.wait()).version
+    answer = await client.chat("support-bot@production", "Where is my parcel?")
+"""
+
+from graft.adapters import Adapters
+from graft.catalogue import Bases
+from graft.client import Client
+from graft.endpoints import Endpoints
+from graft.errors import (
+    ConflictError,
+    GraftError,
+    InvalidError,
+    NotFoundError,
+    Reason,
+    RefusedError,
+    UnavailableError,
+)
+from graft.generation import Message, Prompt, Sampling
+from graft.jobs import JobHandle, Jobs
+from graft.results import (
+    Adapter,
+    Alias,
+    Answer,
+    Base,
+    Change,
+    Check,
+    FailureCause,
+    FinishReason,
+    Job,
+    JobEvent,
+    JobFailedError,
+    JobState,
+    Lineage,
+    Metrics,
+    Model,
+    Provenance,
+    Residency,
+    ResidencyState,
+    ResidentAdapter,
+    StateChange,
+    TokenLogprob,
+    TokenLogprobs,
+    Usage,
+    Version,
+    VersionFile,
+)
+from graft.specs import TrainOptions
+
+__all__ = [
+    "Adapter",
+    "Adapters",
+    "Alias",
+    "Answer",
+    "Base",
+    "Bases",
+    "Change",
+    "Check",
+    "Client",
+    "ConflictError",
+    "Endpoints",
+    "FailureCause",
+    "FinishReason",
+    "GraftError",
+    "InvalidError",
+    "Job",
+    "JobEvent",
+    "JobFailedError",
+    "JobHandle",
+    "JobState",
+    "Jobs",
+    "Lineage",
+    "Message",
+    "Metrics",
+    "Model",
+    "NotFoundError",
+    "Prompt",
+    "Provenance",
+    "Reason",
+    "RefusedError",
+    "Residency",
+    "ResidencyState",
+    "ResidentAdapter",
+    "Sampling",
+    "StateChange",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "TrainOptions",
+    "UnavailableError",
+    "Usage",
+    "Version",
+    "VersionFile",
+]

@@ -1,0 +1,284 @@
+"""Adapters in the registry: listed, pushed, pulled, and their aliases moved by compare-and-set."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from graft import convert, folders
+from graft.bases import read_base
+from graft.blobs import describe_file
+from graft.catalogue import Bases, pages
+from graft.common.v1.common_pb2 import File
+from graft.connection import Connection
+from graft.errors import GraftError, NotFoundError, Reason
+from graft.names import (
+    DEFAULT_ALIAS,
+    ModelReference,
+    adapter_name,
+    alias_name,
+    base_name,
+    namespace_name,
+    version_name,
+)
+from graft.registry.v1 import registry_service_pb2 as pb
+from graft.results import Adapter, Alias, Version, short_id
+
+_PEER = "the registry"
+Transferred = Callable[[str, int, int], None]
+"""Called with a file's path, how many bytes of it were moved just now, and its size in bytes."""
+
+
+class Adapters:
+    """The adapters of a namespace. A name is short ("bot") or a full resource name."""
+
+    def __init__(self, connection: Connection, namespace: str) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._bases = Bases(connection, namespace)
+
+    def _full(self, adapter: str) -> str:
+        return adapter if "/" in adapter else adapter_name(self._namespace, adapter)
+
+    async def list(self) -> Sequence[Adapter]:
+        """All adapters, by name."""
+        stub, parent = self._connection.registry, namespace_name(self._namespace)
+
+        async def page(token: str) -> pb.ListAdaptersResponse:
+            request = pb.ListAdaptersRequest(parent=parent, page_size=1000, page_token=token)
+            return await self._connection.call(stub.ListAdapters, request, _PEER)
+
+        return [convert.adapter(one) async for answer in pages(page) for one in answer.adapters]
+
+    async def get(self, adapter: str) -> Adapter:
+        """One adapter.
+
+        Raises:
+            GraftError: ADAPTER_NOT_FOUND.
+        """
+        request = pb.GetAdapterRequest(name=self._full(adapter))
+        stub = self._connection.registry
+        return convert.adapter(await self._connection.call(stub.GetAdapter, request, _PEER))
+
+    async def create(self, adapter: str, base: str, description: str = "") -> Adapter:
+        """Creates an adapter for a recorded base.
+
+        Raises:
+            GraftError: ALREADY_EXISTS, BASE_NOT_FOUND.
+        """
+        full_base = base if base.startswith("namespaces/") else base_name(self._namespace, base)
+        wanted = pb.Adapter(name=self._full(adapter), base=full_base, description=description)
+        request = pb.CreateAdapterRequest(adapter=wanted, request_id=uuid.uuid4().hex)
+        stub = self._connection.registry
+        return convert.adapter(await self._connection.call(stub.CreateAdapter, request, _PEER))
+
+    async def versions(self, adapter: str) -> Sequence[Version]:
+        """All versions of an adapter, newest first.
+
+        Raises:
+            GraftError: ADAPTER_NOT_FOUND.
+        """
+        stub, parent = self._connection.registry, self._full(adapter)
+
+        async def page(token: str) -> pb.ListVersionsResponse:
+            request = pb.ListVersionsRequest(parent=parent, page_size=1000, page_token=token)
+            return await self._connection.call(stub.ListVersions, request, _PEER)
+
+        return [convert.version(one) async for answer in pages(page) for one in answer.versions]
+
+    async def version(self, reference: str) -> Version:
+        """One version by "bot", "bot@production" or "bot:7"; "bot" means as in a request for text.
+
+        Raises:
+            GraftError: VERSION_NOT_FOUND, ALIAS_NOT_FOUND, ADAPTER_NOT_FOUND, INVALID_REFERENCE.
+        """
+        return convert.version(await self._version(reference))
+
+    async def _version(self, text: str) -> pb.Version:
+        reference = ModelReference.parse(text, self._namespace)
+        adapter = adapter_name(reference.namespace, reference.name)
+        if reference.version:
+            return await self._get_version(version_name(adapter, reference.version))
+        alias = alias_name(adapter, reference.alias or DEFAULT_ALIAS)
+        try:
+            return await self._get_version(alias)
+        except NotFoundError:
+            if reference.alias:
+                raise
+        newest = (await self.get(adapter)).latest_version
+        if not newest:
+            raise GraftError(
+                Reason.VERSION_NOT_FOUND,
+                f"{reference.name} has no version yet",
+                next_step="Train one with `graft train`, or push one with `graft adapters push`.",
+            )
+        return await self._get_version(version_name(adapter, newest))
+
+    async def _get_version(self, name: str) -> pb.Version:
+        stub, request = self._connection.registry, pb.GetVersionRequest(name=name)
+        return await self._connection.call(stub.GetVersion, request, _PEER)
+
+    async def aliases(self, adapter: str = "-") -> Sequence[Alias]:
+        """The aliases of an adapter, or of all of them."""
+        parent = self._full(adapter) if adapter != "-" else (
+            f"{namespace_name(self._namespace)}/adapters/-"
+        )  # fmt: skip
+        stub, request = self._connection.registry, pb.ListAliasesRequest(parent=parent)
+        answer = await self._connection.call(stub.ListAliases, request, _PEER)
+        return [convert.alias(one) for one in answer.aliases]
+
+    async def promote(
+        self,
+        adapter: str,
+        version: int,
+        *,
+        alias: str = DEFAULT_ALIAS,
+        expected: int | None = None,
+        reason: str = "",
+    ) -> Alias:
+        """Points an alias at a version.
+
+        Args:
+            adapter: the adapter.
+            version: number of the version to point at.
+            alias: the alias to move.
+            expected: number of the version that it must name now; 0 if it must not exist; None for
+                no condition.
+            reason: why, for its history.
+
+        Raises:
+            GraftError: ALIAS_MOVED when it does not name the expected version, VERSION_NOT_FOUND.
+        """
+        full = self._full(adapter)
+        request = pb.SetAliasRequest(
+            name=alias_name(full, alias), version=version_name(full, version), reason=reason
+        )
+        if expected is not None:
+            request.expected_version = version_name(full, expected) if expected else ""
+        stub = self._connection.registry
+        return convert.alias(await self._connection.call(stub.SetAlias, request, _PEER))
+
+    async def rollback(
+        self, adapter: str, *, alias: str = DEFAULT_ALIAS, reason: str = ""
+    ) -> Alias:
+        """Points an alias back at the version that it named before.
+
+        Raises:
+            GraftError: NO_PREVIOUS_VERSION, ALIAS_NOT_FOUND.
+        """
+        request = pb.RollbackAliasRequest(
+            name=alias_name(self._full(adapter), alias), reason=reason
+        )
+        stub = self._connection.registry
+        return convert.alias(await self._connection.call(stub.RollbackAlias, request, _PEER))
+
+    async def history(self, adapter: str, *, alias: str = DEFAULT_ALIAS) -> Sequence[Alias]:
+        """Where an alias pointed, newest first, with who moved it and why.
+
+        Raises:
+            GraftError: ALIAS_NOT_FOUND.
+        """
+        stub, name = self._connection.registry, alias_name(self._full(adapter), alias)
+
+        async def page(token: str) -> pb.ListAliasHistoryResponse:
+            request = pb.ListAliasHistoryRequest(name=name, page_size=1000, page_token=token)
+            return await self._connection.call(stub.ListAliasHistory, request, _PEER)
+
+        return [convert.alias(one) async for answer in pages(page) for one in answer.aliases]
+
+    async def push(
+        self,
+        adapter: str,
+        folder: str | Path,
+        *,
+        base: str | Path | None = None,
+        progress: Transferred | None = None,
+        request_id: str | None = None,
+    ) -> Version:
+        """Makes a PEFT folder the adapter's next version; creates adapter and base where needed.
+
+        Args:
+            adapter: the adapter.
+            folder: what save_pretrained() wrote: adapter_config.json, adapter_model.safetensors.
+            base: name of a recorded base, or a base model's folder; not needed when the adapter
+                exists, or when adapter_config.json names the base's folder.
+            progress: called while files are uploaded.
+            request_id: makes a repeated call answer what the first one did.
+
+        Raises:
+            GraftError: ADAPTER_UNUSABLE (a pickle, a missing file), VERSION_REFUSED, WRONG_BASE,
+                BASE_NOT_FOUND, STORAGE_FULL.
+        """
+        folder = Path(folder)
+        paths = await asyncio.to_thread(folders.adapter_files, folder)
+        fingerprint = await self._ensure(adapter, folder, base)
+        files = [await asyncio.to_thread(describe_file, folder, path) for path in paths]
+        await self._upload(folder, files, progress)
+        request = pb.CommitVersionRequest(
+            parent=self._full(adapter),
+            files=files,
+            base_fingerprint=fingerprint,
+            request_id=request_id or uuid.uuid4().hex,
+        )
+        stub, timeout_s = self._connection.registry, max(300.0, self._connection.timeout_s)
+        answer = await self._connection.call(
+            stub.CommitVersion, request, _PEER, timeout_s=timeout_s
+        )
+        return convert.version(answer)
+
+    async def _ensure(self, adapter: str, folder: Path, base: str | Path | None) -> str:
+        """Makes sure that adapter and base exist; answers the fingerprint of the adapter's base."""
+        try:
+            existing = await self.get(adapter)
+        except NotFoundError:
+            found = await self._bases.resolve(base if base else folders.base_of(folder))
+            await self.create(adapter, found.name)
+            return found.fingerprint
+        recorded = await self._bases.get(existing.base)
+        if base is None:
+            return recorded.fingerprint
+        if Path(base).is_dir():
+            read = await asyncio.to_thread(read_base, Path(base), existing.base)
+            return read.fingerprint.digest
+        return (await self._bases.resolve(base)).fingerprint
+
+    async def _upload(
+        self, folder: Path, files: Sequence[File], progress: Transferred | None
+    ) -> None:
+        missing = await self._connection.blobs.missing([file.digest for file in files])
+        for file in files:
+            report = _reporter(file, progress)
+            if file.digest in missing:
+                await self._connection.blobs.upload(folder / file.path, file, report)
+            elif report:
+                report(file.size_bytes)
+
+    async def pull(
+        self, reference: str, folder: str | Path, *, progress: Transferred | None = None
+    ) -> Version:
+        """Writes a version to a new folder that PeftModel.from_pretrained loads.
+
+        The folder appears only when every file is there and its digest is right.
+
+        Raises:
+            GraftError: ALREADY_EXISTS (the folder), VERSION_NOT_FOUND, DIGEST_MISMATCH.
+        """
+        version = await self._version(reference)
+        with folders.new_folder(Path(folder)) as part:
+            for file in version.manifest.files:
+                target = folders.inside(part, file.path)
+                await self._connection.blobs.fetch(file, target, _reporter(file, progress))
+        return convert.version(version)
+
+
+def _reporter(file: File, progress: Transferred | None) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    return lambda moved_bytes: progress(file.path, moved_bytes, file.size_bytes)
+
+
+def describe(version: Version) -> str:
+    """A version as people write it: "bot:7"."""
+    return f"{short_id(version.name.rpartition('/versions/')[0])}:{version.number}"

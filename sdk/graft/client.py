@@ -1,0 +1,216 @@
+"""The client: training, the registry and text behind a few verbs, async and typed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+from graft import catalogue, convert
+from graft.adapters import Adapters
+from graft.catalogue import Bases
+from graft.connection import Connection
+from graft.endpoints import Endpoints
+from graft.generation import Message, Prompt, Sampling, chat_request, generate_request
+from graft.inference.v1 import inference_service_pb2 as pb
+from graft.jobs import JobHandle, Jobs
+from graft.names import DEFAULT_NAMESPACE
+from graft.results import Answer, Change, Model, Residency
+from graft.specs import SpecSource, TrainOptions
+
+_PEER = "inference"
+
+
+class Client:
+    """Graft's three services, to be used as `async with graft.Client() as client:`.
+
+    A service is connected to when it is first needed. Every method raises graft.errors.GraftError
+    with a reason and a next step; UNAVAILABLE when the service cannot be reached.
+
+    Args:
+        registry, trainer, inference: addresses as "host:port"; by default GRAFT_REGISTRY,
+            GRAFT_TRAINER and GRAFT_INFERENCE, else what `graft up` wrote to $GRAFT_HOME.
+        namespace: where short names are looked up.
+        timeout_s: deadline of a call, except for text.
+        generate_timeout_s: deadline of a request for text.
+        patience_s: how long a watch tries to reach a service that went away.
+        actor: who asks, for the services' logs and the history of aliases.
+
+    Attributes:
+        adapters: list, get, versions, push, pull, promote, rollback, history.
+        bases: list, get, add.
+        jobs: list, get, handle.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: str | None = None,
+        trainer: str | None = None,
+        inference: str | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        timeout_s: float = 30.0,
+        generate_timeout_s: float = 600.0,
+        patience_s: float = 60.0,
+        actor: str | None = None,
+    ) -> None:
+        self.endpoints = Endpoints.find(registry, trainer, inference)
+        self.namespace = namespace
+        self._generate_timeout_s = generate_timeout_s
+        self._connection = Connection(self.endpoints, timeout_s, patience_s, actor)
+        self.adapters = Adapters(self._connection, namespace)
+        self.bases = Bases(self._connection, namespace)
+        self.jobs = Jobs(self._connection, namespace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections; calls in flight are cancelled."""
+        await self._connection.close()
+
+    async def train(
+        self,
+        spec: SpecSource | None = None,
+        *,
+        upload: bool = False,
+        request_id: str | None = None,
+        **options: Unpack[TrainOptions],
+    ) -> JobHandle:
+        """Starts a training job and answers at once.
+
+        Args:
+            spec: a mapping, or a YAML or JSON file, in the form of job_spec.proto.
+            upload: send the data to the registry first, for a trainer on another machine.
+            request_id: makes a repeated call answer what the first one did.
+            options: base, data, adapter, rank, epochs and so on; they override the spec's.
+
+        Raises:
+            GraftError: INVALID_SPEC, naming the field; BAD_DATA.
+        """
+        return await self.jobs.create(spec, options, upload=upload, request_id=request_id)
+
+    def job(self, name: str) -> JobHandle:
+        """A handle on a job that was started earlier. Asks nobody."""
+        return self.jobs.handle(name)
+
+    async def generate(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        request_id: str | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Answer:
+        """Continues a prompt.
+
+        Args:
+            model: "adapter", "adapter@alias", "adapter:7", or the base's name.
+            prompt: text, or token ids.
+            request_id: what the services' logs call this request.
+            sampling: max_tokens, temperature, stop, seed and so on.
+
+        Raises:
+            GraftError: MODEL_NOT_FOUND, PROMPT_TOO_LONG, WRONG_BASE, INVALID_REQUEST.
+        """
+        request = generate_request(model, prompt, sampling)
+        stub, timeout_s = self._connection.inference, self._generate_timeout_s
+        return convert.answer(
+            await self._connection.call(
+                stub.Generate, request, _PEER, timeout_s=timeout_s, request_id=request_id
+            )
+        )
+
+    async def stream(
+        self,
+        model: str,
+        prompt: Prompt,
+        *,
+        request_id: str | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncIterator[Answer]:
+        """Continues a prompt and yields what is new; leaving the iteration aborts the request."""
+        request = generate_request(model, prompt, sampling)
+        stub, timeout_s = self._connection.inference, self._generate_timeout_s
+        async for message in self._connection.stream(
+            stub.StreamGenerate, request, _PEER, timeout_s=timeout_s, request_id=request_id
+        ):
+            yield convert.answer(message)
+
+    async def chat(
+        self,
+        model: str,
+        messages: Sequence[Message] | str,
+        *,
+        tools: Sequence[Message] = (),
+        request_id: str | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Answer:
+        """Answers a conversation.
+
+        Args:
+            model: as in generate.
+            messages: {"role": ..., "content": ...} each, or the text of one user message.
+            tools: tools in OpenAI's form, for the chat template.
+            request_id: as in generate.
+            sampling: as in generate.
+
+        Raises:
+            GraftError: as generate.
+        """
+        request = chat_request(model, messages, tools, sampling)
+        stub, timeout_s = self._connection.inference, self._generate_timeout_s
+        return convert.answer(
+            await self._connection.call(
+                stub.Chat, request, _PEER, timeout_s=timeout_s, request_id=request_id
+            )
+        )
+
+    async def stream_chat(
+        self,
+        model: str,
+        messages: Sequence[Message] | str,
+        *,
+        tools: Sequence[Message] = (),
+        request_id: str | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncIterator[Answer]:
+        """Answers a conversation and yields what is new; leaving the iteration aborts the request."""
+        request = chat_request(model, messages, tools, sampling)
+        stub, timeout_s = self._connection.inference, self._generate_timeout_s
+        async for message in self._connection.stream(
+            stub.StreamChat, request, _PEER, timeout_s=timeout_s, request_id=request_id
+        ):
+            yield convert.answer(message)
+
+    async def models(self) -> list[Model]:
+        """What can be named as model; the base first."""
+        stub = self._connection.inference
+        answer = await self._connection.call(stub.ListModels, pb.ListModelsRequest(), _PEER)
+        return [convert.model(one) for one in answer.models]
+
+    async def residency(self) -> Residency:
+        """What the engine really holds."""
+        stub = self._connection.inference
+        return convert.residency(
+            await self._connection.call(stub.GetResidency, pb.GetResidencyRequest(), _PEER)
+        )
+
+    def watch(self, after_revision: int | None = None) -> AsyncIterator[Change]:
+        """Changes in the registry, in order, without end; goes on across restarts.
+
+        Args:
+            after_revision: only what came after it; 0 for all there ever was; None for what comes now.
+
+        Raises:
+            GraftError: REVISION_COMPACTED when that far back is not kept any more.
+        """
+        return catalogue.watch(self._connection, self.namespace, after_revision)

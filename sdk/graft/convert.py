@@ -1,0 +1,252 @@
+"""Where protobuf and the client's results meet, for reading; specs.py has the way for job specs."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from graft import results
+from graft.common.v1 import common_pb2
+from graft.inference.v1 import inference_service_pb2 as inference_pb2
+from graft.registry.v1 import registry_service_pb2 as registry_pb2
+from graft.trainer.v1 import trainer_service_pb2 as trainer_pb2
+
+
+def metrics(message: common_pb2.TrainingMetrics) -> results.Metrics:
+    """Figures of a training run."""
+    return results.Metrics(
+        step=message.step,
+        total_steps=message.total_steps,
+        epoch=message.epoch,
+        loss=message.loss,
+        learning_rate=message.learning_rate,
+        grad_norm=message.grad_norm,
+        tokens=message.tokens,
+        tokens_per_second=message.tokens_per_second,
+        remaining_s=message.remaining_s,
+        eval_loss=message.eval_loss if message.HasField("eval_loss") else None,
+    )
+
+
+def job(message: trainer_pb2.Job) -> results.Job:
+    """A job."""
+    return results.Job(
+        name=message.name,
+        state=_job_state(message.state) or results.JobState.PENDING,
+        spec=MessageToDict(message.spec, preserving_proto_field_name=True),
+        failure_cause=_failure_cause(message.failure_cause),
+        message=message.message,
+        attempt=message.attempt,
+        metrics=metrics(message.metrics) if message.HasField("metrics") else None,
+        version=message.version or None,
+        create_time=_time(message.create_time),
+        start_time=_time(message.start_time),
+        end_time=_time(message.end_time),
+        cancel_requested=message.cancel_requested,
+    )
+
+
+def job_event(message: trainer_pb2.JobEvent) -> results.JobEvent:
+    """An event of a job."""
+    kind = message.WhichOneof("event")
+    return results.JobEvent(
+        sequence=message.sequence,
+        time=_time(message.time),
+        attempt=message.attempt,
+        state_change=_state_change(message.state_change) if kind == "state_change" else None,
+        metrics=metrics(message.metrics) if kind == "metrics" else None,
+        log=message.log if kind == "log" else None,
+        checkpoint_step=message.checkpoint_step if kind == "checkpoint_step" else None,
+    )
+
+
+def _state_change(message: trainer_pb2.StateChange) -> results.StateChange:
+    return results.StateChange(
+        from_state=_job_state(message.from_state),
+        to_state=_job_state(message.to_state) or results.JobState.PENDING,
+        message=message.message,
+        failure_cause=_failure_cause(message.failure_cause),
+        version=message.version or None,
+    )
+
+
+def adapter(message: registry_pb2.Adapter) -> results.Adapter:
+    """An adapter."""
+    return results.Adapter(
+        name=message.name,
+        base=message.base,
+        description=message.description,
+        labels=dict(message.labels),
+        latest_version=message.latest_version,
+        create_time=_time(message.create_time),
+    )
+
+
+def base(message: registry_pb2.Base) -> results.Base:
+    """A base."""
+    return results.Base(
+        name=message.name,
+        source=message.source,
+        fingerprint=message.fingerprint.digest,
+        modules=len(message.modules),
+        create_time=_time(message.create_time),
+    )
+
+
+def version(message: registry_pb2.Version) -> results.Version:
+    """A version of an adapter."""
+    manifest = message.manifest
+    return results.Version(
+        name=message.name,
+        number=message.number,
+        digest=message.digest,
+        base=manifest.base,
+        base_fingerprint=manifest.base_fingerprint,
+        peft_type=manifest.peft_type,
+        rank=manifest.rank,
+        alpha=manifest.alpha,
+        target_modules=tuple(manifest.target_modules),
+        files=tuple(
+            results.VersionFile(file.path, file.digest, file.size_bytes) for file in manifest.files
+        ),
+        lineage=_lineage(manifest.lineage),
+        checks=tuple(results.Check(one.name, one.detail) for one in message.admission.checks),
+        parameters=message.admission.parameters,
+        create_time=_time(message.create_time),
+    )
+
+
+def _lineage(message: registry_pb2.Lineage) -> results.Lineage:
+    spec: dict[str, Any] = json.loads(message.spec_json) if message.spec_json else {}
+    return results.Lineage(
+        job=message.job or None,
+        attempt=message.attempt,
+        spec=spec,
+        data_digest=message.data_digest,
+        data_rows=message.data_rows,
+        seed=message.seed,
+        library_versions=dict(message.library_versions),
+        metrics=dict(message.metrics),
+    )
+
+
+def alias(message: registry_pb2.Alias) -> results.Alias:
+    """An alias."""
+    return results.Alias(
+        name=message.name,
+        version=message.version,
+        version_digest=message.version_digest,
+        previous_version=message.previous_version or None,
+        etag=message.etag,
+        actor=message.actor,
+        reason=message.reason,
+        update_time=_time(message.update_time),
+        revision=message.revision,
+    )
+
+
+def change(message: registry_pb2.WatchResponse) -> results.Change | None:
+    """A change; None for a bookmark."""
+    kind = message.WhichOneof("change")
+    if kind is None:
+        return None
+    return results.Change(
+        revision=message.revision,
+        time=_time(message.time),
+        adapter=adapter(message.adapter) if kind == "adapter" else None,
+        base=base(message.base) if kind == "base" else None,
+        version=version(message.version) if kind == "version" else None,
+        alias=alias(message.alias) if kind == "alias" else None,
+    )
+
+
+def answer(message: inference_pb2.GenerateResponse) -> results.Answer:
+    """An answer, or what is new of it."""
+    provenance, usage = message.provenance, message.usage
+    return results.Answer(
+        text=message.text,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(
+            results.TokenLogprobs(_logprob(one.token), tuple(map(_logprob, one.top)))
+            for one in message.logprobs
+        ),
+        finish_reason=_finish_reason(message.finish_reason),
+        provenance=results.Provenance(
+            provenance.version or None,
+            provenance.version_digest or None,
+            provenance.base,
+            provenance.base_fingerprint,
+        )
+        if message.HasField("provenance")
+        else None,
+        usage=results.Usage(usage.prompt_tokens, usage.completion_tokens)
+        if message.HasField("usage")
+        else None,
+    )
+
+
+def _logprob(message: inference_pb2.TokenLogprob) -> results.TokenLogprob:
+    return results.TokenLogprob(message.token_id, message.logprob, message.text)
+
+
+def model(message: inference_pb2.Model) -> results.Model:
+    """A name that a request may use."""
+    return results.Model(
+        message.reference,
+        message.version or None,
+        message.version_digest or None,
+        message.resident,
+    )
+
+
+def residency(message: inference_pb2.Residency) -> results.Residency:
+    """What an engine holds."""
+    return results.Residency(
+        base=message.base,
+        base_fingerprint=message.base_fingerprint,
+        adapters=tuple(
+            results.ResidentAdapter(
+                version=one.version,
+                version_digest=one.version_digest,
+                state=_residency_state(one.state),
+                in_flight=one.in_flight,
+                size_bytes=one.size_bytes,
+                message=one.message,
+            )
+            for one in message.adapters
+        ),
+        revision=message.revision,
+    )
+
+
+def _time(message: Timestamp) -> datetime | None:
+    return message.ToDatetime(UTC) if message.seconds or message.nanos else None
+
+
+def _job_state(value: trainer_pb2.JobState.ValueType) -> results.JobState | None:
+    if not value:
+        return None
+    return results.JobState(trainer_pb2.JobState.Name(value).removeprefix("JOB_STATE_"))
+
+
+def _failure_cause(value: common_pb2.FailureCause.ValueType) -> results.FailureCause | None:
+    if not value:
+        return None
+    return results.FailureCause(common_pb2.FailureCause.Name(value).removeprefix("FAILURE_CAUSE_"))
+
+
+def _finish_reason(value: inference_pb2.FinishReason.ValueType) -> results.FinishReason | None:
+    if not value:
+        return None
+    return results.FinishReason(
+        inference_pb2.FinishReason.Name(value).removeprefix("FINISH_REASON_")
+    )
+
+
+def _residency_state(value: inference_pb2.ResidencyState.ValueType) -> results.ResidencyState:
+    name = inference_pb2.ResidencyState.Name(value).removeprefix("RESIDENCY_STATE_")
+    return results.ResidencyState(name) if value else results.ResidencyState.LOADING

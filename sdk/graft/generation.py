@@ -1,0 +1,94 @@
+"""Requests for text: prompts, conversations and how tokens are drawn, as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from google.protobuf.json_format import ParseDict, ParseError
+
+from graft.errors import GraftError, Reason
+from graft.inference.v1 import inference_service_pb2 as pb
+
+
+class Sampling(TypedDict, total=False):
+    """How tokens are drawn; what is left out takes the default that inference_service.proto names."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int
+    min_tokens: int
+
+
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+Message = Mapping[str, Any]
+"""{"role": ..., "content": ..., "tool_calls": [{"name": ..., "arguments": {...}}]}"""
+
+
+def sampling_params(sampling: Sampling) -> pb.SamplingParams:
+    """The contract's form of sampling parameters; what is None counts as left out.
+
+    Raises:
+        GraftError: INVALID_REQUEST, naming the parameter.
+    """
+    values: dict[str, Any] = {key: value for key, value in sampling.items() if value is not None}
+    if isinstance(values.get("stop"), str):
+        values["stop"] = [values["stop"]]
+    try:
+        return pb.SamplingParams(**values)
+    except (TypeError, ValueError) as error:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"The sampling parameters cannot be used: {error}",
+            next_step="SamplingParams in inference_service.proto lists them with their types.",
+        ) from None
+
+
+def generate_request(model: str, prompt: Prompt, sampling: Sampling) -> pb.GenerateRequest:
+    """A request to continue a prompt."""
+    params = sampling_params(sampling)
+    if isinstance(prompt, str):
+        return pb.GenerateRequest(model=model, prompt=prompt, sampling=params)
+    return pb.GenerateRequest(
+        model=model, prompt_token_ids=pb.TokenIds(ids=prompt), sampling=params
+    )
+
+
+def chat_request(
+    model: str, messages: Sequence[Message] | str, tools: Sequence[Message], sampling: Sampling
+) -> pb.ChatRequest:
+    """A request to answer a conversation; a bare text is one message of the user.
+
+    Raises:
+        GraftError: INVALID_REQUEST, naming the message.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    request = pb.ChatRequest(model=model, sampling=sampling_params(sampling))
+    for number, message in enumerate(messages, 1):
+        _parse(message, request.messages.add(), f"Message {number}")
+    for number, tool in enumerate(tools, 1):
+        _parse(tool, request.tools.add(), f"Tool {number}")
+    return request
+
+
+def _parse(source: Message, target: Any, what: str) -> None:
+    try:
+        ParseDict(dict(source), target)
+    except (ParseError, TypeError, ValueError) as error:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"{what} cannot be used: {error}",
+            next_step='A message is {"role": ..., "content": ...}.',
+        ) from None

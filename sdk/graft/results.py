@@ -1,0 +1,326 @@
+"""What the client answers with: frozen values without protobuf. convert.py makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from graft.errors import GraftError, Reason
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    PENDING = "PENDING"
+    PREFLIGHT = "PREFLIGHT"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    FINALIZING = "FINALIZING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class FailureCause(StrEnum):
+    """Why a job failed."""
+
+    BAD_CONFIG = "BAD_CONFIG"
+    BAD_DATA = "BAD_DATA"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_LOST = "NODE_LOST"
+    INTERNAL = "INTERNAL"
+    REFUSED = "REFUSED"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "STOP"
+    LENGTH = "LENGTH"
+    ABORTED = "ABORTED"
+
+
+class ResidencyState(StrEnum):
+    """State of an adapter version on an engine."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A position in a training run: losses in nats per trained token, tokens without padding."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    remaining_s: float
+    eval_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training job as it was when asked. spec is the contract's JSON form."""
+
+    name: str
+    state: JobState
+    spec: Mapping[str, Any]
+    failure_cause: FailureCause | None
+    message: str
+    attempt: int
+    metrics: Metrics | None
+    version: str | None
+    create_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A change of a job's state."""
+
+    from_state: JobState | None
+    to_state: JobState
+    message: str
+    failure_cause: FailureCause | None
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job; exactly one of the last four is set."""
+
+    sequence: int
+    time: datetime | None
+    attempt: int
+    state_change: StateChange | None = None
+    metrics: Metrics | None = None
+    log: str | None = None
+    checkpoint_step: int | None = None
+
+
+class JobFailedError(GraftError):
+    """A job that was waited for failed or was cancelled; job holds how."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(
+            Reason.JOB_FAILED,
+            f"{job.name} ended {job.state}: {job.message}" if job.message else
+            f"{job.name} ended {job.state}",
+            next_step=f"Read its log with `graft jobs logs {short_id(job.name)}`.",
+            job=job.name,
+            cause=job.failure_cause or "",
+        )  # fmt: skip
+        self.job = job
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (JobFailedError, (self.job,))
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A line of adapter versions for one base; latest_version is 0 before the first."""
+
+    name: str
+    base: str
+    description: str
+    labels: Mapping[str, str]
+    latest_version: int
+    create_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model; modules is the number of matrices that an adapter may target."""
+
+    name: str
+    source: str
+    fingerprint: str
+    modules: int
+    create_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFile:
+    """A file of a version."""
+
+    path: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a version came from; job is None for a push by hand."""
+
+    job: str | None
+    attempt: int
+    spec: Mapping[str, Any]
+    data_digest: str
+    data_rows: int
+    seed: int
+    library_versions: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check that a version passed before it existed."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable, verified version of an adapter."""
+
+    name: str
+    number: int
+    digest: str
+    base: str
+    base_fingerprint: str
+    peft_type: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    files: tuple[VersionFile, ...]
+    lineage: Lineage
+    checks: tuple[Check, ...]
+    parameters: int
+    create_time: datetime | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A mutable pointer to a version, as it was after a move."""
+
+    name: str
+    version: str
+    version_digest: str
+    previous_version: str | None
+    etag: str
+    actor: str
+    reason: str
+    update_time: datetime | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change in the registry; exactly one of the last four is set."""
+
+    revision: int
+    time: datetime | None
+    adapter: Adapter | None = None
+    base: Base | None = None
+    version: Version | None = None
+    alias: Alias | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with the natural logarithm of its probability."""
+
+    token_id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The drawn token and the likeliest ones at its position."""
+
+    token: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What made an answer; version and its digest are None for the base alone."""
+
+    version: str | None
+    version_digest: str | None
+    base: str
+    base_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, or in a stream what is new of it.
+
+    In a stream provenance is set on the first and last, finish_reason and usage on the last.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: FinishReason | None
+    provenance: Provenance | None
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name that a request may use; version is None for the base."""
+
+    reference: str
+    version: str | None
+    version_digest: str | None
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentAdapter:
+    """An adapter version on an engine."""
+
+    version: str
+    version_digest: str
+    state: ResidencyState
+    in_flight: int
+    size_bytes: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What an engine holds, and the registry revision that it last acted upon."""
+
+    base: str
+    base_fingerprint: str
+    adapters: tuple[ResidentAdapter, ...]
+    revision: int
+
+
+def short_id(name: str) -> str:
+    """Last part of a resource name: "bot" of "namespaces/default/adapters/bot"."""
+    return name.rpartition("/")[2]
