@@ -22,14 +22,17 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file=".env")
 
-    listen: str = Field("127.0.0.1:0", description="host:port for gRPC; port 0 takes a free one")
-    metrics_listen: str = Field("127.0.0.1:0", description="host:port for Prometheus")
+    listen: str = Field(
+        default="127.0.0.1:0", description="host:port for gRPC; port 0 takes a free one"
+    )
+    metrics_listen: str = Field(default="127.0.0.1:0", description="host:port for Prometheus")
     data_dir: Path = Field(default_factory=graft_home, description="where the service keeps files")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
-    log_format: str = Field("json", description="json, or console for people")
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: str = Field(default="json", description="json, or console for people")
     drain_timeout_s: float = Field(
-        30.0, description="how long calls in flight may go on after SIGTERM"
+        default=30.0, description="how long calls in flight may go on after SIGTERM"
     )
     ready_file: Path | None = Field(
-        None, description="JSON with the bound addresses is written here once the service serves"
+        default=None,
+        description="JSON with the bound addresses is written here once the service serves",
     )
