@@ -1,0 +1,1 @@
+"""Where jobs, attempts and events are kept."""
