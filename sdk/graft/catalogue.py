@@ -11,7 +11,7 @@ from graft import convert
 from graft.bases import read_base
 from graft.connection import Connection
 from graft.errors import GraftError, Reason
-from graft.names import base_name, namespace_name
+from graft.names import base_name, default_base_id, namespace_name
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.results import Base, Change
 
@@ -35,14 +35,6 @@ async def pages(get: Callable[[str], Awaitable[Page]]) -> AsyncIterator[Page]:
         token = page.next_page_token
         if not token:
             return
-
-
-def base_id(text: str) -> str:
-    """A folder's or hub id's last part as the id of a base: lower case, odd characters as "-"."""
-    last = text.rstrip("/").rpartition("/")[2].lower()
-    return "".join(c if (c.isalnum() and c.isascii()) or c in "._-" else "-" for c in last).strip(
-        "._-"
-    )[:63] or "base"  # fmt: skip
 
 
 class Bases:
@@ -83,7 +75,7 @@ class Bases:
             GraftError: NOT_A_MODEL; ALREADY_EXISTS when another model has the name.
         """
         path = Path(folder).absolute()
-        full = base_name(self._namespace, name or base_id(path.name))
+        full = base_name(self._namespace, name or default_base_id(path.name))
         read = await asyncio.to_thread(read_base, path, full)
         stub, request = self._connection.registry, pb.CreateBaseRequest(base=read)
         return convert.base(await self._connection.call(stub.CreateBase, request, _PEER))
@@ -103,7 +95,7 @@ class Bases:
         if Path(base).is_dir():
             return await self.add(base)
         return await self.get(
-            str(base) if str(base).startswith("namespaces/") else base_id(str(base))
+            str(base) if str(base).startswith("namespaces/") else default_base_id(str(base))
         )
 
 

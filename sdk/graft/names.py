@@ -49,6 +49,17 @@ def base_name(namespace: str, base: str) -> str:
     return f"{namespace_name(namespace)}/bases/{check_id('base', base)}"
 
 
+def default_base_id(source: str) -> str:
+    """Id of a base that nobody named: the last part of its folder or hub id, made to fit.
+
+    Raises:
+        GraftError: INVALID_NAME, when nothing of it can be a name.
+    """
+    last = source.rstrip("/").rpartition("/")[2].lower()
+    text = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-")[:63].rstrip("._-")
+    return check_id("base", text)
+
+
 def job_name(namespace: str, job: str) -> str:
     """ "namespaces/{namespace}/jobs/{job}"."""
     return f"{namespace_name(namespace)}/jobs/{check_id('job', job)}"

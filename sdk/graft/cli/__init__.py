@@ -1,0 +1,1 @@
+"""The command `graft`: one module per group of commands, over graft.Client."""

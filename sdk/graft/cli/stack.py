@@ -1,0 +1,239 @@
+"""The services of one machine together: started in order, restarted when one dies, drained in order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.cli.services import Service, ServiceState
+from graft.endpoints import SERVICES, endpoints_file
+from graft.errors import GraftError, Reason
+from graft.files import write_atomic
+
+DEFAULT_PORT = 7431
+_METRICS_OFFSET = 2000
+_DRAIN_S = 60.0
+_MOST_RESTARTS = 5
+_READY_TIMEOUT_S = {"registry": 60.0, "trainer": 60.0, "inference": 1800.0}
+
+
+@dataclass(frozen=True, slots=True)
+class StackSettings:
+    """What `graft up` was asked for.
+
+    Attributes:
+        home: where all services keep their data.
+        host: address to listen on.
+        port: first of three ports; the metrics are 2000 above. 0 takes free ones.
+        base: folder of the base model; None starts no inference.
+        slots: jobs that may train at the same time; None leaves it to the trainer.
+        max_adapters: adapter versions on the engine at once; None leaves it to inference.
+        engine: "vllm", or another that the inference service knows.
+    """
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    base: Path | None = None
+    slots: int | None = None
+    max_adapters: int | None = None
+    engine: str | None = None
+
+
+class Stack:
+    """The services of one machine.
+
+    Args:
+        settings: what to start.
+    """
+
+    def __init__(self, settings: StackSettings) -> None:
+        self._settings = settings
+        self._wanted = SERVICES if settings.base is not None else SERVICES[:2]
+        self.services: list[Service] = []
+
+    def endpoints(self) -> dict[str, object]:
+        """What endpoints.json holds."""
+        return {
+            **{service.name: service.address for service in self.services},
+            "metrics": {service.name: service.metrics_address for service in self.services},
+        }
+
+    async def start(self) -> None:
+        """Starts the registry, then the others at once, and writes endpoints.json.
+
+        Raises:
+            GraftError: UNAVAILABLE when a port is in use or a service does not come up.
+        """
+        ports = {name: self._port(index) for index, name in enumerate(SERVICES)}
+        for name in self._wanted:
+            for port in (ports[name], self._metrics_port(ports[name])):
+                _check_free(self._settings.host, port, name)
+        folder, logs = self._settings.home / "run", self._settings.home / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        logs.mkdir(parents=True, exist_ok=True)
+        self.services = [
+            Service(name, self._listening(name, ports[name]), folder, logs / f"{name}.log",
+                    _READY_TIMEOUT_S[name])
+            for name in self._wanted
+        ]  # fmt: skip
+        registry, *others = self.services
+        await registry.start()
+        for service in others:
+            service.settings = {
+                **service.settings,
+                f"GRAFT_{service.name.upper()}_REGISTRY_ADDRESS": registry.address,
+                **self._own(service.name),
+            }
+        with _first_error():
+            async with asyncio.TaskGroup() as group:
+                for service in others:
+                    group.create_task(service.start())
+        content = json.dumps(self.endpoints(), indent=2) + "\n"
+        write_atomic(endpoints_file(self._settings.home), content.encode())
+
+    async def watch(self) -> None:
+        """Starts again what ends by itself; returns only by an error.
+
+        Raises:
+            GraftError: UNAVAILABLE when a service ended too often or does not come up again.
+        """
+        with _first_error():
+            async with asyncio.TaskGroup() as group:
+                for service in self.services:
+                    group.create_task(self._keep(service))
+
+    async def _keep(self, service: Service) -> None:
+        while service.process is not None:
+            code = await service.process.wait()
+            service.reap()
+            if service.restarts == _MOST_RESTARTS:
+                service.state = ServiceState.FAILED
+                raise service.failed(f"ended {_MOST_RESTARTS + 1} times, last with {code}")
+            service.restarts += 1
+            service.state = ServiceState.RESTARTING
+            await asyncio.sleep(min(0.5 * 2**service.restarts, 10.0))
+            # Where clients know it to be, also when the port was a free one at first.
+            prefix = f"GRAFT_{service.name.upper()}"
+            service.settings = {
+                **service.settings,
+                f"{prefix}_LISTEN": service.address,
+                f"{prefix}_METRICS_LISTEN": service.metrics_address,
+            }
+            await service.start()
+
+    async def stop(self) -> None:
+        """Drains inference, then the trainer, then the registry that both need."""
+        for service in reversed(self.services):
+            await service.stop(_DRAIN_S)
+        if self.services:
+            endpoints_file(self._settings.home).unlink(missing_ok=True)
+
+    def _port(self, index: int) -> int:
+        return self._settings.port + index if self._settings.port else 0
+
+    def _metrics_port(self, port: int) -> int:
+        return port + _METRICS_OFFSET if port else 0
+
+    def _listening(self, name: str, port: int) -> dict[str, str]:
+        prefix, host = f"GRAFT_{name.upper()}", self._settings.host
+        return {
+            "GRAFT_HOME": str(self._settings.home),
+            f"{prefix}_LISTEN": f"{host}:{port}",
+            f"{prefix}_METRICS_LISTEN": f"{host}:{self._metrics_port(port)}",
+            f"{prefix}_DATA_DIR": str(self._settings.home),
+        }
+
+    def _own(self, name: str) -> dict[str, str]:
+        chosen = self._settings
+        everybody: dict[str, dict[str, object]] = {
+            "trainer": {"GRAFT_TRAINER_SLOTS": chosen.slots},
+            "inference": {
+                "GRAFT_INFERENCE_BASE": chosen.base,
+                "GRAFT_INFERENCE_MAX_ADAPTERS": chosen.max_adapters,
+                "GRAFT_INFERENCE_ENGINE": chosen.engine,
+            },
+        }
+        return {key: str(value) for key, value in everybody[name].items() if value is not None}
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Holds a home for one `graft up`; the lock ends with the process, however it ends.
+
+    Raises:
+        GraftError: ALREADY_EXISTS when another one holds it.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GraftError(
+                Reason.ALREADY_EXISTS,
+                f"`graft up` runs already in {home} (process {_holder(home)})",
+                next_step="Stop it with `graft down`, or choose another folder with --home.",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def running(home: Path) -> int | None:
+    """Process id of the `graft up` that holds a home; None when there is none."""
+    try:
+        with (home / "up.lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return int(_holder(home) or 0) or None
+    return None
+
+
+def ask_to_stop(pid: int) -> None:
+    """Tells a `graft up` to drain its services and end."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+
+
+def _holder(home: Path) -> str:
+    return (home / "up.lock").read_text("utf-8").strip()
+
+
+def _check_free(host: str, port: int, service: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise GraftError(
+                Reason.UNAVAILABLE,
+                f"Port {port} on {host}, for the {service}, cannot be used ({error.strerror})",
+                next_step="Stop what uses it (`graft down` if it is Graft), or choose others with "
+                "`graft up --port N`; --port 0 takes free ones.",
+                port=port,
+            ) from None
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Raises the first error of a task group as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -1,0 +1,275 @@
+"""`graft up` and `graft down`: the services of one machine, as children of one command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Self
+
+import typer
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from graft.cli.output import Output, make_table
+from graft.cli.services import Service, ServiceState, import_path
+from graft.cli.session import JsonOption, options, reported
+from graft.cli.stack import DEFAULT_PORT, Stack, StackSettings, ask_to_stop, only_one, running
+from graft.endpoints import graft_home
+from graft.errors import GraftError, Reason
+
+_STYLES = {
+    ServiceState.SERVING: "green",
+    ServiceState.FAILED: "bold red",
+    ServiceState.STARTING: "yellow",
+    ServiceState.RESTARTING: "yellow",
+    ServiceState.DRAINING: "yellow",
+}
+_REFRESH_S = 0.2
+_DOWN_TIMEOUT_S = 200.0
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(help="Where data, logs and addresses are kept; $GRAFT_HOME, else ~/.graft."),
+]
+
+
+def up(
+    ctx: typer.Context,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GRAFT_INFERENCE_BASE",
+            help="Folder of the base model to serve; without it nothing is served.",
+        ),
+    ] = None,
+    home: HomeOption = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Jobs that may train at the same time.")
+    ] = None,
+    max_adapters: Annotated[
+        int | None, typer.Option(min=0, help="Adapter versions on the engine at once.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=63000,
+            help="First of three ports; metrics are 2000 above. 0 takes free ones.",
+        ),
+    ] = DEFAULT_PORT,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Come back once everything serves.")
+    ] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="vllm, or fake to try clients without a model.", hidden=True)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start registry, trainer and inference on this machine; Ctrl-C drains and stops them."""
+    out = Output(as_json)
+    settings = StackSettings(
+        home=(home or graft_home()).absolute(),
+        host=host,
+        port=port,
+        base=base.absolute() if base is not None else None,
+        slots=slots,
+        max_adapters=max_adapters,
+        engine=engine,
+    )
+    with reported(out, options(ctx).debug):
+        _check_base(settings.base)
+        if detach:
+            _detach(out, settings.home)
+            return
+        with only_one(settings.home):
+            asyncio.run(_run(out, settings))
+
+
+def down(ctx: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Drain and stop what `graft up` started."""
+    out = Output(as_json)
+    with reported(out, options(ctx).debug):
+        folder = (home or graft_home()).absolute()
+        pid = running(folder)
+        if pid is None:
+            raise GraftError(
+                Reason.UNAVAILABLE,
+                f"No `graft up` runs in {folder}",
+                next_step="Name its folder with --home, or start one with `graft up`.",
+            )
+        ask_to_stop(pid)
+        deadline_s = time.monotonic() + _DOWN_TIMEOUT_S
+        while running(folder) == pid:
+            if time.monotonic() > deadline_s:
+                raise GraftError(
+                    Reason.UNAVAILABLE,
+                    f"`graft up` (process {pid}) still drains after {_DOWN_TIMEOUT_S:.0f} s",
+                    next_step=f"Look into {folder / 'logs'}.",
+                )
+            time.sleep(0.05)
+    if as_json:
+        out.json({"event": "stopped", "process": pid})
+    out.note("Stopped.")
+
+
+async def _run(out: Output, settings: StackSettings) -> None:
+    stack, stopping = Stack(settings), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with _Display(out, stack) as display:
+        try:
+            if await _unless(stopping, stack.start()):
+                display.refresh()
+                _announce(out, stack, settings)
+                await _unless(stopping, stack.watch())
+        finally:
+            await stack.stop()
+    if out.as_json:
+        out.json({"event": "stopped"})
+    out.note("Stopped.")
+
+
+async def _unless(stopping: asyncio.Event, work: object) -> bool:
+    """Runs work until it ends or somebody asks to stop; says whether it came to its end."""
+    assert asyncio.iscoroutine(work)
+    task = asyncio.ensure_future(work)
+    asked = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return False
+
+
+def _announce(out: Output, stack: Stack, settings: StackSettings) -> None:
+    if out.as_json:
+        out.json(
+            {
+                "event": "ready",
+                "home": str(settings.home),
+                **stack.endpoints(),
+                "process": os.getpid(),
+            }
+        )
+        return
+    if settings.base is None:
+        out.note("No base: jobs can train, nothing is served. To serve: graft up --base FOLDER")
+    out.note(f"Logs are in {settings.home / 'logs'}. Ctrl-C stops everything.")
+
+
+class _Display:
+    """Shows where the services stand: a moving table, or a line for each change."""
+
+    def __init__(self, out: Output, stack: Stack) -> None:
+        self._out, self._stack = out, stack
+        self._live = Live(console=out.console, auto_refresh=False) if out.live else None
+        self._known: dict[str, ServiceState] = {}
+
+    async def __aenter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self._task = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self.refresh()
+        if self._live is not None:
+            self._live.stop()
+
+    async def _follow(self) -> None:
+        while True:
+            self.refresh()
+            await asyncio.sleep(_REFRESH_S)
+
+    def refresh(self) -> None:
+        """Shows the present states."""
+        if self._live is not None:
+            self._live.update(_table(self._stack), refresh=True)
+            return
+        for service in self._stack.services:
+            if self._known.get(service.name) is not service.state:
+                where = f" at {service.address}" if service.state is ServiceState.SERVING else ""
+                self._out.note(f"{service.name}: {service.state}{where}")
+            self._known[service.name] = service.state
+
+
+def _table(stack: Stack) -> Table:
+    return make_table(
+        ("SERVICE", "STATE", "ADDRESS", "METRICS", "RESTARTS"), map(_row, stack.services)
+    )
+
+
+def _row(service: Service) -> tuple[object, ...]:
+    return (
+        service.name,
+        Text(service.state, style=_STYLES.get(service.state, "dim")),
+        service.address,
+        f"http://{service.metrics_address}/metrics" if service.metrics_address else "",
+        service.restarts or "",
+    )
+
+
+def _check_base(base: Path | None) -> None:
+    if base is not None and not (base / "config.json").is_file():
+        raise GraftError(
+            Reason.NOT_A_MODEL,
+            f"{base} is not a model's folder: it has no config.json",
+            next_step="Name a folder with config.json, a tokenizer and model.safetensors.",
+            path=base,
+        )
+
+
+def _detach(out: Output, home: Path) -> None:
+    """Starts the same command in the background and waits for its ready line."""
+    logs = home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    arguments = [one for one in sys.argv[1:] if one not in ("--detach", "-d", "--json")]
+    said, log = logs / "up.json", logs / "up.log"
+    with said.open("wb") as stdout, log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "graft.cli", *arguments, "--json"],
+            env={**os.environ, "PYTHONPATH": import_path()},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    while not (lines := said.read_text("utf-8").splitlines()):
+        if process.poll() is not None:
+            raise _error_of(log)
+        time.sleep(0.05)
+    ready = json.loads(lines[0])
+    if out.as_json:
+        out.json(ready)
+    rows = [(name, ready[name]) for name in ("registry", "trainer", "inference") if name in ready]
+    out.table(("SERVICE", "ADDRESS"), rows)
+    out.note(f"Runs as process {process.pid}; stop it with `graft down`.")
+
+
+def _error_of(log: Path) -> GraftError:
+    """The error that a background `graft up` left as JSON."""
+    lines = log.read_text("utf-8").strip().splitlines()
+    try:
+        told = json.loads(lines[-1])["error"]
+        return GraftError(Reason(told["reason"]), told["message"], next_step=told["next_step"])
+    except (IndexError, KeyError, ValueError):
+        return GraftError(
+            Reason.UNAVAILABLE, "`graft up` ended at once", next_step=f"Read {log}.", log=log
+        )
