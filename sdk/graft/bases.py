@@ -40,6 +40,27 @@ def read_base(folder: Path, name: str) -> Base:
     Raises:
         GraftError: NOT_A_MODEL, with what is missing.
     """
+    config, weights = _open(folder)
+    return Base(
+        name=name,
+        source=str(folder),
+        fingerprint=_fingerprint(folder, config, weights),
+        config_json=json.dumps(config, sort_keys=True),
+        modules=_modules(weights, config["model_type"] in _TRANSPOSED_MODEL_TYPES),
+    )
+
+
+def read_modules(folder: Path) -> list[BaseModule]:
+    """The weight matrices of a base, from its files' headers alone: fast however large it is.
+
+    Raises:
+        GraftError: NOT_A_MODEL, with what is missing.
+    """
+    config, weights = _open(folder)
+    return _modules(weights, config["model_type"] in _TRANSPOSED_MODEL_TYPES)
+
+
+def _open(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise _not_a_model(folder, "it has no config.json")
@@ -58,13 +79,7 @@ def read_base(folder: Path, name: str) -> Base:
         raise _not_a_model(folder, f"its config.json is not JSON ({error})") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise _not_a_model(folder, "its config.json names no model_type")
-    return Base(
-        name=name,
-        source=str(folder),
-        fingerprint=_fingerprint(folder, config, weights),
-        config_json=json.dumps(config, sort_keys=True),
-        modules=_modules(weights, config["model_type"] in _TRANSPOSED_MODEL_TYPES),
-    )
+    return config, weights
 
 
 def _fingerprint(folder: Path, config: dict[str, Any], weights: list[Path]) -> BaseFingerprint:

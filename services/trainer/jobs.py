@@ -133,6 +133,7 @@ class Job:
         name: "namespaces/{ns}/jobs/{job}".
         spec_json: the JobSpec as canonical protobuf JSON.
         slots: accelerator slots that it needs.
+        cpu_threads: of its worker; 0 for its share of the machine.
         number: order of creation; given by the store.
         attempt: number of its last attempt, 0 before the first.
         restarts: attempts that were lost; preempted ones do not count.
@@ -144,6 +145,7 @@ class Job:
     namespace: str
     spec_json: str
     slots: int
+    cpu_threads: int
     max_restarts: int
     create_time: datetime
     number: int = 0

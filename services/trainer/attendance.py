@@ -1,0 +1,147 @@
+"""Watches one running worker until it is gone: its signs of life, its stream, and the times it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+
+from services.trainer.jobs import Attempt
+from services.trainer.launchers.base import Worker
+from services.trainer.session import Cancel, Link, Preempt
+
+# A worker may end right after its last report; the report is still read from its stream.
+_LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a worker may take for what, in seconds.
+
+    Args:
+        start_timeout_s: from its start until its first sign of life.
+        timeout_s: between two signs of life.
+        cancel_grace_s: from being told to cancel until it has ended.
+        exit_grace_s: from its last report until it has ended.
+    """
+
+    start_timeout_s: float = 600.0
+    timeout_s: float = 60.0
+    cancel_grace_s: float = 10.0
+    exit_grace_s: float = 10.0
+
+
+class Attendance:
+    """One worker under watch.
+
+    Args:
+        attempt: what it works on.
+        worker: the launcher's hold on it.
+        limits: what it may take.
+        adopted: whether an earlier process of the trainer started it.
+    """
+
+    def __init__(self, attempt: Attempt, worker: Worker, limits: Limits, adopted: bool) -> None:
+        self.attempt = attempt
+        self.worker = worker
+        self.killed_because = ""
+        self._limits = limits
+        self._adopted = adopted
+        self._link: Link | None = None
+        self._silent_since_s = time.monotonic()
+        self._silence_s = limits.timeout_s if adopted else limits.start_timeout_s
+        self._must_end_s, self._must_end_because = math.inf, ""
+        self._cancel: Cancel | None = None
+        self._deadline_changed = asyncio.Event()
+
+    def seen(self) -> None:
+        """Something was heard from the worker."""
+        self._silent_since_s, self._silence_s = time.monotonic(), self._limits.timeout_s
+
+    def connect(self) -> Link:
+        """A new stream of the worker; an older one, whose end was not noticed yet, is closed."""
+        if self._link is not None:
+            self._link.close()
+        self._link = Link()
+        self.seen()
+        if self._cancel is not None:
+            self._link.send(self._cancel)
+        return self._link
+
+    def disconnect(self, link: Link) -> None:
+        """A stream has ended."""
+        link.close()
+        if self._link is link:
+            self._link = None
+
+    def cancel(self, reason: str) -> None:
+        """Tells the worker to stop, and ends it if it does not."""
+        if self._cancel is not None:
+            return
+        self._cancel = Cancel(reason)
+        if self._link is not None:
+            self._link.send(self._cancel)
+        elif not self._adopted:
+            # It has not begun to train: there is nothing that it would have to put in order.
+            self.kill("cancelled before it began")
+        self._must_end(self._limits.cancel_grace_s, "it did not stop when cancelled")
+
+    def preempt(self, reason: str) -> None:
+        """Tells the worker to write a checkpoint and end; by signal where it has no stream."""
+        if self._link is not None:
+            self._link.send(Preempt(reason))
+        else:
+            self.worker.terminate()
+
+    def finished(self) -> None:
+        """The worker's last report is stored."""
+        self._must_end(self._limits.exit_grace_s, "it did not end after its last report")
+
+    def kill(self, because: str) -> None:
+        """Ends the worker at once."""
+        self.killed_because = self.killed_because or because
+        self.worker.kill()
+
+    async def until_gone(self) -> int | None:
+        """Waits for the worker's end, brings it about when a limit is passed, and hears its last words.
+
+        Returns:
+            Its exit code, None where nobody knows it.
+        """
+        gone = asyncio.ensure_future(self.worker.wait())
+        while not gone.done():
+            self._deadline_changed.clear()
+            deadline_s, because = self._deadline()
+            if time.monotonic() >= deadline_s:
+                self.kill(because)
+                await gone
+                break
+            changed = asyncio.ensure_future(self._deadline_changed.wait())
+            await asyncio.wait(
+                {gone, changed},
+                timeout=None if math.isinf(deadline_s) else deadline_s - time.monotonic(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            changed.cancel()
+        if self._link is not None:
+            await self._link.until_closed(_LAST_WORDS_S)
+        return gone.result()
+
+    def leave(self) -> None:
+        """Closes its stream: nothing that it says is of interest any longer."""
+        if self._link is not None:
+            self._link.close()
+
+    def _must_end(self, within_s: float, because: str) -> None:
+        deadline_s = time.monotonic() + within_s
+        if deadline_s < self._must_end_s:
+            self._must_end_s, self._must_end_because = deadline_s, because
+            self._deadline_changed.set()
+
+    def _deadline(self) -> tuple[float, str]:
+        silent = (
+            self._silent_since_s + self._silence_s,
+            f"nothing was heard from it for {self._silence_s:g} s",
+        )
+        return min(silent, (self._must_end_s, self._must_end_because))

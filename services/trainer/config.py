@@ -1,0 +1,57 @@
+"""The trainer's settings, from GRAFT_TRAINER_* variables."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.config import ServiceSettings
+
+
+class TrainerSettings(ServiceSettings):
+    """What decides how the trainer runs; see ServiceSettings for what every service has."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GRAFT_TRAINER_", frozen=True, extra="ignore", env_file=".env"
+    )
+
+    registry_address: str = Field(
+        default="", description="host:port of the registry that results are committed to"
+    )
+    worker_address: str = Field(
+        default="",
+        description="host:port that workers report to; by default where this service listens",
+    )
+    slots: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="jobs of one slot at a time; 0: one per GPU, without GPUs two",
+    )
+    accelerator: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto", description="cuda shows each worker its own devices; auto: if there are any"
+    )
+    worker_command: tuple[str, ...] = Field(
+        default=(sys.executable, "-m", "services.trainer.run"),
+        description="command line of a worker, to which its spec file is added",
+    )
+    worker_start_timeout_s: float = Field(
+        default=600.0, gt=0, description="how long a worker may take until its first sign of life"
+    )
+    worker_timeout_s: float = Field(
+        default=60.0, gt=0, description="silence after which a worker is taken for lost"
+    )
+    cancel_grace_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="how long a cancelled worker may take to end before it is killed",
+    )
+    exit_grace_s: float = Field(
+        default=20.0, ge=0, description="how long a worker may take to end after its last report"
+    )
+    preflight_timeout_s: float = Field(
+        default=600.0, gt=0, description="how long the check of one job may take"
+    )

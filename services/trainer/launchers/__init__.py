@@ -1,0 +1,1 @@
+"""How a worker is started, found again and ended."""

@@ -1,0 +1,180 @@
+"""Starts each worker as a process of its own session on this machine, so that it outlives the trainer.
+
+A worker is known by its process number, its start time and the token in its environment: a process
+that got a dead worker's number is never taken for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from graft.files import write_atomic
+
+from services.trainer.launchers.base import Launch, Launcher, Worker
+
+# Clock ticks and rounding; numbers are not given again within this time.
+_START_TIME_TOLERANCE_S = 0.05
+
+
+class LocalLauncher(Launcher):
+    """Launcher of processes.
+
+    Args:
+        command: the worker's command line, to which the path of its spec file is added.
+        environment: what every worker inherits.
+        accelerator: "cuda" shows each worker its own devices only; "cpu" none.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], accelerator: str
+    ) -> None:
+        self._command = tuple(command)
+        self._environment = dict(environment)
+        self._accelerator = accelerator
+
+    async def start(self, launch: Launch) -> Worker:
+        launch.work_dir.mkdir(parents=True, exist_ok=True)
+        spec_path = launch.work_dir / "spec.json"
+        write_atomic(spec_path, launch.spec_json.encode())
+        process = self._spawn(launch, spec_path)
+        return _LocalWorker(psutil.Process(process.pid), launch.token, process)
+
+    def _spawn(self, launch: Launch, spec_path: Path) -> subprocess.Popen[bytes]:
+        with launch.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [*self._command, str(spec_path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment | worker_environment(launch, self._accelerator),
+                start_new_session=True,
+            )
+
+    async def find(self, launch: Launch, handle: str) -> Worker | None:
+        if handle:
+            known = json.loads(handle)
+            process = _living(known["pid"], known["create_time"])
+        else:
+            process = _leader(launch.token)
+        return None if process is None else _LocalWorker(process, launch.token, None)
+
+
+def worker_environment(launch: Launch, accelerator: str) -> dict[str, str]:
+    """The variables that a worker reads, as its contract names them."""
+    variables = {
+        "GRAFT_WORKER_JOB": launch.job,
+        "GRAFT_WORKER_ATTEMPT": str(launch.attempt),
+        "GRAFT_WORKER_TOKEN": launch.token,
+        "GRAFT_WORKER_TRAINER": launch.trainer_address,
+        "GRAFT_WORKER_REGISTRY": launch.registry_address,
+        "GRAFT_WORKER_DIR": str(launch.work_dir.absolute()),
+        "OMP_NUM_THREADS": str(launch.cpu_threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if accelerator == "cuda":
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, launch.slots))
+    return {name: value for name, value in variables.items() if value}
+
+
+class _LocalWorker(Worker):
+    def __init__(
+        self, process: psutil.Process, token: str, child: subprocess.Popen[bytes] | None
+    ) -> None:
+        self._process = process
+        self._token = token
+        self._child = child
+        self._handle = json.dumps({"pid": process.pid, "create_time": process.create_time()})
+        self._ended = asyncio.ensure_future(self._wait())
+
+    @property
+    def handle(self) -> str:
+        return self._handle
+
+    async def wait(self) -> int | None:
+        return await asyncio.shield(self._ended)
+
+    async def _wait(self) -> int | None:
+        await _until_gone(self._process)
+        # What it started (data loader processes) shares its session and must not outlive it.
+        self._signal_members(signal.SIGKILL)
+        return None if self._child is None else self._child.wait()
+
+    def terminate(self) -> None:
+        if not self._ended.done() and self._process.is_running():
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if not self._ended.done():
+            self._signal_members(signal.SIGKILL)
+
+    def _signal_members(self, number: signal.Signals) -> None:
+        for process in _members(self._process.pid, self._token):
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+
+
+async def _until_gone(process: psutil.Process) -> None:
+    """Waits for a process, also one that is not our child, without asking again and again."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        # Checked after opening: from here on the number cannot mean another process.
+        if not process.is_running():
+            return
+        loop.add_reader(descriptor, gone.set)
+        await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _living(pid: int, create_time: float) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - create_time) < _START_TIME_TOLERANCE_S
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _leader(token: str) -> psutil.Process | None:
+    """The session leader with this token: a worker whose number the trainer could not store."""
+    for process in psutil.process_iter():
+        if _has_token(process, token) and _session(process.pid) == process.pid:
+            return process
+    return None
+
+
+def _members(session: int, token: str) -> list[psutil.Process]:
+    """Processes of a worker's session; the token keeps out those of a later session of that number."""
+    return [
+        process
+        for process in psutil.process_iter()
+        if _session(process.pid) == session and _has_token(process, token)
+    ]
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return -1
+
+
+def _has_token(process: psutil.Process, token: str) -> bool:
+    try:
+        return process.environ().get("GRAFT_WORKER_TOKEN") == token
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False

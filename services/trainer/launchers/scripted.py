@@ -1,0 +1,181 @@
+"""A worker that trains nothing: it plays a script over the real WorkerService, for tests and simulations.
+
+It keeps to the worker's contract: reports are numbered and repeated until they are acknowledged, a
+broken stream is opened again, checkpoints outlive it, commands are obeyed unless the script says not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from graft.channel import open_channel
+from graft.common.v1 import common_pb2
+from graft.trainer.v1 import worker_service_pb2 as pb
+from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+_RETRY_S = 0.05
+_REFUSALS = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a scripted worker does.
+
+    Args:
+        steps: training steps, each with its metrics and a checkpoint.
+        step_s: how long a step takes.
+        lost_attempts: attempts up to this one vanish in the middle, without a word.
+        exit_code: with lost_attempts 0, ends early with this code and no report of an end.
+        failure_cause: number of the contract's FailureCause to fail with after the steps.
+        stubborn: obeys no command.
+        silent: connects, then sends no sign of life.
+        repeat: sends every report twice.
+        version: what it says that it made.
+        heartbeat_s: seconds between two signs of life.
+    """
+
+    steps: int = 3
+    step_s: float = 0.0
+    lost_attempts: int = 0
+    exit_code: int = 0
+    failure_cause: int = 0
+    stubborn: bool = False
+    silent: bool = False
+    repeat: bool = False
+    version: str = "namespaces/default/adapters/bot/versions/1"
+    heartbeat_s: float = 0.2
+
+
+class ScriptedWorker:
+    """One attempt of a scripted worker; run() is its life and returns its exit code (-9: vanished)."""
+
+    def __init__(
+        self, script: Script, trainer: str, job: str, attempt: int, token: str, work_dir: Path
+    ) -> None:
+        self._script = script
+        self._trainer = trainer
+        self._hello = pb.Hello(job=job, attempt=attempt, token=token)
+        self._checkpoint = work_dir / "scripted-checkpoint.json"
+        self._unacknowledged: deque[pb.SessionRequest] = deque()
+        self._next_number = 1
+        self._changed = asyncio.Event()
+        self._all_heard = asyncio.Event()
+        self._stop_code: int | None = None
+        self._step = 0
+
+    async def run(self) -> int:
+        """Plays the script to its end."""
+        link = asyncio.create_task(self._keep_connected()) if self._trainer else None
+        try:
+            code = await self._play()
+            if link is not None and code != -9:
+                heard = asyncio.create_task(self._all_heard.wait())
+                await asyncio.wait({link, heard}, return_when=asyncio.FIRST_COMPLETED)
+                heard.cancel()
+            return code
+        finally:
+            if link is not None:
+                link.cancel()
+                await asyncio.gather(link, return_exceptions=True)
+
+    def preempt(self) -> None:
+        """What SIGTERM means to a worker."""
+        if not self._script.stubborn:
+            self._stop_code = 75
+
+    async def _play(self) -> int:
+        script, total = self._script, self._script.steps
+        self._step = self._load()
+        self._say(pb.SessionRequest(started=pb.Started(step=self._step, total_steps=total)))
+        while self._step < total:
+            await asyncio.sleep(script.step_s)
+            if self._stop_code is not None:
+                return self._stopped(self._stop_code)
+            self._train_step(total)
+            if self._step * 2 >= total and self._hello.attempt <= script.lost_attempts:
+                return -9
+            if script.exit_code and self._step * 2 >= total:
+                return script.exit_code
+        return self._finish()
+
+    def _train_step(self, total: int) -> None:
+        self._step += 1
+        metrics = common_pb2.TrainingMetrics(
+            step=self._step, total_steps=total, loss=1 / self._step, tokens_per_second=1000.0
+        )
+        self._say(pb.SessionRequest(metrics=metrics))
+        self._checkpoint.write_text(json.dumps(self._step), "utf-8")
+        self._say(pb.SessionRequest(checkpoint_step=self._step))
+
+    def _finish(self) -> int:
+        if self._script.failure_cause:
+            cause = common_pb2.FailureCause.ValueType(self._script.failure_cause)
+            failed = pb.Finished(failure_cause=cause, message="as the script says")
+            self._say(pb.SessionRequest(finished=failed))
+            return 70
+        self._say(pb.SessionRequest(finalizing=pb.Finalizing()))
+        self._say(pb.SessionRequest(finished=pb.Finished(version=self._script.version)))
+        return 0
+
+    def _stopped(self, code: int) -> int:
+        self._say(
+            pb.SessionRequest(finished=pb.Finished(cancelled=code == 79, preempted=code == 75))
+        )
+        return code
+
+    def _load(self) -> int:
+        if not self._checkpoint.exists():
+            return 0
+        return int(json.loads(self._checkpoint.read_text("utf-8")))
+
+    def _say(self, request: pb.SessionRequest) -> None:
+        request.report_number = self._next_number
+        self._next_number += 1
+        if self._trainer:
+            self._unacknowledged.append(request)
+            self._all_heard.clear()
+            self._changed.set()
+
+    async def _keep_connected(self) -> None:
+        async with open_channel(self._trainer) as channel:
+            stub = WorkerServiceStub(channel)
+            while True:
+                try:
+                    async for answer in stub.Session(self._requests()):
+                        self._obey(answer)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() in _REFUSALS:
+                        self._stop_code = 79
+                        return
+                await asyncio.sleep(_RETRY_S)
+
+    async def _requests(self) -> AsyncIterator[pb.SessionRequest]:
+        yield pb.SessionRequest(hello=self._hello)
+        sent = 0
+        while True:
+            for request in [each for each in self._unacknowledged if each.report_number > sent]:
+                sent = request.report_number
+                for _ in range(1 + self._script.repeat):
+                    yield request
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._script.heartbeat_s)
+            except TimeoutError:
+                if not self._script.silent:
+                    yield pb.SessionRequest(heartbeat=pb.Heartbeat(step=self._step))
+
+    def _obey(self, answer: pb.SessionResponse) -> None:
+        if answer.HasField("acknowledged_report_number"):
+            acknowledged = answer.acknowledged_report_number
+            while self._unacknowledged and self._unacknowledged[0].report_number <= acknowledged:
+                self._unacknowledged.popleft()
+            if not self._unacknowledged:
+                self._all_heard.set()
+        elif not self._script.stubborn:
+            self._stop_code = 79 if answer.HasField("cancel") else 75

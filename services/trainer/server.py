@@ -1,0 +1,160 @@
+"""Puts the trainer together: the only place that constructs its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import IO
+
+from graft.errors import GraftError, Reason
+from graft.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
+from graft.trainer.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
+from prometheus_client import CollectorRegistry
+
+from services.common.server import GrpcServer
+from services.trainer.attendance import Limits
+from services.trainer.config import TrainerSettings
+from services.trainer.journal import Journal
+from services.trainer.launchers.base import Launcher
+from services.trainer.launchers.local import LocalLauncher
+from services.trainer.launches import Launches
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.preflight import Preflight, ProcessPreflight
+from services.trainer.scheduler import Scheduler
+from services.trainer.servicer import TrainerServicer, WorkerServicer
+from services.trainer.slots import Slots, count_nvidia_devices, default_slots
+from services.trainer.store.sqlite import SqliteJobStore
+from services.trainer.supervisor import Supervisor
+
+SERVICES = ("graft.trainer.v1.TrainerService", "graft.trainer.v1.WorkerService")
+
+
+class TrainerServer:
+    """The whole service, from its database to its port.
+
+    Args:
+        settings: see TrainerSettings.
+        launcher: what starts workers; local processes when left out.
+        preflight: what checks jobs; the real checks when left out.
+    """
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        launcher: Launcher | None = None,
+        preflight: Preflight | None = None,
+    ) -> None:
+        self._settings = settings
+        self._folder = settings.data_dir / "trainer"
+        self._launcher = launcher or _local_launcher(settings)
+        self._preflight = preflight or ProcessPreflight(settings.preflight_timeout_s)
+        self._registry = CollectorRegistry()
+        self._server = GrpcServer(settings, SERVICES, self._registry)
+        self._undo = AsyncExitStack()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, "host:port", once it has started."""
+        return self._server.address
+
+    @property
+    def metrics_address(self) -> str:
+        """Where its metrics are, "host:port", once it has started."""
+        return self._server.metrics_address
+
+    async def start(self) -> None:
+        """Opens the database, takes over workers that still run, serves, and then schedules.
+
+        Raises:
+            GraftError: ALREADY_EXISTS, when another trainer works in the same folder.
+        """
+        self._undo.callback(_lock(self._folder).close)
+        self._store = await SqliteJobStore.open(self._folder / "jobs.sqlite")
+        self._undo.push_async_callback(self._store.close)
+        self._build()
+        self._metrics.reset(await self._store.counts())
+        # Before serving: a worker that reconnects must be known.
+        await self._supervisor.recover()
+        await self._server.start()
+        self._undo.push_async_callback(self._drain)
+        self._launches.trainer_address = self._settings.worker_address or _dialled(self.address)
+        self._supervisor.preempt_strangers()
+        self._scheduler.start()
+
+    async def stop(self) -> None:
+        """Undoes what start() did, as far as it came; workers write checkpoints and end."""
+        await self._undo.aclose()
+
+    async def _drain(self) -> None:
+        await self._server.set_serving(False)
+        await self._scheduler.stop()
+        await self._supervisor.drain(self._settings.drain_timeout_s)
+        await self._journal.close()
+        await self._server.drain()
+
+    def _build(self) -> None:
+        settings = self._settings
+        wake = asyncio.Event()
+        total = settings.slots or default_slots(count_nvidia_devices())
+        slots = Slots(total, wake.set)
+        self._metrics = TrainerMetrics(self._registry)
+        self._journal = Journal(self._store, self._metrics)
+        self._launches = Launches(
+            (self._folder / "jobs").absolute(),
+            settings.registry_address,
+            total,
+            len(os.sched_getaffinity(0)),
+        )
+        self._supervisor = Supervisor(
+            self._journal, self._launcher, self._launches, slots, _limits(settings), self._metrics
+        )
+        self._scheduler = Scheduler(
+            self._journal, self._supervisor, self._preflight, slots, wake, self._metrics
+        )
+        trainer = TrainerServicer(self._journal, self._scheduler, self._supervisor, wake)
+        add_TrainerServiceServicer_to_server(trainer, self._server.grpc)
+        add_WorkerServiceServicer_to_server(WorkerServicer(self._supervisor), self._server.grpc)
+
+
+def _local_launcher(settings: TrainerSettings) -> LocalLauncher:
+    accelerator = settings.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if count_nvidia_devices() else "cpu"
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("GRAFT_WORKER_")
+    }
+    return LocalLauncher(settings.worker_command, inherited, accelerator)
+
+
+def _limits(settings: TrainerSettings) -> Limits:
+    return Limits(
+        start_timeout_s=settings.worker_start_timeout_s,
+        timeout_s=settings.worker_timeout_s,
+        cancel_grace_s=settings.cancel_grace_s,
+        exit_grace_s=settings.exit_grace_s,
+    )
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Held as long as the process lives: two trainers on one database would run jobs twice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise GraftError(
+            Reason.ALREADY_EXISTS,
+            f"Another trainer works in {folder}",
+            next_step="Stop it, or set GRAFT_TRAINER_DATA_DIR to another folder.",
+        ) from None
+    return file
+
+
+def _dialled(listening: str) -> str:
+    """The address that a worker on this machine dials to reach a listening one."""
+    host, _, port = listening.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]", "") else listening

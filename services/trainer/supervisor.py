@@ -1,0 +1,250 @@
+"""Starts workers, hears them, and sees each to its end; finds them again after the trainer was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+from graft.errors import GraftError, Reason
+
+from services.common.logs import get_logger
+from services.trainer.attendance import Attendance, Limits
+from services.trainer.jobs import Attempt, Finished, Hello, Job, Report
+from services.trainer.journal import Journal
+from services.trainer.launchers.base import Launcher, Worker
+from services.trainer.launches import Launches
+from services.trainer.lifecycle import (
+    Change,
+    Verdict,
+    attempt_over,
+    begin,
+    ended,
+    launched,
+    reported,
+)
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.session import Answer, NumberedReport
+from services.trainer.slots import Slots
+from services.trainer.states import ACTIVE, JobState
+from services.trainer.verdict import judge
+
+_STORE_RETRY_S = 2.0
+_LOG_TAIL_BYTES = 4096
+
+
+class Supervisor:
+    """The workers of one trainer.
+
+    Args:
+        journal: where everything is stored.
+        launcher: what starts workers.
+        launches: how each is to be started.
+        slots: given back when a worker is gone.
+        limits: how long workers may take.
+        metrics: restarts are counted there.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        launcher: Launcher,
+        launches: Launches,
+        slots: Slots,
+        limits: Limits,
+        metrics: TrainerMetrics,
+    ) -> None:
+        self._journal = journal
+        self._launcher = launcher
+        self._launches = launches
+        self._slots = slots
+        self._limits = limits
+        self._metrics = metrics
+        self._attending: dict[str, Attendance] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    async def launch(self, job: Job, slots: tuple[int, ...]) -> None:
+        """Starts the next attempt of a queued job on slots that were taken for it.
+
+        Raises:
+            IllegalTransitionError: the job is not queued any longer; nothing was started.
+        """
+        decide = begin(secrets.token_urlsafe(32), slots, self._launches.trainer_address)
+        try:
+            begun = await self._journal.change(job.name, decide)
+        except BaseException:
+            self._slots.release(slots)
+            raise
+        assert begun.attempt is not None
+        try:
+            worker = await self._launcher.start(self._launches.of(begun.job, begun.attempt))
+        except OSError as error:
+            await self._settle(begun.attempt, None, f"it could not be started: {error}")
+            self._slots.release(slots)
+            return
+        attendance = self._attend(begun.attempt, worker, adopted=False)
+        stored = await self._journal.change(job.name, launched(worker.handle))
+        if stored.job.cancel_requested:
+            attendance.cancel(stored.job.cancel_reason)
+
+    async def recover(self) -> None:
+        """After a start of the trainer: takes over the workers that still run, gives up the others."""
+        for job in await self._journal.store.in_states(ACTIVE):
+            attempt = await self._journal.store.attempt(job.name, job.attempt)
+            assert attempt is not None, job.name
+            launch = self._launches.of(job, attempt)
+            worker = await self._launcher.find(launch, attempt.handle)
+            if worker is None:
+                await self._settle(attempt, None, "it was gone when the trainer started again")
+                continue
+            get_logger().info("worker adopted", job=job.name, attempt=attempt.number)
+            self._slots.hold(attempt.slots)
+            attendance = self._attend(attempt, worker, adopted=True)
+            if not attempt.handle:
+                await self._journal.change(job.name, launched(worker.handle))
+            if attempt.finished is not None:
+                attendance.finished()
+            if job.cancel_requested:
+                attendance.cancel(job.cancel_reason)
+
+    def preempt_strangers(self) -> None:
+        """Has adopted workers that report to another address than ours start again with ours."""
+        for attendance in self._attending.values():
+            if attendance.attempt.trainer_address != self._launches.trainer_address:
+                attendance.worker.terminate()
+
+    async def session(
+        self, hello: Hello, reports: AsyncIterator[tuple[int, Report | None]]
+    ) -> AsyncIterator[Answer]:
+        """One stream of a worker. A report of None is a sign of life.
+
+        Raises:
+            GraftError: PERMISSION_DENIED for another token; JOB_ENDED for an attempt that is over.
+        """
+        attendance = await self._authenticate(hello)
+        link = attendance.connect()
+
+        async def read() -> None:
+            async for number, report in reports:
+                attendance.seen()
+                if report is not None:
+                    link.receive(number, report)
+
+        async def record(batch: Sequence[NumberedReport]) -> None:
+            await self._journal.change(hello.job, reported(hello.attempt, batch))
+            if any(isinstance(report, Finished) for _number, report in batch):
+                attendance.finished()
+
+        reading = asyncio.ensure_future(read())
+        reading.add_done_callback(lambda _task: attendance.disconnect(link))
+        try:
+            async with aclosing(link.answers(record)) as answers:
+                async for answer in answers:
+                    yield answer
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    def cancel(self, name: str, reason: str) -> None:
+        """Stops the worker of a job, if it has one."""
+        if (attendance := self._attending.get(name)) is not None:
+            attendance.cancel(reason)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Has every worker write a checkpoint and end; ends those that do not within the time."""
+        self._draining = True
+        for attendance in self._attending.values():
+            attendance.preempt("The trainer is shutting down")
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for attendance in list(self._attending.values()):
+            attendance.kill("it did not end while the trainer shut down")
+        await asyncio.gather(*self._tasks)
+
+    def _attend(self, attempt: Attempt, worker: Worker, adopted: bool) -> Attendance:
+        attendance = Attendance(attempt, worker, self._limits, adopted)
+        self._attending[attempt.job] = attendance
+        task = asyncio.ensure_future(self._see_to_end(attendance))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if self._draining:
+            attendance.preempt("The trainer is shutting down")
+        return attendance
+
+    async def _see_to_end(self, attendance: Attendance) -> None:
+        attempt = attendance.attempt
+        exit_code = await attendance.until_gone()
+        await self._settle(attempt, exit_code, attendance.killed_because)
+        attendance.leave()
+        del self._attending[attempt.job]
+        self._slots.release(attempt.slots)
+
+    async def _settle(self, attempt: Attempt, exit_code: int | None, because: str) -> None:
+        """Stores what the end of an attempt means; while that fails, its slots are not given away."""
+        log = get_logger().bind(job=attempt.job, attempt=attempt.number, exit_code=exit_code)
+        while True:
+            try:
+                verdict = await self._store_end(attempt, exit_code, because)
+                break
+            except Exception as error:
+                log.error("end of attempt not stored", exc_info=error)
+                if self._draining:
+                    return
+                await asyncio.sleep(_STORE_RETRY_S)
+        log.info("attempt ended", state=verdict.state, message=verdict.message)
+        if verdict.state is JobState.QUEUED:
+            self._metrics.restarted("lost" if verdict.lost else "preempted")
+
+    async def _store_end(self, attempt: Attempt, exit_code: int | None, because: str) -> Verdict:
+        tail = _last_line(self._launches.work_dir(attempt.job) / f"attempt-{attempt.number}.log")
+        verdicts: list[Verdict] = []
+
+        def decide(job: Job, current: Attempt | None) -> Change:
+            assert current is not None
+            assert current.number == attempt.number
+            verdict = judge(
+                job,
+                current.finished,
+                exit_code,
+                killed_because=because,
+                draining=self._draining,
+                log_tail=tail,
+            )
+            verdicts.append(verdict)
+            return ended(exit_code, verdict)(job, current)
+
+        await self._journal.change(attempt.job, decide)
+        return verdicts[-1]
+
+    async def _authenticate(self, hello: Hello) -> Attendance:
+        attempt = await self._journal.store.attempt(hello.job, hello.attempt)
+        if attempt is None or not _same(attempt.token, hello.token):
+            raise GraftError(
+                Reason.PERMISSION_DENIED,
+                f"This is not the token of attempt {hello.attempt} of {hello.job}",
+                next_step="Only workers that this trainer started may report.",
+                job=hello.job,
+            )
+        attendance = self._attending.get(hello.job)
+        if attendance is None or attendance.attempt.number != hello.attempt:
+            raise attempt_over(hello.job, hello.attempt)
+        return attendance
+
+
+def _same(token: str, given: str) -> bool:
+    return hmac.compare_digest(token.encode(), given.encode())
+
+
+def _last_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
