@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
-from graft.cli import up
-from graft.cli.session import Options
+from graft.cli import adapters, bases, doctor, jobs, models, text, train, up
+from graft.cli.output import Output
+from graft.cli.session import JsonOption, Options
 from graft.names import DEFAULT_NAMESPACE
+from graft.version import VERSION
 
 app = typer.Typer(
     name="graft",
@@ -41,10 +43,34 @@ def root(
     ctx.obj = Options(registry, trainer, inference, namespace, debug)
 
 
-app.command()(up.up)
-app.command()(up.down)
+def version(as_json: JsonOption = False) -> None:
+    """Print the version of graft."""
+    out = Output(as_json)
+    if as_json:
+        out.json({"graft": VERSION})
+    out.note(f"graft {VERSION}")
+
+
+def _add_commands() -> None:
+    # In the order in which somebody meets them.
+    app.command()(up.up)
+    app.command()(up.down)
+    app.command()(train.train)
+    app.add_typer(jobs.app, name="jobs")
+    app.add_typer(adapters.app, name="adapters")
+    app.add_typer(bases.app, name="bases")
+    app.command()(models.models)
+    app.command()(models.residency)
+    app.command()(text.chat)
+    app.command()(text.generate)
+    app.command()(models.watch)
+    app.command()(doctor.doctor)
+    app.command()(version)
+
+
+_add_commands()
 
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    app(prog_name="graft")

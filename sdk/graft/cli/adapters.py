@@ -1,0 +1,296 @@
+"""`graft adapters`: versions, where aliases point, and moving files to and from the registry."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TransferSpeedColumn,
+)
+
+from graft.adapters import describe
+from graft.cli.output import Output, ago, short_digest, size
+from graft.cli.session import JsonOption, run
+from graft.client import Client
+from graft.errors import GraftError, Reason
+from graft.names import DEFAULT_ALIAS
+from graft.results import Adapter, Alias, Version, short_id
+
+app = typer.Typer(no_args_is_help=True, help="Versions of adapters and where aliases point.")
+AdapterArgument = Annotated[str, typer.Argument(metavar="ADAPTER")]
+ReferenceArgument = Annotated[
+    str, typer.Argument(metavar="ADAPTER[:VERSION|@ALIAS]", help="bot, bot:7 or bot@production.")
+]
+AliasOption = Annotated[str, typer.Option(help="The alias.")]
+ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
+
+
+@app.command("list")
+def list_adapters(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """List adapters with their aliases."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        adapters, aliases = await client.adapters.list(), await client.adapters.aliases()
+        if as_json:
+            out.json(adapters)
+        elif adapters:
+            pointing = _by_adapter(aliases)
+            out.table(
+                ("ADAPTER", "BASE", "VERSIONS", "ALIASES", "CREATED"),
+                (_row(adapter, pointing[adapter.name]) for adapter in adapters),
+            )
+        else:
+            out.note("No adapters yet. Train one: graft train DATA --base FOLDER --adapter NAME")
+
+    run(ctx, out, work)
+
+
+@app.command()
+def show(ctx: typer.Context, reference: ReferenceArgument, as_json: JsonOption = False) -> None:
+    """Show a version: what it is made of, what was checked and where it came from."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        version = await client.adapters.version(reference)
+        if as_json:
+            out.json(version)
+        out.fields(_fields(version))
+
+    run(ctx, out, work)
+
+
+@app.command()
+def versions(ctx: typer.Context, adapter: AdapterArgument, as_json: JsonOption = False) -> None:
+    """List an adapter's versions, newest first."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        found = await client.adapters.versions(adapter)
+        if as_json:
+            out.json(found)
+            return
+        pointing = defaultdict[str, list[str]](list)
+        for alias in await client.adapters.aliases(adapter):
+            pointing[alias.version].append(short_id(alias.name))
+        out.table(
+            ("VERSION", "ALIASES", "DIGEST", "RANK", "SIZE", "JOB", "LOSS", "CREATED"),
+            (_version_row(version, pointing[version.name]) for version in found),
+        )
+
+    run(ctx, out, work)
+
+
+@app.command()
+def promote(
+    ctx: typer.Context,
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER[:VERSION]")],
+    version: Annotated[int | None, typer.Argument(min=1, help="Its number.")] = None,
+    alias: AliasOption = DEFAULT_ALIAS,
+    expect: Annotated[
+        int | None,
+        typer.Option(min=0, help="Only if it names this version now; 0: only if it is new."),
+    ] = None,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Point an alias at a version; every engine takes it over without a restart."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        name, _, number = adapter.partition(":")
+        wanted = version or (int(number) if number.isdigit() else None)
+        if wanted is None:
+            raise GraftError(
+                Reason.INVALID_REQUEST,
+                f"No version of {name} is named",
+                next_step=f"Choose one of `graft adapters versions {name}`.",
+            )
+        moved = await client.adapters.promote(
+            name, wanted, alias=alias, expected=expect, reason=reason
+        )
+        _moved(out, moved)
+
+    run(ctx, out, work)
+
+
+@app.command()
+def rollback(
+    ctx: typer.Context,
+    adapter: AdapterArgument,
+    alias: AliasOption = DEFAULT_ALIAS,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Point an alias back at the version that it named before."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        _moved(out, await client.adapters.rollback(adapter, alias=alias, reason=reason))
+
+    run(ctx, out, work)
+
+
+@app.command()
+def history(
+    ctx: typer.Context,
+    adapter: AdapterArgument,
+    alias: AliasOption = DEFAULT_ALIAS,
+    as_json: JsonOption = False,
+) -> None:
+    """List where an alias pointed, newest first, with who moved it and why."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        moves = await client.adapters.history(adapter, alias=alias)
+        if as_json:
+            out.json(moves)
+            return
+        out.table(
+            ("VERSION", "DIGEST", "MOVED", "BY", "WHY"),
+            (
+                (short_id(move.version), short_digest(move.version_digest), ago(move.update_time),
+                 move.actor, move.reason)
+                for move in moves
+            ),
+        )  # fmt: skip
+
+    run(ctx, out, work)
+
+
+@app.command()
+def push(
+    ctx: typer.Context,
+    adapter: AdapterArgument,
+    folder: Annotated[Path, typer.Argument(help="What PEFT's save_pretrained() wrote.")],
+    base: Annotated[
+        str | None, typer.Option(help="Name of a recorded base, or a base model's folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a PEFT folder as the adapter's next version."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        with _transfers(out) as progress:
+            version = await client.adapters.push(adapter, folder, base=base, progress=progress)
+        if as_json:
+            out.json(version)
+        name = describe(version)
+        out.note(f"{name} exists ({short_digest(version.digest)}, {size(version.size_bytes)}).")
+        out.note(f"Serve it: graft adapters promote {name}")
+
+    run(ctx, out, work)
+
+
+@app.command()
+def pull(
+    ctx: typer.Context,
+    reference: ReferenceArgument,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version to a folder that PEFT and vLLM load."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        with _transfers(out) as progress:
+            version = await client.adapters.pull(reference, folder, progress=progress)
+        if as_json:
+            out.json(version)
+        out.note(f"{describe(version)} is in {folder} ({size(version.size_bytes)}, verified).")
+
+    run(ctx, out, work)
+
+
+@contextmanager
+def _transfers(out: Output) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar for each file, where somebody watches."""
+    if not out.live:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=out.console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def moved(path: str, moved_bytes: int, size_bytes: int) -> None:
+            if path not in tasks:
+                tasks[path] = bars.add_task(path, total=size_bytes)
+            bars.advance(tasks[path], moved_bytes)
+
+        yield moved
+
+
+def _moved(out: Output, alias: Alias) -> None:
+    if out.as_json:
+        out.json(alias)
+    adapter = short_id(alias.name.rpartition("/aliases/")[0])
+    before = f" (before: {short_id(alias.previous_version)})" if alias.previous_version else ""
+    out.note(f"{adapter}@{short_id(alias.name)} names version {short_id(alias.version)}{before}.")
+
+
+def _by_adapter(aliases: Sequence[Alias]) -> dict[str, list[str]]:
+    found = defaultdict[str, list[str]](list)
+    for alias in aliases:
+        adapter = alias.name.rpartition("/aliases/")[0]
+        found[adapter].append(f"{short_id(alias.name)}:{short_id(alias.version)}")
+    return found
+
+
+def _row(adapter: Adapter, aliases: list[str]) -> tuple[object, ...]:
+    return (
+        short_id(adapter.name),
+        short_id(adapter.base),
+        adapter.latest_version,
+        ", ".join(aliases),
+        ago(adapter.create_time),
+    )
+
+
+def _version_row(version: Version, aliases: list[str]) -> tuple[object, ...]:
+    loss = version.lineage.metrics.get("train_loss")
+    return (
+        version.number,
+        ", ".join(aliases),
+        short_digest(version.digest),
+        version.rank,
+        size(version.size_bytes),
+        short_id(version.lineage.job) if version.lineage.job else "pushed",
+        f"{loss:.4f}" if loss is not None else "",
+        ago(version.create_time),
+    )
+
+
+def _fields(version: Version) -> list[tuple[str, object]]:
+    lineage = version.lineage
+    return [
+        ("version", version.name),
+        ("digest", version.digest),
+        ("base", version.base),
+        ("fingerprint", version.base_fingerprint),
+        ("method", f"{version.peft_type} rank {version.rank} alpha {version.alpha:g}"),
+        ("modules", ", ".join(version.target_modules)),
+        ("parameters", f"{version.parameters:,}"),
+        ("files", "\n".join(f"{one.path}  {size(one.size_bytes)}" for one in version.files)),
+        ("checks", "\n".join(f"{one.name}: {one.detail}" for one in version.checks)),
+        ("job", lineage.job or "pushed by hand"),
+        ("data", f"{lineage.data_rows} rows, {lineage.data_digest}" if lineage.data_rows else None),
+        ("metrics", "\n".join(f"{name} {value:g}" for name, value in lineage.metrics.items())),
+        ("libraries", ", ".join(f"{k} {v}" for k, v in lineage.library_versions.items())),
+        ("created", ago(version.create_time)),
+    ]

@@ -1,0 +1,162 @@
+"""`graft jobs`: what trains, trained and failed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from graft.cli.follow import follow
+from graft.cli.output import Output, ago
+from graft.cli.session import JsonOption, run
+from graft.cli.views import describe_event
+from graft.client import Client
+from graft.jobs import JobHandle
+from graft.results import Job, JobState, short_id
+
+app = typer.Typer(no_args_is_help=True, help="List, watch and cancel training jobs.")
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="Its id, as `graft jobs list` shows.")
+]
+_STYLES = {
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.RUNNING: "yellow",
+    JobState.CANCELLED: "dim",
+}
+
+
+@app.command("list")
+def list_jobs(
+    ctx: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        jobs = await client.jobs.list(limit)
+        if as_json:
+            out.json(jobs)
+        elif jobs:
+            out.table(
+                ("JOB", "STATE", "ADAPTER", "STEP", "LOSS", "VERSION", "CREATED"), map(_row, jobs)
+            )
+        else:
+            out.note("No jobs yet. Start one: graft train DATA --base FOLDER --adapter NAME")
+
+    run(ctx, out, work)
+
+
+@app.command()
+def get(ctx: typer.Context, job: JobArgument, as_json: JsonOption = False) -> None:
+    """Show one job."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        found = await client.jobs.get(job)
+        if as_json:
+            out.json(found)
+        out.fields(_fields(found))
+
+    run(ctx, out, work)
+
+
+@app.command()
+def watch(ctx: typer.Context, job: JobArgument, as_json: JsonOption = False) -> None:
+    """Follow a job until it ends; Ctrl-C only stops watching. Exits as `graft train` does."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> int:
+        handle = client.job(job)
+        await handle.get()
+        return await follow(out, handle, may_cancel=False)
+
+    run(ctx, out, work)
+
+
+@app.command()
+def cancel(
+    ctx: typer.Context,
+    job: JobArgument,
+    reason: Annotated[str, typer.Option(help="Why, for its record.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a job to stop; it ends within a second or one step."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        found = await client.job(job).cancel(reason)
+        if as_json:
+            out.json(found)
+        out.note(f"{short_id(found.name)} is told to stop. Its checkpoints are kept.")
+
+    run(ctx, out, work)
+
+
+@app.command()
+def logs(ctx: typer.Context, job: JobArgument, as_json: JsonOption = False) -> None:
+    """Print what a job said, and follow it until it ends."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        handle = client.job(job)
+        await handle.get()
+        await _print_log(out, handle)
+
+    run(ctx, out, work)
+
+
+async def _print_log(out: Output, handle: JobHandle) -> None:
+    async for event in handle.events():
+        text = describe_event(event)
+        if not text:
+            continue
+        if out.as_json:
+            out.json({"time": event.time, "attempt": event.attempt, "text": text})
+        else:
+            moment = event.time.astimezone().strftime("%H:%M:%S") if event.time else ""
+            out.note(f"{moment} [{event.attempt}] {text}")
+
+
+def _row(job: Job) -> tuple[object, ...]:
+    metrics = job.metrics
+    return (
+        short_id(job.name),
+        Text(job.state.lower(), style=_STYLES.get(job.state, "")),
+        job.spec.get("output", {}).get("adapter", ""),
+        f"{metrics.step}/{metrics.total_steps}" if metrics else "",
+        f"{metrics.loss:.4f}" if metrics else "",
+        short_id(job.version) if job.version else "",
+        ago(job.create_time),
+    )
+
+
+def _fields(job: Job) -> list[tuple[str, object]]:
+    metrics, spec = job.metrics, job.spec
+    return [
+        ("job", job.name),
+        ("state", Text(job.state.lower(), style=_STYLES.get(job.state, ""))),
+        ("cause", job.failure_cause.lower().replace("_", " ") if job.failure_cause else None),
+        ("message", job.message),
+        ("adapter", spec.get("output", {}).get("adapter")),
+        ("version", job.version),
+        ("base", spec.get("base", {}).get("source")),
+        ("data", spec.get("dataset", {}).get("path") or spec.get("dataset", {}).get("blob_name")),
+        ("attempt", job.attempt or None),
+        ("step", f"{metrics.step}/{metrics.total_steps}" if metrics else None),
+        ("loss", f"{metrics.loss:.4f}" if metrics else None),
+        ("tokens/s", f"{metrics.tokens_per_second:,.0f}" if metrics else None),
+        ("created", ago(job.create_time)),
+        ("took", _took(job)),
+    ]
+
+
+def _took(job: Job) -> str:
+    if job.start_time is None:
+        return ""
+    end = job.end_time or datetime.now(UTC)
+    return f"{(end - job.start_time).total_seconds():.0f} s"

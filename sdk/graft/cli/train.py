@@ -1,0 +1,161 @@
+"""`graft train`: starts a job and shows it until it ends."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from graft.cli.follow import follow
+from graft.cli.output import Output
+from graft.cli.session import JsonOption, run
+from graft.client import Client
+from graft.errors import GraftError, Reason
+from graft.results import short_id
+from graft.specs import TrainOptions
+
+_LORA, _LOOP, _DATA = "Adapter", "Optimization", "Data"
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        Path | None, typer.Argument(help="A .json, .jsonl, .csv or .parquet file, or a folder.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Folder of the base model, or a hub id.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "-a", help="The adapter that gets a new version.")
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option(help="Points at the new version, for example production.")
+    ] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="Job spec in YAML or JSON; options override it."),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(rich_help_panel=_LORA)] = None,
+    alpha: Annotated[float | None, typer.Option(rich_help_panel=_LORA)] = None,
+    dropout: Annotated[float | None, typer.Option(rich_help_panel=_LORA)] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Module to adapt, for example q_proj; repeat it.", rich_help_panel=_LORA),
+    ] = None,
+    qlora: Annotated[
+        bool | None,
+        typer.Option("--qlora", help="Hold the base in 4-bit NF4.", rich_help_panel=_LORA),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(rich_help_panel=_LOOP)] = None,
+    max_steps: Annotated[int | None, typer.Option(rich_help_panel=_LOOP)] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_LOOP)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences per forward pass.", rich_help_panel=_LOOP)
+    ] = None,
+    gradient_accumulation: Annotated[int | None, typer.Option(rich_help_panel=_LOOP)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest sequence in tokens.", rich_help_panel=_LOOP)
+    ] = None,
+    packing: Annotated[
+        bool | None,
+        typer.Option("--packing", help="Several rows in one sequence.", rich_help_panel=_LOOP),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="linear, cosine or constant.", rich_help_panel=_LOOP)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=_LOOP)] = None,
+    data_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="alpaca, sharegpt, messages, prompt_completion or text; found out if not given.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    eval_fraction: Annotated[
+        float | None, typer.Option(help="Rows held out, 0 to 0.5.", rich_help_panel=_DATA)
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Only the first rows.", rich_help_panel=_DATA)
+    ] = None,
+    upload: Annotated[
+        bool,
+        typer.Option(help="Send the data along, for a trainer elsewhere.", rich_help_panel=_DATA),
+    ] = False,
+    slots: Annotated[int | None, typer.Option(help="Accelerators to use.")] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Start the job and come back.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an adapter on DATA. Ctrl-C asks whether to detach or cancel.
+
+    Exit codes: 0 done, 64 bad config, 65 bad data, 66 out of memory, 67 refused by the registry,
+    70 internal, 79 cancelled.
+    """
+    chosen = {
+        "data": data,
+        "base": base,
+        "adapter": adapter,
+        "alias": alias,
+        "rank": rank,
+        "alpha": alpha,
+        "dropout": dropout,
+        "target_modules": target,
+        "qlora": qlora,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "learning_rate": lr,
+        "micro_batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation,
+        "max_length_tokens": max_length,
+        "packing": packing,
+        "schedule": schedule,
+        "seed": seed,
+        "format": data_format,
+        "eval_fraction": eval_fraction,
+        "max_rows": max_rows,
+        "slots": slots,
+    }
+    given = _given(chosen)
+    out = Output(as_json)
+
+    async def work(client: Client) -> int | None:
+        if data is not None and (upload or _is_here(client.endpoints.trainer)):
+            _check_data(data)
+        handle = await client.train(spec, upload=upload, **given)
+        if out.as_json:
+            out.json({"event": "created", "job": handle.name})
+        out.note(f"{short_id(handle.name)} is created.")
+        if detach:
+            out.note(f"Watch it: graft jobs watch {short_id(handle.name)}")
+            return None
+        return await follow(out, handle, may_cancel=True)
+
+    run(ctx, out, work)
+
+
+def _given(chosen: dict[str, Any]) -> TrainOptions:
+    return cast(
+        TrainOptions, {name: value for name, value in chosen.items() if value not in (None, [])}
+    )
+
+
+def _is_here(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_data(data: Path) -> None:
+    if not data.exists():
+        raise GraftError(
+            Reason.BAD_DATA,
+            f"There is no {data}",
+            next_step="Name a .json, .jsonl, .csv or .parquet file, or a folder of them.",
+            path=data,
+        )
