@@ -1,0 +1,55 @@
+"""Request ids: a repeated request answers what the first one did (AIP-155)."""
+
+from __future__ import annotations
+
+from graft.errors import GraftError, Reason
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.registry.catalogue.base import RequestKey
+from services.registry.catalogue.database import Change
+from services.registry.catalogue.rows import dump, kind_of, load_resource, to_us
+from services.registry.catalogue.tables import request_keys
+from services.registry.domain import Resource
+
+
+async def find_answer(
+    connection: AsyncConnection, namespace: str, key: RequestKey | None
+) -> Resource | None:
+    """What the first request under this key was answered; None when this is the first."""
+    if key is None:
+        return None
+    row = (
+        await connection.execute(
+            select(request_keys).where(
+                request_keys.c.namespace == namespace, request_keys.c.request_id == key.request_id
+            )
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.request_hash != key.request_hash:
+        raise GraftError(
+            Reason.REQUEST_ID_REUSED,
+            f"The request id {key.request_id!r} was used before for another request",
+            next_step="Make a new request id for every new request; repeat one only to try again.",
+            request_id=key.request_id,
+        )
+    return load_resource(row.kind, row.resource)
+
+
+async def keep_answer(
+    change: Change, namespace: str, key: RequestKey | None, answer: Resource
+) -> None:
+    """Stores what a request was answered, in the transaction that did it."""
+    if key is not None:
+        await change.connection.execute(
+            insert(request_keys).values(
+                namespace=namespace,
+                request_id=key.request_id,
+                request_hash=key.request_hash,
+                kind=kind_of(answer),
+                resource=dump(answer, type(answer)),
+                time_us=to_us(change.now),
+            )
+        )

@@ -1,0 +1,163 @@
+"""The catalogue on SQLAlchemy: SQLite now, in statements that PostgreSQL also takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, Table, func, select
+
+from services.registry.catalogue import commits, models, moves, rows, tables
+from services.registry.catalogue.base import (
+    AliasMove,
+    Catalogue,
+    NewAdapter,
+    NewBase,
+    NewVersion,
+    RequestKey,
+)
+from services.registry.catalogue.database import Database
+from services.registry.domain import Adapter, Alias, Base, Event, Page, Version
+from services.registry.errors import not_found
+
+T = TypeVar("T")
+
+
+class SqlCatalogue(Catalogue):
+    """The catalogue in a database.
+
+    Args:
+        database: runs the transactions.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_adapter(self, new: NewAdapter, key: RequestKey | None) -> Adapter:
+        return await self._database.change(lambda change: models.create_adapter(change, new, key))
+
+    async def get_adapter(self, name: str) -> Adapter:
+        async with self._database.read() as connection:
+            return await models.read_adapter(connection, name)
+
+    async def list_adapters(self, namespace: str, limit: int, after: str | None) -> Page[Adapter]:
+        table = tables.adapters
+        query = select(table).where(table.c.namespace == namespace).order_by(table.c.name)
+        if after is not None:
+            query = query.where(table.c.name > after)
+        return await self._page(query, limit, rows.adapter_of, lambda adapter: adapter.name)
+
+    async def create_base(self, new: NewBase) -> Base:
+        return await self._database.change(lambda change: models.create_base(change, new))
+
+    async def get_base(self, name: str) -> Base:
+        async with self._database.read() as connection:
+            return await models.read_base(connection, name)
+
+    async def list_bases(self, namespace: str, limit: int, after: str | None) -> Page[Base]:
+        columns = tables.bases.c
+        query = (
+            select(columns.name, columns.source, columns.fingerprint, columns.create_time_us)
+            .where(columns.namespace == namespace)
+            .order_by(columns.name)
+        )
+        if after is not None:
+            query = query.where(columns.name > after)
+        return await self._page(
+            query, limit, lambda row: rows.base_of(row, whole=False), lambda base: base.name
+        )
+
+    async def find_committed(self, adapter: str, key: RequestKey) -> Version | None:
+        async with self._database.read() as connection:
+            return await commits.find_committed(connection, adapter, key)
+
+    async def commit_version(self, new: NewVersion, key: RequestKey | None) -> Version:
+        return await self._database.change(lambda change: commits.commit_version(change, new, key))
+
+    async def get_version(self, adapter: str, number: int) -> Version:
+        async with self._database.read() as connection:
+            return await commits.read_version(connection, adapter, number)
+
+    async def get_version_by_alias(self, alias: str) -> Version:
+        async with self._database.read() as connection:
+            return await commits.read_version_by_alias(connection, alias)
+
+    async def list_versions(self, adapter: str, limit: int, after: str | None) -> Page[Version]:
+        await self.get_adapter(adapter)
+        table = tables.versions
+        query = select(table).where(table.c.adapter == adapter).order_by(table.c.number.desc())
+        if after is not None:
+            query = query.where(table.c.number < int(after))
+        return await self._page(query, limit, rows.version_of, lambda version: str(version.number))
+
+    async def get_alias(self, name: str) -> Alias:
+        async with self._database.read() as connection:
+            found = await moves.find_alias(connection, name)
+        if found is None:
+            raise not_found("alias", name)
+        return found
+
+    async def list_aliases(
+        self, namespace: str, adapter: str | None
+    ) -> tuple[Sequence[Alias], int]:
+        table = tables.aliases
+        query = select(table).order_by(table.c.name)
+        if adapter is None:
+            query = query.where(table.c.namespace == namespace)
+        else:
+            query = query.where(table.c.adapter == adapter)
+        async with self._database.read() as connection:
+            if adapter is not None:
+                await models.read_adapter(connection, adapter)
+            revision = await connection.scalar(select(tables.revisions.c.value))
+            found = (await connection.execute(query)).all()
+        return [rows.alias_of(row) for row in found], int(revision or 0)
+
+    async def move_alias(self, move: AliasMove) -> Alias:
+        return await self._database.change(lambda change: moves.move_alias(change, move))
+
+    async def list_alias_history(self, name: str, limit: int, after: str | None) -> Page[Alias]:
+        await self.get_alias(name)
+        table = tables.alias_moves
+        query = select(table).where(table.c.name == name).order_by(table.c.revision.desc())
+        if after is not None:
+            query = query.where(table.c.revision < int(after))
+        return await self._page(query, limit, rows.alias_of, lambda alias: str(alias.revision))
+
+    async def events(self, after: int, limit: int, namespace: str | None) -> Sequence[Event]:
+        table = tables.events
+        query = select(table).where(table.c.revision > after).order_by(table.c.revision)
+        if namespace is not None:
+            query = query.where(table.c.namespace == namespace)
+        async with self._database.read() as connection:
+            found = (await connection.execute(query.limit(limit))).all()
+        return [rows.event_of(row) for row in found]
+
+    async def revision(self) -> int:
+        async with self._database.read() as connection:
+            return int(await connection.scalar(select(tables.revisions.c.value)) or 0)
+
+    async def counts(self) -> Mapping[str, int]:
+        counted: tuple[Table, ...] = (tables.adapters, tables.bases, tables.versions)
+        async with self._database.read() as connection:
+            return {
+                table.name: int(
+                    await connection.scalar(select(func.count()).select_from(table)) or 0
+                )
+                for table in counted
+            }
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def _page(
+        self,
+        query: Select[Any],
+        limit: int,
+        make: Callable[[rows.AnyRow], T],
+        key: Callable[[T], str],
+    ) -> Page[T]:
+        async with self._database.read() as connection:
+            found = (await connection.execute(query.limit(limit + 1))).all()
+        items = [make(row) for row in found[:limit]]
+        return Page(items, key(items[-1]) if len(found) > limit else None)

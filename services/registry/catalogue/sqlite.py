@@ -1,0 +1,43 @@
+"""The engine of the embedded catalogue: one SQLite file, durable at every commit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from services.registry.catalogue.database import WRITE
+from services.registry.catalogue.migrate import upgrade
+
+_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA busy_timeout=10000",
+    "PRAGMA foreign_keys=ON",
+)
+
+
+async def open_sqlite(path: Path) -> AsyncEngine:
+    """An engine for the file at path, made and brought to the newest schema where needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    event.listen(engine.sync_engine, "connect", _configure)
+    event.listen(engine.sync_engine, "begin", _begin)
+    await upgrade(engine)
+    return engine
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    # The driver begins transactions late and never IMMEDIATE: _begin does it instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in _PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,132 @@
+"""The registry's composition root: the only place that constructs its parts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from graft.errors import GraftError, Reason
+from graft.registry.v1 import blob_service_pb2 as blob_pb
+from graft.registry.v1 import blob_service_pb2_grpc as blob_rpc
+from graft.registry.v1 import registry_service_pb2 as pb
+from graft.registry.v1 import registry_service_pb2_grpc as rpc
+from prometheus_client import CollectorRegistry
+
+from services.common.server import GrpcServer
+from services.registry.admission.admit import Admission, Limits
+from services.registry.blob_servicer import BlobServicer
+from services.registry.blobs.base import BlobStore
+from services.registry.blobs.filesystem import FilesystemBlobStore
+from services.registry.catalogue.database import Database
+from services.registry.catalogue.sql import SqlCatalogue
+from services.registry.catalogue.sqlite import open_sqlite
+from services.registry.commit import VersionCommitter
+from services.registry.config import RegistrySettings
+from services.registry.metrics import RegistryMetrics
+from services.registry.pulse import Pulse
+from services.registry.servicer import RegistryServicer
+from services.registry.watch import ChangeFeed
+
+_SERVICES = tuple(
+    service.full_name
+    for module in (pb, blob_pb)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+
+
+class RegistryServer:
+    """One registry process on one data folder.
+
+    Args:
+        settings: see RegistrySettings.
+        blobs: the store of bytes, where it is not to be the file system.
+    """
+
+    def __init__(self, settings: RegistrySettings, blobs: BlobStore | None = None) -> None:
+        self._settings, self._given_blobs = settings, blobs
+        self._opened = AsyncExitStack()
+        self.address = ""
+        self.metrics_address = ""
+
+    async def start(self) -> None:
+        """Opens the data folder and serves.
+
+        Raises:
+            GraftError: UNAVAILABLE when another registry has the folder.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._opened.aclose()
+            raise
+
+    async def _start(self) -> None:
+        settings = self._settings
+        self._opened.callback(os.close, _lock_folder(settings.data_dir))
+        changed, prometheus = Pulse(), CollectorRegistry()
+        metrics = RegistryMetrics(prometheus)
+        engine = await open_sqlite(settings.database_path)
+        catalogue = SqlCatalogue(Database(engine, changed))
+        self._opened.push_async_callback(catalogue.close)
+        blobs = self._given_blobs or FilesystemBlobStore(settings.blobs_path)
+        feed = ChangeFeed(catalogue, changed, settings.bookmark_interval_s, metrics.count)
+        server = GrpcServer(settings, _SERVICES, prometheus)
+        committer = VersionCommitter(catalogue, Admission(blobs, _limits(settings)), metrics)
+        rpc.add_RegistryServiceServicer_to_server(
+            RegistryServicer(catalogue, committer, feed), server.grpc
+        )
+        blob_rpc.add_BlobServiceServicer_to_server(
+            BlobServicer(blobs, settings.max_file_bytes, metrics), server.grpc
+        )
+        await _fill(metrics, catalogue, blobs, feed)
+        await feed.start()
+        self._opened.push_async_callback(feed.close)
+        await server.start()
+        # Watches have no end: they are told first, so that the drain waits for real calls only.
+        self._opened.push_async_callback(server.drain)
+        self._opened.push_async_callback(feed.close)
+        self.address, self.metrics_address = server.address, server.metrics_address
+
+    async def stop(self) -> None:
+        """Ends watches, lets other calls finish within the drain time, and closes everything."""
+        await self._opened.aclose()
+
+
+async def _fill(
+    metrics: RegistryMetrics, catalogue: SqlCatalogue, blobs: BlobStore, feed: ChangeFeed
+) -> None:
+    counts = await catalogue.counts()
+    metrics.adapters.set(counts["adapters"])
+    metrics.bases.set(counts["bases"])
+    metrics.versions.set(counts["versions"])
+    metrics.blob_bytes.set(await blobs.total_bytes())
+    metrics.watchers.set_function(lambda: feed.watchers)
+    metrics.watch_lag.set_function(lambda: feed.lag)
+
+
+def _limits(settings: RegistrySettings) -> Limits:
+    return Limits(
+        max_file_bytes=settings.max_file_bytes,
+        max_version_bytes=settings.max_version_bytes,
+        max_tensors=settings.max_tensors,
+        max_header_bytes=settings.max_header_bytes,
+        max_rank=settings.max_rank,
+    )
+
+
+def _lock_folder(folder: Path) -> int:
+    """Holds the folder for this process until the handle is closed, also by a crash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "registry.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise GraftError(
+            Reason.UNAVAILABLE,
+            f"Another registry runs on {folder}",
+            next_step="Stop it, or set GRAFT_REGISTRY_DATA_DIR to another folder.",
+        ) from None
+    return handle

@@ -1,0 +1,198 @@
+"""Follows the catalogue's changes: what is stored is replayed, then told as it is stored.
+
+One reader per process reads each new event from the database, once for all who watch. A watcher
+that is slow reads what it missed from the database by itself, and keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+
+from graft.errors import GraftError, Reason
+
+from services.common.logs import get_logger
+from services.registry.catalogue.base import Catalogue
+from services.registry.domain import Event
+from services.registry.pulse import Pulse
+
+_BATCH = 256
+_RECENT = 1024
+# Only a reader whose database failed waits that long; changes of this process wake it at once.
+_RETRY_S = 1.0
+_CLOSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """Nothing up to its revision is left to come."""
+
+    revision: int
+    time: datetime
+
+
+@dataclass(eq=False, slots=True)
+class _Watcher:
+    task: asyncio.Task[object] | None
+    position: int
+
+
+class ChangeFeed:
+    """Tells any number of watchers of every change, in order.
+
+    Args:
+        catalogue: where the events are.
+        changed: fired when there may be new ones.
+        bookmark_interval_s: how long a watcher hears nothing before it gets a bookmark.
+        seen: called once with each new event, for counting.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        changed: Pulse,
+        bookmark_interval_s: float,
+        seen: Callable[[Event], None],
+    ) -> None:
+        self._catalogue, self._changed, self._seen = catalogue, changed, seen
+        self._bookmark_interval_s = bookmark_interval_s
+        self._recent: deque[Event] = deque(maxlen=_RECENT)
+        self._head = 0
+        self._moved = Pulse()
+        self._watchers: set[_Watcher] = set()
+        self._closing = False
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins to read."""
+        self._head = await self._catalogue.revision()
+        self._reader = asyncio.create_task(self._read_on())
+
+    async def close(self) -> None:
+        """Ends all watches, with UNAVAILABLE, within about a second, and the reader."""
+        self._closing = True
+        self._moved.fire()
+        tasks = [one.task for one in self._watchers if one.task is not None]
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=_CLOSE_S)
+            for task in stuck:
+                # In sending to a client that does not read.
+                task.cancel()
+        if self._reader is not None:
+            self._reader.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reader
+
+    @property
+    def watchers(self) -> int:
+        """How many watch now."""
+        return len(self._watchers)
+
+    @property
+    def lag(self) -> int:
+        """Events that the slowest watcher has not been sent."""
+        return max((self._head - one.position for one in tuple(self._watchers)), default=0)
+
+    async def follow(
+        self, namespace: str | None, after: int
+    ) -> AsyncGenerator[Event | Bookmark, None]:
+        """Events after a revision without end, of one namespace or of all.
+
+        A bookmark follows what was stored already, and then whenever it was quiet for a while.
+
+        Raises:
+            GraftError: REVISION_COMPACTED for a revision that this registry never had; UNAVAILABLE
+                when the registry stops.
+        """
+        target = await self._catalogue.revision()
+        if after > target:
+            raise _from_elsewhere(after, target)
+        watcher = _Watcher(asyncio.current_task(), after)
+        self._watchers.add(watcher)
+        told = after < target
+        try:
+            if not told:
+                yield Bookmark(target, datetime.now(UTC))
+            while True:
+                moved = self._moved.next()
+                if self._closing:
+                    raise _stopping(watcher.position)
+                events, reached = await self._after(watcher.position, namespace)
+                for event in events:
+                    yield event
+                    watcher.position = event.revision
+                quiet = reached == watcher.position and not events
+                watcher.position = max(watcher.position, reached)
+                if told and watcher.position >= target:
+                    told = False
+                    yield Bookmark(watcher.position, datetime.now(UTC))
+                if quiet and await self._slept(moved):
+                    yield Bookmark(watcher.position, datetime.now(UTC))
+        finally:
+            self._watchers.discard(watcher)
+
+    async def _slept(self, moved: asyncio.Event) -> bool:
+        """Waits for a change; True when there was none for the bookmark interval."""
+        try:
+            async with asyncio.timeout(self._bookmark_interval_s):
+                await moved.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    async def _after(self, position: int, namespace: str | None) -> tuple[Sequence[Event], int]:
+        """Some of the next events, and the revision up to which they are all."""
+        head = self._head
+        if position >= head:
+            return (), position
+        if self._recent and self._recent[0].revision <= position + 1:
+            # Revisions have no gaps, so the distance is the index.
+            begin = position + 1 - self._recent[0].revision
+            fresh = list(islice(self._recent, begin, begin + _BATCH))
+            chosen = [one for one in fresh if namespace in (None, one.namespace)]
+            return chosen, fresh[-1].revision
+        stored = await self._catalogue.events(position, _BATCH, namespace)
+        return stored, stored[-1].revision if len(stored) == _BATCH else max(
+            head, stored[-1].revision if stored else 0
+        )
+
+    async def _read_on(self) -> None:
+        while True:
+            changed = self._changed.next()
+            try:
+                while events := await self._catalogue.events(self._head, _BATCH, None):
+                    self._take(events)
+                await changed.wait()
+            except Exception as error:
+                get_logger().error("events cannot be read", exc_info=error)
+                await asyncio.sleep(_RETRY_S)
+
+    def _take(self, events: Sequence[Event]) -> None:
+        self._recent.extend(events)
+        self._head = events[-1].revision
+        for event in events:
+            self._seen(event)
+        self._moved.fire()
+
+
+def _from_elsewhere(after: int, newest: int) -> GraftError:
+    return GraftError(
+        Reason.REVISION_COMPACTED,
+        f"Revision {after} is not of this registry, whose newest is {newest}",
+        next_step="List again (ListAliases tells its revision) and watch from there.",
+        revision=newest,
+    )
+
+
+def _stopping(position: int) -> GraftError:
+    return GraftError(
+        Reason.UNAVAILABLE,
+        "The registry is stopping",
+        next_step=f"Watch again after revision {position} when it is back.",
+        revision=position,
+    )
