@@ -1,0 +1,1 @@
+"""The worker: trains one job in its own process. The only part of the trainer that imports torch."""

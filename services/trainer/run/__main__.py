@@ -1,0 +1,98 @@
+"""python -m services.trainer.run SPEC_FILE: trains one job and ends with one of the contract's exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from graft.digests import canonical_json
+from graft.errors import GraftError
+from graft.trainer.v1.worker_service_pb2 import Finished, Hello
+
+from services.trainer.run.background import BackgroundLoop
+from services.trainer.run.exits import ExitCode, exit_of
+from services.trainer.run.reporters import JsonLinesReporter, Reporter
+from services.trainer.run.session import SessionReporter
+from services.trainer.run.settings import WorkerSettings, read_settings
+from services.trainer.run.stop import StopSignal
+from services.trainer.spec import parse_spec
+from services.trainer.spec_file import read_spec_file
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one attempt; returns its exit code."""
+    if len(arguments) != 1:
+        print("Usage: python -m services.trainer.run SPEC_FILE", file=sys.stderr)
+        return ExitCode.BAD_CONFIG
+    spec_path = Path(arguments[0])
+    try:
+        settings = read_settings(os.environ, spec_path)
+    except GraftError as error:
+        print(error, file=sys.stderr)
+        return ExitCode.BAD_CONFIG
+    stop = StopSignal()
+    stop.listen()
+    loop = BackgroundLoop()
+    reporter = _reporter(settings, loop, stop)
+    code, finished = _attempt(spec_path, settings, loop, reporter, stop)
+    reporter.finish(finished)
+    loop.close()
+    return code
+
+
+def _attempt(
+    spec_path: Path,
+    settings: WorkerSettings,
+    loop: BackgroundLoop,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> tuple[ExitCode, Finished]:
+    try:
+        given = read_spec_file(spec_path)
+        spec = parse_spec(given)
+        _quiet_libraries(spec.base.source, spec.resources.cpu_threads)
+        # From here on torch and its libraries are needed; what is wrong with the spec was said before.
+        from services.trainer.run.worker import Worker, use_threads, work_folder
+
+        use_threads(spec.resources.cpu_threads)
+        work_folder(settings)
+        spec_json = canonical_json(given).decode()
+        worker = Worker(spec, spec_json, settings, loop, reporter, stop)
+        return ExitCode.DONE, Finished(version=worker.run())
+    except BaseException as error:
+        traceback.print_exc()
+        return exit_of(error, settings.work_dir)
+
+
+def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) -> Reporter:
+    if not settings.trainer_address:
+        return JsonLinesReporter()
+    return SessionReporter(
+        loop,
+        settings.trainer_address,
+        Hello(job=settings.job, attempt=settings.attempt, token=settings.token),
+        settings.trainer_patience_s,
+        stop.wait_for_commit,
+    )
+
+
+def _quiet_libraries(source: str, cpu_threads: int) -> None:
+    """Environment that must be set before the libraries are imported: nothing phones home, nothing draws bars."""
+    settings = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "TQDM_DISABLE": "1",
+    }
+    if Path(source).expanduser().is_dir():
+        settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if cpu_threads:
+        settings["OMP_NUM_THREADS"] = str(cpu_threads)
+    os.environ.update(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""The job's examples: from its path, or from a blob that is fetched to the work folder first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from graft.blobs import BlobClient
+from graft.channel import open_channel
+from graft.common.v1.common_pb2 import File
+from graft.errors import GraftError, Reason
+
+from services.trainer.formats import Example, Examples, load_examples
+from services.trainer.run.background import BackgroundLoop
+from services.trainer.run.settings import WorkerSettings
+from services.trainer.spec import DatasetSpec
+
+
+def read_examples(
+    spec: DatasetSpec, settings: WorkerSettings, loop: BackgroundLoop, log: Callable[[str], None]
+) -> Examples:
+    """Reads all examples of the spec.
+
+    Raises:
+        GraftError: BAD_DATA; INVALID_SPEC for a blob without a registry; what fetching it raises.
+    """
+    path = Path(spec.path).expanduser()
+    if spec.blob_digest:
+        path = settings.work_dir / "data" / spec.blob_name
+        if not settings.registry_address:
+            raise GraftError(
+                Reason.INVALID_SPEC,
+                "dataset.blob_digest needs a registry, and this worker has none",
+                next_step="Use dataset.path, or set GRAFT_WORKER_REGISTRY.",
+            )
+        if not path.exists():
+            loop.run(_fetch(settings.registry_address, spec, path))
+    examples = load_examples(path, spec.format, spec.max_rows)
+    log(f"Read {len(examples.rows)} rows of {path.name} ({examples.format}).")
+    return examples
+
+
+async def _fetch(address: str, spec: DatasetSpec, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    async with open_channel(address) as channel:
+        file = File(path=spec.blob_name, digest=spec.blob_digest)
+        await BlobClient(channel).fetch(file, path)
+
+
+def split(
+    rows: list[Example], eval_fraction: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out rows; the same seed holds out the same ones.
+
+    Raises:
+        GraftError: BAD_DATA, when one of the two would be empty.
+    """
+    if not eval_fraction:
+        return rows, []
+    held_out = round(len(rows) * eval_fraction)
+    if not 0 < held_out < len(rows):
+        raise GraftError(
+            Reason.BAD_DATA,
+            f"eval_fraction {eval_fraction:g} of {len(rows)} rows holds out {held_out}",
+            next_step="Use more rows, or leave dataset.eval_fraction out.",
+        )
+    chosen = set(random.Random(seed).sample(range(len(rows)), held_out))
+    training = [row for index, row in enumerate(rows) if index not in chosen]
+    return training, [row for index, row in enumerate(rows) if index in chosen]

@@ -1,0 +1,112 @@
+"""How an attempt ends: the exit codes of the contract, and which one an error leads to."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from enum import IntEnum
+from pathlib import Path
+
+from graft.common.v1 import common_pb2 as common
+from graft.errors import GraftError, Reason
+from graft.trainer.v1.worker_service_pb2 import Finished
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a worker; 64 to 70 as in sysexits.h where there is one."""
+
+    DONE = 0
+    BAD_CONFIG = 64
+    BAD_DATA = 65
+    OUT_OF_MEMORY = 66
+    REFUSED = 67
+    INTERNAL = 70
+    PREEMPTED = 75
+    CANCELLED = 79
+
+
+class PreemptedError(Exception):
+    """The attempt stops so that another can go on from its checkpoint."""
+
+
+class RegistryRefusedError(Exception):
+    """The registry does not take the result, or will not.
+
+    Args:
+        cause: the registry's error.
+    """
+
+    def __init__(self, cause: GraftError) -> None:
+        super().__init__(str(cause))
+
+
+_BAD_CONFIG = {
+    Reason.INVALID_SPEC,
+    Reason.INVALID_NAME,
+    Reason.INVALID_REQUEST,
+    Reason.NOT_A_MODEL,
+    Reason.RANK_TOO_LARGE,
+    Reason.WRONG_BASE,
+}
+_CAUSES = {
+    ExitCode.BAD_CONFIG: common.FAILURE_CAUSE_BAD_CONFIG,
+    ExitCode.BAD_DATA: common.FAILURE_CAUSE_BAD_DATA,
+    ExitCode.OUT_OF_MEMORY: common.FAILURE_CAUSE_OUT_OF_MEMORY,
+    ExitCode.REFUSED: common.FAILURE_CAUSE_REFUSED,
+    ExitCode.INTERNAL: common.FAILURE_CAUSE_INTERNAL,
+}
+
+
+def exit_of(error: BaseException, work_dir: Path) -> tuple[ExitCode, Finished]:
+    """The exit code of an error, and the last report of an attempt that it ends."""
+    if isinstance(error, PreemptedError):
+        return ExitCode.PREEMPTED, Finished(preempted=True, message=str(error))
+    code, message = _classify(error, work_dir)
+    return code, Finished(failure_cause=_CAUSES[code], message=message)
+
+
+def _classify(error: BaseException, work_dir: Path) -> tuple[ExitCode, str]:
+    if isinstance(error, RegistryRefusedError):
+        return ExitCode.REFUSED, str(error)
+    if isinstance(error, GraftError):
+        if error.reason is Reason.BAD_DATA:
+            return ExitCode.BAD_DATA, str(error)
+        code = ExitCode.BAD_CONFIG if error.reason in _BAD_CONFIG else ExitCode.INTERNAL
+        return code, str(error)
+    if _is_out_of_memory(error):
+        return ExitCode.OUT_OF_MEMORY, (
+            f"Memory ran out ({_first_line(error)}). Lower micro_batch_size or max_length_tokens, "
+            "turn on gradient_checkpointing, or quantize the base with nf4."
+        )
+    if is_disk_full(error, work_dir):
+        return ExitCode.INTERNAL, (
+            f"The disk of {work_dir} is full; the last good checkpoint is kept. "
+            "Make room and start the job again: it goes on from there."
+        )
+    return ExitCode.INTERNAL, (
+        f"{type(error).__name__}: {_first_line(error)}. The traceback is in the attempt's log."
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in words
+        or "CUDA out of memory" in words
+    )
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error comes from a full disk; torch and safetensors wrap the system's error in their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    if "No space left on device" in str(error):
+        return True
+    wrapped = "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
+    return wrapped and folder.exists() and shutil.disk_usage(folder).free < 2**20
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no message"])[0]

@@ -1,0 +1,1 @@
+"""Methods: how a frozen base gets parameters that are trained."""

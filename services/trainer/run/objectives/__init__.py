@@ -1,0 +1,1 @@
+"""Objectives: what the trained parameters are optimized for."""

@@ -1,0 +1,148 @@
+"""Counts what a training run does, reports it, and decides at each step's end what happens next."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from graft.common.v1.common_pb2 import TrainingMetrics
+from graft.files import write_atomic
+from graft.trainer.v1.worker_service_pb2 import Started
+from transformers import TrainerCallback
+
+from services.trainer.run.reporters import Reporter
+from services.trainer.run.stop import StopSignal
+from services.trainer.spec import JobSpec
+
+_FILE = "progress.json"
+_SMOOTHING = 0.9
+
+
+class Progress:
+    """Figures of a run.
+
+    Args:
+        reporter: gets them.
+        stop: asked at each step's end.
+    """
+
+    def __init__(self, reporter: Reporter, stop: StopSignal) -> None:
+        self._reporter = reporter
+        self.stop = stop
+        self.tokens = 0
+        self.last = TrainingMetrics()
+        self._nats, self._learned, self._new_tokens = 0.0, 0, 0
+        self._step_s = 0.0
+        self._reported_at = self._stepped_at = time.monotonic()
+
+    def begin(self, started: Started) -> None:
+        """Reports that training begins and starts the clock."""
+        self._reporter.started(started)
+        self._reported_at = self._stepped_at = time.monotonic()
+
+    def add_batch(self, nats: float, learned_tokens: int, tokens: int) -> None:
+        """Counts a batch: its summed loss, the tokens it is of, and all its real tokens."""
+        self._nats += nats
+        self._learned += learned_tokens
+        self._new_tokens += tokens
+        self.tokens += tokens
+
+    def step_done(self, step: int) -> None:
+        """Takes the time of an optimizer step."""
+        now = time.monotonic()
+        step_s, self._stepped_at = now - self._stepped_at, now
+        old = self._step_s or step_s
+        self._step_s = _SMOOTHING * old + (1 - _SMOOTHING) * step_s
+        self._reporter.at_step(step)
+
+    def report(self, state: Any, grad_norm: float, learning_rate: float) -> None:
+        """Reports what was counted since the last report."""
+        now = time.monotonic()
+        seconds = max(now - self._reported_at, 1e-9)
+        self.last = TrainingMetrics(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=state.epoch or 0.0,
+            loss=self._nats / max(self._learned, 1),
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            tokens=self.tokens,
+            tokens_per_second=self._new_tokens / seconds,
+            remaining_s=(state.max_steps - state.global_step) * self._step_s,
+        )
+        self._reporter.metrics(self.last)
+        self._nats, self._learned, self._new_tokens = 0.0, 0, 0
+        self._reported_at = now
+
+    def report_evaluation(self, loss: float) -> None:
+        """Reports the loss on held-out rows, at the step that was reported last."""
+        self.last.eval_loss = loss
+        self._reporter.metrics(self.last)
+        self._reported_at = self._stepped_at = time.monotonic()
+
+    def checkpoint(self, step: int) -> None:
+        """Reports a checkpoint."""
+        self._reporter.checkpoint(step)
+
+    def save(self, folder: Path) -> None:
+        """Writes what a resumed run must know into a checkpoint."""
+        write_atomic(folder / _FILE, json.dumps({"tokens": self.tokens}).encode())
+
+    def load(self, folder: Path) -> None:
+        """Reads what save() wrote."""
+        self.tokens = json.loads((folder / _FILE).read_bytes())["tokens"]
+
+
+class EpochTrainer(Protocol):
+    """What the callback needs of a trainer."""
+
+    steps_per_epoch: int
+    model: Any
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the order of rows to that of an epoch."""
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Listens to the loop: starts epochs, asks for reports, evaluations and checkpoints, and stops."""
+
+    def __init__(
+        self, trainer: EpochTrainer, progress: Progress, spec: JobSpec, evaluates: bool
+    ) -> None:
+        self._trainer = trainer
+        self._progress = progress
+        self._every_steps = spec.checkpointing.every_steps
+        self._evaluates = evaluates
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Reports the start."""
+        parameters = list(self._trainer.model.parameters())
+        trained, total = self._trainer.model.get_nb_trainable_parameters()
+        assert parameters
+        self._progress.begin(
+            Started(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                trainable_parameters=trained,
+                total_parameters=total,
+            )
+        )
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Sets the epoch's order, by counting steps so that it is right after a resume too."""
+        self._trainer.begin_epoch(state.global_step // self._trainer.steps_per_epoch)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decides what follows the step."""
+        step = state.global_step
+        self._progress.step_done(step)
+        last = step >= state.max_steps
+        control.should_log = control.should_log or last
+        control.should_evaluate = self._evaluates and (
+            last or step % self._trainer.steps_per_epoch == 0
+        )
+        control.should_save = not last and step % self._every_steps == 0
+        if self._progress.stop.preempted and not last:
+            control.should_save = control.should_training_stop = True

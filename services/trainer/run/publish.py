@@ -1,0 +1,189 @@
+"""Brings a result into the registry: its base and adapter, its files by digest, one version, and its alias.
+
+Every step may be repeated: the registry knows files by digest and the commit by its request id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from graft.blobs import BlobClient
+from graft.channel import call_metadata, rpc_errors
+from graft.common.v1.common_pb2 import File
+from graft.errors import GraftError, NotFoundError, Reason
+from graft.registry.v1 import registry_service_pb2 as pb
+from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+from services.trainer.run.exits import RegistryRefusedError
+from services.trainer.run.result import Result
+
+_PEER = "the registry"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+_ALIAS_ATTEMPTS = 10
+T = TypeVar("T")
+
+
+class Publisher:
+    """Writes to one registry.
+
+    Args:
+        channel: open, to the registry.
+        actor: who asks, for the alias' history.
+        patience_s: how long a registry that cannot be reached is tried again.
+        log: takes a line for people.
+        check_stop: raises when the attempt shall end rather than try again.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        actor: str,
+        patience_s: float,
+        log: Callable[[str], None],
+        check_stop: Callable[[], None],
+    ) -> None:
+        self._registry = RegistryServiceStub(channel)
+        self._blobs = BlobClient(channel)
+        self._metadata = call_metadata(actor=actor)
+        self._actor = actor
+        self._patience_s = patience_s
+        self._log = log
+        self._check_stop = check_stop
+
+    async def prepare(self, base: pb.Base, adapter: str) -> None:
+        """Makes sure that base and adapter exist and belong together, before any time is spent.
+
+        Raises:
+            RegistryRefusedError: they exist and are others.
+            GraftError: UNAVAILABLE.
+        """
+        await self._patiently(lambda: self._prepare(base, adapter))
+
+    async def _prepare(self, base: pb.Base, adapter: str) -> None:
+        with rpc_errors(_PEER):
+            await self._registry.CreateBase(
+                pb.CreateBaseRequest(base=base), metadata=self._metadata
+            )
+        try:
+            with rpc_errors(_PEER):
+                found = await self._registry.GetAdapter(
+                    pb.GetAdapterRequest(name=adapter), metadata=self._metadata
+                )
+        except NotFoundError:
+            found = await self._create_adapter(base, adapter)
+        if found.base != base.name:
+            raise GraftError(
+                Reason.WRONG_BASE,
+                f"{adapter} belongs to {found.base}, not to {base.name}",
+                next_step="Name another adapter in output.adapter, or train on its base.",
+            )
+
+    async def _create_adapter(self, base: pb.Base, adapter: str) -> pb.Adapter:
+        request = pb.CreateAdapterRequest(
+            adapter=pb.Adapter(name=adapter, base=base.name), request_id=f"{self._actor}/adapter"
+        )
+        try:
+            with rpc_errors(_PEER):
+                created: pb.Adapter = await self._registry.CreateAdapter(
+                    request, metadata=self._metadata
+                )
+            return created
+        except GraftError as error:
+            if error.reason is not Reason.ALREADY_EXISTS:
+                raise
+        with rpc_errors(_PEER):
+            found: pb.Adapter = await self._registry.GetAdapter(
+                pb.GetAdapterRequest(name=adapter), metadata=self._metadata
+            )
+        return found
+
+    async def upload(self, result: Result) -> None:
+        """Uploads the result's files.
+
+        Raises:
+            RegistryRefusedError: for example its disk is full.
+            GraftError: UNAVAILABLE.
+        """
+        for file in result.request.files:
+            await self._patiently(lambda file=file: self._upload(result.folder, file))  # type: ignore[misc]
+
+    async def _upload(self, folder: Path, file: File) -> None:
+        await self._blobs.upload(folder / file.path, file)
+
+    async def commit(self, result: Result) -> pb.Version:
+        """Makes the uploaded result a version; again, the same version.
+
+        Raises:
+            RegistryRefusedError: with the registry's words.
+            GraftError: UNAVAILABLE.
+        """
+
+        async def once() -> pb.Version:
+            with rpc_errors(_PEER):
+                version: pb.Version = await self._registry.CommitVersion(
+                    result.request, metadata=self._metadata
+                )
+            return version
+
+        return await self._patiently(once)
+
+    async def point(self, alias: str, version: pb.Version) -> None:
+        """Points an alias at a version, by compare-and-set against what it names now.
+
+        Raises:
+            RegistryRefusedError: it does not stand still.
+            GraftError: UNAVAILABLE.
+        """
+        await self._patiently(lambda: self._point(alias, version))
+
+    async def _point(self, alias: str, version: pb.Version) -> None:
+        for attempt in range(1, _ALIAS_ATTEMPTS + 1):
+            now = await self._alias_target(alias)
+            if now == version.name:
+                return
+            request = pb.SetAliasRequest(
+                name=alias,
+                version=version.name,
+                expected_version=now,
+                reason=f"Trained by {self._actor}",
+            )
+            try:
+                with rpc_errors(_PEER):
+                    await self._registry.SetAlias(request, metadata=self._metadata)
+                return
+            except GraftError as error:
+                if error.reason is not Reason.ALIAS_MOVED or attempt == _ALIAS_ATTEMPTS:
+                    raise
+
+    async def _alias_target(self, alias: str) -> str:
+        try:
+            with rpc_errors(_PEER):
+                found = await self._registry.GetAlias(
+                    pb.GetAliasRequest(name=alias), metadata=self._metadata
+                )
+            return str(found.version)
+        except NotFoundError:
+            return ""
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Does work, again while the registry is away and patience lasts."""
+        give_up_at, pause_s, told = time.monotonic() + self._patience_s, _FIRST_PAUSE_S, False
+        while True:
+            try:
+                return await work()
+            except GraftError as error:
+                if error.reason not in (Reason.UNAVAILABLE, Reason.OVERLOADED):
+                    raise RegistryRefusedError(error) from error
+                if time.monotonic() + pause_s > give_up_at:
+                    raise
+                if not told:
+                    self._log(f"{error.message}; trying again for {self._patience_s:g} s.")
+                    told = True
+            self._check_stop()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -1,0 +1,76 @@
+"""The trained adapter on disk: whole or not there, with everything that its version's lineage says."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from graft.blobs import describe_file
+from graft.common.v1.common_pb2 import File
+from graft.files import fsync_folder, write_atomic
+from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+_REQUEST = "commit_request.json"
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "tokenizers", "safetensors", "bitsandbytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run: its folder, and the commit that makes it a version.
+
+    The request is stored with the files, so that whoever commits it, however often, asks for the same.
+    """
+
+    folder: Path
+    request: CommitVersionRequest
+
+
+def store_result(folder: Path, partial: Path, request: CommitVersionRequest) -> Result:
+    """Makes a result of the files in partial, which then is folder."""
+    del request.files[:]
+    request.files.extend(describe_file(partial, partial / name) for name in FILES)
+    write_atomic(partial / _REQUEST, MessageToJson(request).encode())
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    fsync_folder(folder.parent)
+    return Result(folder, request)
+
+
+def find_result(folder: Path, spec_json: str) -> Result | None:
+    """The stored result of an earlier attempt, if there is one of this spec and its files are whole."""
+    try:
+        request = Parse((folder / _REQUEST).read_text("utf-8"), CommitVersionRequest())
+    except (OSError, ValueError, ParseError):
+        return None
+    if request.lineage.spec_json != spec_json or not all(_whole(folder, f) for f in request.files):
+        return None
+    return Result(folder, request)
+
+
+def _whole(folder: Path, file: File) -> bool:
+    path = folder / file.path
+    return path.is_file() and describe_file(folder, path) == file
+
+
+def library_versions(quantized: bool) -> dict[str, str]:
+    """Versions of the libraries that have a part in a run."""
+    names = [name for name in _LIBRARIES if quantized or name != "bitsandbytes"]
+    return {name: metadata.version(name) for name in names}
+
+
+def describe(result: Result) -> str:
+    """Where a result is, for people."""
+    size_bytes = sum(file.size_bytes for file in result.request.files)
+    return f"The adapter is in {result.folder} ({size_bytes:,} bytes)."
+
+
+def new_lineage(lineage: Lineage, figures: dict[str, float]) -> Lineage:
+    """The lineage with the run's final figures."""
+    done = Lineage()
+    done.CopyFrom(lineage)
+    done.metrics.update(figures)
+    return done

@@ -1,0 +1,85 @@
+"""What a worker is told by whoever starts it: environment variables, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft.errors import GraftError, Reason
+from graft.names import parse_name
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """The contract with the launcher.
+
+    Attributes:
+        job: "namespaces/{ns}/jobs/{job}".
+        attempt: from 1.
+        trainer_address: "host:port"; "" for none: events go to standard output.
+        token: proves this worker to the trainer.
+        registry_address: "host:port"; "" for none: the result stays in the work folder.
+        work_dir: checkpoints/, result/ and data/ are below it.
+        registry_patience_s: how long a registry that cannot be reached is tried again.
+        trainer_patience_s: how long the end of the attempt is offered to a trainer that is away.
+    """
+
+    job: str
+    attempt: int
+    trainer_address: str
+    token: str
+    registry_address: str
+    work_dir: Path
+    registry_patience_s: float
+    trainer_patience_s: float
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the job, its adapter and its base."""
+        return parse_name(self.job, "namespaces/{namespace}/jobs/{job}")["namespace"]
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where checkpoints are kept."""
+        return self.work_dir / "checkpoints"
+
+    @property
+    def result_dir(self) -> Path:
+        """Where the trained adapter is kept."""
+        return self.work_dir / "result"
+
+
+def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSettings:
+    """Settings from GRAFT_WORKER_* variables; without a work folder, one beside the spec.
+
+    Raises:
+        GraftError: INVALID_REQUEST or INVALID_NAME, naming the variable's value.
+    """
+
+    def value(name: str, default: str = "") -> str:
+        return environment.get(f"GRAFT_WORKER_{name}") or default
+
+    job = value("JOB", "namespaces/default/jobs/local")
+    parse_name(job, "namespaces/{namespace}/jobs/{job}")
+    try:
+        attempt = int(value("ATTEMPT", "1"))
+        registry_patience_s = float(value("REGISTRY_PATIENCE_S", "600"))
+        trainer_patience_s = float(value("TRAINER_PATIENCE_S", "300"))
+    except ValueError as error:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"A GRAFT_WORKER_ variable is not a number ({error})",
+            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S and TRAINER_PATIENCE_S.",
+        ) from None
+    work_dir = value("DIR") or str(spec_path.parent / f"{spec_path.stem}-work")
+    return WorkerSettings(
+        job=job,
+        attempt=attempt,
+        trainer_address=value("TRAINER"),
+        token=value("TOKEN"),
+        registry_address=value("REGISTRY"),
+        work_dir=Path(work_dir).absolute(),
+        registry_patience_s=registry_patience_s,
+        trainer_patience_s=trainer_patience_s,
+    )
