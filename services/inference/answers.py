@@ -1,0 +1,259 @@
+"""A request's way from its words to its tokens: resolve, tokenize, check, take the version, generate.
+
+Whatever is wrong with a request is found here, before the engine sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graft.errors import GraftError, Reason
+
+from services.inference.domain import AdapterVersion, Base
+from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling
+from services.inference.metrics import InferenceMetrics, VersionSeries
+from services.inference.residency import Residency
+from services.inference.router import Router
+
+# Below this a timer costs more than it collects.
+_LEAST_FLUSH_S = 0.002
+_FLUSH_PER_STREAM_S = 0.0003
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages and tools as the chat template takes them."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request. max_tokens of 0 in sampling means what is left of the context."""
+
+    model: str
+    prompt: str | Sequence[int] | Conversation
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What makes an answer; version is None for the base alone."""
+
+    base: Base
+    version: AdapterVersion | None
+
+
+class Answer:
+    """An admitted request: its version is loaded and stays so until the answer ends."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        provenance: Provenance,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: EngineAdapter | None,
+        series: VersionSeries,
+        pace: Pace,
+        arrived_s: float,
+    ) -> None:
+        self.provenance = provenance
+        self.prompt_tokens = len(prompt_token_ids)
+        self.completion_tokens = 0
+        self._engine, self._adapter, self._series = engine, adapter, series
+        self._prompt_token_ids, self._sampling = prompt_token_ids, sampling
+        self._pace, self._arrived_s = pace, arrived_s
+
+    async def whole(self) -> Delta:
+        """All of it at once."""
+        async with aclosing(self._deltas(stream=False)) as deltas:
+            async for delta in deltas:
+                return delta
+        raise GraftError(Reason.INTERNAL, "The engine ended an answer without a word")
+
+    async def parts(self) -> AsyncGenerator[Delta, None]:
+        """What is new, as it comes: the first token at once, then what is ready at the stream's pace."""
+        pace = self._pace
+        pace.streams += 1
+        try:
+            async with aclosing(self._deltas(stream=True)) as deltas:
+                async for delta in deltas:
+                    yield delta
+                    interval_s = pace.interval_s
+                    if interval_s and delta.finish is None:
+                        await asyncio.sleep(interval_s)
+        finally:
+            pace.streams -= 1
+
+    async def _deltas(self, *, stream: bool) -> AsyncGenerator[Delta, None]:
+        series, outcome, first_s = self._series, "error", 0.0
+        series.prompt_tokens.inc(self.prompt_tokens)
+        deltas = self._engine.generate(
+            uuid.uuid4().hex, self._prompt_token_ids, self._sampling, self._adapter, stream=stream
+        )
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    if not first_s:
+                        first_s = time.perf_counter()
+                        series.first_token.observe(first_s - self._arrived_s)
+                    self.completion_tokens += len(delta.token_ids)
+                    yield delta
+            outcome = "ok"
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "ok" if first_s and not stream else "cancelled"
+            raise
+        finally:
+            series.outcomes[outcome].inc()
+            series.completion_tokens.inc(self.completion_tokens)
+            if stream and self.completion_tokens > 1:
+                passed_s = time.perf_counter() - first_s
+                series.per_token.observe(passed_s / (self.completion_tokens - 1))
+
+
+class Pace:
+    """How long a stream collects tokens before it sends them: the more streams, the longer.
+
+    A message costs far more than a token, so under load the messages, not the tokens, would be what
+    the machine is busy with. A single stream is not slowed.
+    """
+
+    def __init__(self, max_interval_s: float) -> None:
+        self._max_interval_s = max_interval_s
+        self.streams = 0
+
+    @property
+    def interval_s(self) -> float:
+        """Time to collect for, now; 0 for not at all."""
+        interval_s = min(self.streams * _FLUSH_PER_STREAM_S, self._max_interval_s)
+        return interval_s if interval_s >= _LEAST_FLUSH_S else 0.0
+
+
+class Answers:
+    """Admits requests."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        router: Router,
+        residency: Residency,
+        base: Base,
+        metrics: InferenceMetrics,
+        pace: Pace,
+    ) -> None:
+        self._engine, self._router, self._residency = engine, router, residency
+        self._base, self._metrics, self._pace = base, metrics, pace
+
+    @asynccontextmanager
+    async def admit(self, question: Question) -> AsyncIterator[Answer]:
+        """Resolves, checks and takes the version; it is let go when the context ends.
+
+        Raises:
+            GraftError: of Router.resolve, of Residency.acquire; INVALID_REQUEST, PROMPT_TOO_LONG,
+                ENGINE_DEAD.
+        """
+        arrived_s = time.perf_counter()
+        try:
+            if not self._engine.healthy:
+                raise _dead()
+            version = await self._router.resolve(question.model)
+            prompt_token_ids = self._prompt(question.prompt)
+            sampling = self._complete(question.sampling, len(prompt_token_ids))
+            resident = None if version is None else await self._residency.acquire(version)
+        except GraftError as error:
+            self._metrics.refusals.labels(error.reason.value).inc()
+            raise
+        series = self._metrics.series(*_labels(self._base, version))
+        series.in_flight.inc()
+        try:
+            yield Answer(
+                self._engine,
+                Provenance(self._base, version),
+                prompt_token_ids,
+                sampling,
+                None if resident is None else resident.adapter,
+                series,
+                self._pace,
+                arrived_s,
+            )
+        finally:
+            series.in_flight.dec()
+            if resident is not None:
+                self._residency.release(resident)
+
+    def _prompt(self, prompt: str | Sequence[int] | Conversation) -> Sequence[int]:
+        limits = self._engine.limits
+        if isinstance(prompt, Conversation):
+            text = self._engine.render_chat(prompt.messages, prompt.tools)
+            ids: Sequence[int] = self._engine.tokenize(text, special_tokens=False)
+        elif isinstance(prompt, str):
+            # No token has more bytes than this; what is longer need not be tokenized to be refused.
+            if len(prompt) > 256 * limits.max_context_tokens:
+                raise self._too_long(f"{len(prompt)} characters")
+            ids = self._engine.tokenize(prompt, special_tokens=True) if prompt else ()
+        else:
+            ids = prompt
+            wrong = next((each for each in ids if not 0 <= each < limits.vocab_size), None)
+            if wrong is not None:
+                raise _invalid(
+                    f"prompt_token_ids has {wrong}, and the vocabulary is 0 to {limits.vocab_size - 1}"
+                )
+        if not ids:
+            raise _invalid("the prompt is empty")
+        if len(ids) >= limits.max_context_tokens:
+            raise self._too_long(f"{len(ids)} tokens")
+        return ids
+
+    def _complete(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
+        limits = self._engine.limits
+        left = limits.max_context_tokens - prompt_tokens
+        wrong = next((each for each in sampling.stop_token_ids if each >= limits.vocab_size), None)
+        if wrong is not None:
+            raise _invalid(
+                f"sampling.stop_token_ids has {wrong}, and the vocabulary ends at "
+                f"{limits.vocab_size - 1}"
+            )
+        if sampling.min_tokens > left:
+            raise _invalid(
+                f"sampling.min_tokens is {sampling.min_tokens}, and {left} tokens are left of the "
+                f"context of {limits.max_context_tokens}"
+            )
+        if 0 < sampling.max_tokens <= left:
+            return sampling
+        return replace(sampling, max_tokens=left)
+
+    def _too_long(self, length: str) -> GraftError:
+        context = self._engine.limits.max_context_tokens
+        return GraftError(
+            Reason.PROMPT_TOO_LONG,
+            f"The prompt has {length}, and the context of {self._base.base_id} is {context} tokens "
+            "with at least one for the answer",
+            next_step="Shorten the prompt.",
+            max_context_tokens=context,
+        )
+
+
+def _labels(base: Base, version: AdapterVersion | None) -> tuple[str, str]:
+    if version is None:
+        return base.base_id, ""
+    return version.adapter_id, str(version.number)
+
+
+def _invalid(what: str) -> GraftError:
+    return GraftError(Reason.INVALID_REQUEST, what[0].upper() + what[1:])
+
+
+def _dead() -> GraftError:
+    return GraftError(
+        Reason.ENGINE_DEAD,
+        "The engine of this service is not running",
+        next_step="Try again on another replica; restart this one, and read its log.",
+    )

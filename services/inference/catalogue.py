@@ -1,0 +1,72 @@
+"""What the registry has told so far: adapters, their versions, and where their aliases point.
+
+Knows nothing of engines. Applying the same change twice does nothing, so a replay is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from services.inference.domain import (
+    AdapterSeen,
+    AdapterVersion,
+    AliasSeen,
+    Change,
+    Snapshot,
+)
+
+
+@dataclass(slots=True)
+class AdapterEntry:
+    """One adapter: its base, the number of its newest version, versions seen, aliases by id."""
+
+    name: str
+    base: str
+    latest: int = 0
+    versions: dict[int, AdapterVersion] = field(default_factory=dict)
+    aliases: dict[str, AliasSeen] = field(default_factory=dict)
+
+
+class Catalogue:
+    """The newest known state of one namespace."""
+
+    def __init__(self) -> None:
+        self._adapters: dict[str, AdapterEntry] = {}
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterEntry]:
+        """By resource name."""
+        return self._adapters
+
+    def load(self, snapshot: Snapshot) -> Iterator[AliasSeen]:
+        """Takes a snapshot in; yields the aliases that are new or moved by it."""
+        for adapter in snapshot.adapters:
+            self.apply(adapter)
+        for alias in snapshot.aliases:
+            if self.apply(alias):
+                yield alias
+
+    def apply(self, change: Change) -> bool:
+        """Takes a change in; returns whether it said anything new."""
+        match change:
+            case AdapterSeen():
+                entry = self._adapters.setdefault(
+                    change.name, AdapterEntry(change.name, change.base)
+                )
+                entry.base = change.base
+                entry.latest = max(entry.latest, change.latest)
+                return True
+            case AdapterVersion():
+                entry = self._adapters.setdefault(change.adapter, AdapterEntry(change.adapter, ""))
+                new = change.number > entry.latest
+                entry.latest = max(entry.latest, change.number)
+                entry.versions[change.number] = change
+                return new
+            case AliasSeen():
+                entry = self._adapters.setdefault(change.adapter, AdapterEntry(change.adapter, ""))
+                known = entry.aliases.get(change.alias)
+                if known is not None and known.revision >= change.revision:
+                    return False
+                entry.aliases[change.alias] = change
+                return known is None or known.version != change.version

@@ -1,0 +1,90 @@
+"""Settings of the inference service, from GRAFT_INFERENCE_* and a .env file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from graft.names import DEFAULT_NAMESPACE
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.config import ServiceSettings
+
+
+class InferenceSettings(ServiceSettings):
+    """One base, one engine, one registry to follow."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFT_INFERENCE_")
+
+    registry_address: str = Field(
+        default="", description="host:port of the registry; empty serves the base alone"
+    )
+    namespace: str = Field(
+        default=DEFAULT_NAMESPACE, description="namespace whose adapters are served"
+    )
+    base: Path = Field(description="folder of the base model")
+    base_name: str = Field(
+        default="", description="id of the base in the registry; its folder's name if empty"
+    )
+    cache_dir: Path | None = Field(
+        default=None,
+        description="fetched adapters by digest; {data_dir}/inference/adapters if not set",
+    )
+
+    engine: Literal["vllm", "fake"] = Field(
+        default="vllm", description="vllm, or fake for tests of clients: it answers without a model"
+    )
+    max_adapters: int = Field(
+        default=8,
+        ge=0,
+        le=1024,
+        description="adapter versions loaded at once; 0 serves the base alone",
+    )
+    max_lora_rank: int = Field(default=64, ge=1, le=512, description="largest rank that is served")
+    max_model_len: int | None = Field(
+        default=None, ge=1, description="prompt and answer in tokens; what the base says if not set"
+    )
+    max_num_seqs: int = Field(
+        default=256, ge=1, description="requests that the engine computes at once"
+    )
+    dtype: str = Field(default="auto", description="auto, bfloat16, float16 or float32")
+    quantization: str | None = Field(
+        default=None, description="for example bitsandbytes; what the base's config says if not set"
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="share of the GPU's memory for weights and KV cache"
+    )
+    cpu_kv_cache_gib: int = Field(default=1, ge=1, description="GiB of KV cache on a CPU")
+    enforce_eager: bool = Field(
+        default=False, description="no compilation: starts faster, runs slower"
+    )
+    enable_prefix_caching: bool = Field(
+        default=True, description="reuse the KV cache of equal prefixes"
+    )
+    seed: int = Field(default=0, description="seed of the engine, for requests without one")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="run code that lies beside the base: only for a base that you trust",
+    )
+
+    max_waiting: int = Field(
+        default=1024,
+        ge=1,
+        description="requests that may wait for an adapter slot; more are refused",
+    )
+    slot_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="longest wait for an adapter slot before a request is refused",
+    )
+    retry_failed_after_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="how long a version that failed to load is refused without a try",
+    )
+    max_flush_interval_s: float = Field(
+        default=0.02,
+        ge=0,
+        description="longest time for which tokens of a stream are collected under load",
+    )

@@ -1,0 +1,180 @@
+"""What the service asks of an engine, in the service's own terms; knows neither vLLM nor protobuf.
+
+One engine holds one base and, beside it, adapters up to its slots. It does what it is told: which
+adapter is loaded and when is decided by the residency.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+
+class Finish(Enum):
+    """Why an answer ended."""
+
+    STOP = auto()
+    LENGTH = auto()
+    ABORTED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine can take.
+
+    Attributes:
+        max_adapters: adapters that may be loaded at once; 0 when it serves the base alone.
+        max_rank: largest LoRA rank.
+        max_context_tokens: prompt and answer together.
+        vocab_size: token ids are below it.
+    """
+
+    max_adapters: int
+    max_rank: int
+    max_context_tokens: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAdapter:
+    """One load of one adapter version. A later load of the same version has another number.
+
+    Attributes:
+        number: unique among all loads of this engine, from 1.
+        name: unique per content, "adapter@digest".
+        folder: its files; never changes while it is loaded.
+    """
+
+    number: int
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn, checked and complete; see SamplingParams of the contract."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with the natural logarithm of its probability."""
+
+    token_id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The drawn token of one position and the likeliest ones, in order."""
+
+    drawn: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(slots=True)
+class Delta:
+    """What is new of an answer; finish is set on the last one."""
+
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[Position] = ()
+    finish: Finish | None = None
+
+
+class Engine(ABC):
+    """A running base with slots for adapters."""
+
+    @property
+    @abstractmethod
+    def limits(self) -> Limits:
+        """Known once it has started."""
+
+    @property
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Whether it can answer: false before it has started and for ever after it died."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Loads the base.
+
+        Raises:
+            GraftError: NOT_A_MODEL when the base cannot be served, with the engine's reason.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Ends the engine and what it started. Answers in flight end with ENGINE_DEAD."""
+
+    @abstractmethod
+    async def wait_dead(self) -> None:
+        """Returns when the engine has died or was stopped."""
+
+    @abstractmethod
+    async def load(self, adapter: EngineAdapter) -> None:
+        """Loads an adapter into a free slot. After an error nothing of it is left in the engine.
+
+        Raises:
+            GraftError: ADAPTER_UNUSABLE with the engine's reason, ENGINE_DEAD.
+        """
+
+    @abstractmethod
+    async def unload(self, adapter: EngineAdapter) -> None:
+        """Frees an adapter's slot. No request may be on it."""
+
+    @abstractmethod
+    def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: EngineAdapter | None,
+        *,
+        stream: bool,
+    ) -> AsyncGenerator[Delta, None]:
+        """Continues a prompt; adapter must be loaded, None is the base.
+
+        What accumulates while the caller is busy comes as one delta; without stream everything comes
+        as one. Closing or cancelling the generator aborts the request in the engine.
+
+        Raises:
+            GraftError: ENGINE_DEAD, INVALID_REQUEST where the engine refuses the request.
+        """
+
+    @abstractmethod
+    def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
+        """Token ids of a text; special_tokens adds what the base's tokenizer adds by itself."""
+
+    @abstractmethod
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> str:
+        """The conversation in the base's own chat template, ready for the assistant's answer.
+
+        Raises:
+            GraftError: INVALID_REQUEST when the base has no template or the template refuses.
+        """
+
+    @abstractmethod
+    def unfinished(self) -> int:
+        """Requests that the engine still works on."""

@@ -1,0 +1,181 @@
+"""An engine without a model: every answer is a function of the prompt and the adapter's files.
+
+For tests of everything around an engine, and of clients. Failures can be scripted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from graft.digests import digest_file
+from graft.errors import GraftError, Reason
+
+from services.inference.engines.base import (
+    Delta,
+    Engine,
+    EngineAdapter,
+    Finish,
+    Limits,
+    Position,
+    Sampling,
+    TokenLogprob,
+)
+
+_VOCAB_SIZE = 1024
+
+
+class FakeEngine(Engine):
+    """Tokens are the bytes of the text; an answer is a stream of lower-case letters.
+
+    Args:
+        max_adapters: slots.
+        max_rank: as of a real engine.
+        max_context_tokens: as of a real engine.
+        token_s: time that every token takes.
+    """
+
+    def __init__(
+        self,
+        max_adapters: int = 4,
+        max_rank: int = 64,
+        max_context_tokens: int = 512,
+        token_s: float = 0.0,
+    ) -> None:
+        self._limits = Limits(max_adapters, max_rank, max_context_tokens, _VOCAB_SIZE)
+        self._token_s = token_s
+        self._died = asyncio.Event()
+        self._running = False
+        self._unfinished: set[str] = set()
+        self._moved = asyncio.Condition()
+        self._budget: int | None = None
+        self.loaded: dict[int, str] = {}
+        self.load_failures: list[Exception] = []
+        self.load_gate = asyncio.Event()
+        self.load_gate.set()
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def healthy(self) -> bool:
+        return self._running and not self._died.is_set()
+
+    async def start(self) -> None:
+        self._running = True
+
+    async def stop(self) -> None:
+        self._running = False
+        self._died.set()
+
+    async def wait_dead(self) -> None:
+        await self._died.wait()
+
+    def die(self) -> None:
+        """Behaves like an engine that died."""
+        self._died.set()
+
+    def hold(self, after_tokens: int) -> None:
+        """Every answer stops after so many tokens until release()."""
+        self._budget = after_tokens
+
+    async def release(self) -> None:
+        """Lets held answers go on."""
+        self._budget = None
+        async with self._moved:
+            self._moved.notify_all()
+
+    async def load(self, adapter: EngineAdapter) -> None:
+        await self.load_gate.wait()
+        self._check_alive()
+        if self.load_failures:
+            raise self.load_failures.pop(0)
+        assert adapter.number not in self.loaded, "a number is used once"
+        assert len(self.loaded) < self._limits.max_adapters, "more adapters than slots"
+        weights = adapter.folder / "adapter_model.safetensors"
+        self.loaded[adapter.number] = await asyncio.to_thread(digest_file, weights)
+
+    async def unload(self, adapter: EngineAdapter) -> None:
+        self._check_alive()
+        del self.loaded[adapter.number]
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: EngineAdapter | None,
+        *,
+        stream: bool,
+    ) -> AsyncGenerator[Delta, None]:
+        self._check_alive()
+        ids, finish = self._answer(prompt_token_ids, sampling, adapter)
+        self._unfinished.add(request_id)
+        try:
+            step = 1 if stream else max(1, len(ids))
+            for start in range(0, max(1, len(ids)), step):
+                await self._turn(start + step, adapter)
+                new = ids[start : start + step]
+                last = start + step >= len(ids)
+                yield Delta(_text(new), new, _logprobs(new, sampling), finish if last else None)
+        finally:
+            self._unfinished.discard(request_id)
+
+    async def _turn(self, tokens: int, adapter: EngineAdapter | None) -> None:
+        await asyncio.sleep(self._token_s)
+        while self._budget is not None and tokens > self._budget and not self._died.is_set():
+            async with self._moved:
+                await self._moved.wait()
+        self._check_alive()
+        assert adapter is None or adapter.number in self.loaded, "unloaded under a request"
+
+    def _answer(
+        self, prompt: Sequence[int], sampling: Sampling, adapter: EngineAdapter | None
+    ) -> tuple[list[int], Finish]:
+        weights = "" if adapter is None else self.loaded[adapter.number]
+        seed = sampling.seed if sampling.temperature else 0
+        key = f"{weights} {list(prompt)} {seed}".encode()
+        letters = [97 + byte % 26 for byte in hashlib.shake_256(key).digest(sampling.max_tokens)]
+        text = _text(letters)
+        for stop in sampling.stop:
+            position = text.find(stop)
+            if position >= 0:
+                return letters[:position], Finish.STOP
+        return letters, Finish.LENGTH
+
+    def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
+        return ([256] if special_tokens else []) + list(text.encode())
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> str:
+        lines = [f"tool {tool['function']['name']}" for tool in tools]
+        lines += [f"{message['role']}: {message['content']}" for message in messages]
+        return "\n".join([*lines, "assistant: "])
+
+    def unfinished(self) -> int:
+        return len(self._unfinished)
+
+    def _check_alive(self) -> None:
+        if not self.healthy:
+            raise GraftError(Reason.ENGINE_DEAD, "The engine of this service has died")
+
+
+def _text(ids: Sequence[int]) -> str:
+    return bytes(ids).decode()
+
+
+def _logprobs(ids: Sequence[int], sampling: Sampling) -> tuple[Position, ...]:
+    if sampling.logprobs is None:
+        return ()
+    top = sampling.logprobs
+    return tuple(
+        Position(
+            TokenLogprob(token, -0.5, chr(token)),
+            tuple(TokenLogprob(token, -0.5 - rank, chr(token)) for rank in range(top)),
+        )
+        for token in ids
+    )

@@ -1,0 +1,340 @@
+"""The real engine: vLLM's AsyncLLM, on CPU and GPU, wrapped so that its known faults cannot show.
+
+Every adapter is added before it is used, removed after a failed load, and never more are loaded than
+there are slots. On the CPU build one more slot than is ever used stays empty: there a request for the
+base beside adapters is computed with the adapter of the last slot (index -1 wraps around).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graft.errors import GraftError, Reason
+
+from services.inference.engines.base import (
+    Delta,
+    Engine,
+    EngineAdapter,
+    Finish,
+    Limits,
+    Position,
+    Sampling,
+    TokenLogprob,
+)
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+# The only ranks that vLLM's kernels are made for.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
+_HEALTH_INTERVAL_S = 0.5
+_FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORTED}
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """Settings of the engine; see InferenceSettings for what they mean."""
+
+    base: Path
+    max_adapters: int
+    max_lora_rank: int
+    max_model_len: int | None
+    max_num_seqs: int
+    dtype: str
+    quantization: str | None
+    gpu_memory_utilization: float
+    cpu_kv_cache_gib: int
+    enforce_eager: bool
+    enable_prefix_caching: bool
+    seed: int
+    trust_remote_code: bool
+
+
+class VllmEngine(Engine):
+    """One AsyncLLM; its core runs in a process of its own."""
+
+    def __init__(self, options: VllmOptions) -> None:
+        self._options = options
+        self._engine: AsyncLLM | None = None
+        self._tokenizer: Any = None
+        self._limits: Limits | None = None
+        self._requests: dict[int, LoRARequest] = {}
+
+    @property
+    def limits(self) -> Limits:
+        assert self._limits is not None, "the engine has not started"
+        return self._limits
+
+    @property
+    def healthy(self) -> bool:
+        return self._engine is not None and not self._engine.errored
+
+    async def start(self) -> None:
+        try:
+            # Blocks for many seconds; signals and health checks go on meanwhile.
+            engine = await asyncio.to_thread(self._build)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise GraftError(
+                Reason.NOT_A_MODEL,
+                f"vLLM cannot serve {self._options.base}: {error}",
+                next_step="Its own log above says more; check the base, the data type and the memory settings.",
+            ) from error
+        # Sockets and the output loop belong to the loop that we run in.
+        engine._run_output_handler()
+        self._engine = engine
+        self._tokenizer = engine.get_tokenizer()
+        if inspect.isawaitable(self._tokenizer):
+            self._tokenizer = await self._tokenizer
+        model = engine.model_config
+        self._limits = Limits(
+            max_adapters=self._options.max_adapters,
+            max_rank=self._options.max_lora_rank if self._options.max_adapters else 0,
+            max_context_tokens=model.max_model_len,
+            vocab_size=model.get_vocab_size(),
+        )
+
+    def _build(self) -> AsyncLLM:
+        _set_environment(self._options)
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options = self._options
+        arguments: dict[str, Any] = {
+            "model": str(options.base),
+            "max_model_len": options.max_model_len,
+            "max_num_seqs": options.max_num_seqs,
+            "dtype": options.dtype,
+            "quantization": options.quantization,
+            "enforce_eager": options.enforce_eager,
+            "enable_prefix_caching": options.enable_prefix_caching,
+            "seed": options.seed,
+            "trust_remote_code": options.trust_remote_code,
+            "disable_log_stats": True,
+            # A request gets the defaults of the contract, not those of a file beside the base.
+            "generation_config": "vllm",
+        }
+        if current_platform.is_cpu():
+            arguments["worker_cls"] = _CPU_WORKER
+        else:
+            arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+        if options.max_adapters:
+            slots = options.max_adapters + (1 if current_platform.is_cpu() else 0)
+            rank = next(rank for rank in _RANKS if rank >= options.max_lora_rank)
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": slots,
+                "max_cpu_loras": slots,
+                "max_lora_rank": rank,
+            }
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+    async def stop(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+            del engine
+            # It sits in a reference cycle, and at the interpreter's end its destructor complains.
+            gc.collect()
+
+    async def wait_dead(self) -> None:
+        # vLLM says it in a flag alone.
+        while self.healthy:  # noqa: ASYNC110
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+    async def load(self, adapter: EngineAdapter) -> None:
+        from vllm.lora.request import LoRARequest
+
+        engine = self._running()
+        assert len(self._requests) < self.limits.max_adapters, "more adapters than slots"
+        request = LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+        self._requests[adapter.number] = request
+        try:
+            added = await engine.add_lora(request)
+        except BaseException as error:
+            del self._requests[adapter.number]
+            if not self.healthy:
+                raise _dead() from error
+            # A failed add may leave its number registered, and garbage would be served under it.
+            await asyncio.shield(engine.remove_lora(adapter.number))
+            if not isinstance(error, Exception):
+                raise
+            raise _unusable(adapter, str(error)) from error
+        if not added:
+            del self._requests[adapter.number]
+            raise _unusable(adapter, f"its number {adapter.number} is taken")
+
+    async def unload(self, adapter: EngineAdapter) -> None:
+        engine = self._running()
+        self._requests.pop(adapter.number, None)
+        try:
+            await engine.remove_lora(adapter.number)
+            # A step that was under way may have brought it back.
+            while adapter.number in await engine.list_loras():
+                await engine.remove_lora(adapter.number)
+        except Exception as error:
+            if not self.healthy:
+                raise _dead() from error
+            raise
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: EngineAdapter | None,
+        *,
+        stream: bool,
+    ) -> AsyncGenerator[Delta, None]:
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        engine = self._running()
+        lora = None if adapter is None else self._requests[adapter.number]
+        # "type" marks the prompt as rendered: vLLM then neither tokenizes nor copies it.
+        prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}
+        answers = engine.generate(
+            prompt, _sampling_params(sampling, stream), request_id, lora_request=lora
+        )
+        try:
+            async for answer in answers:
+                output = answer.outputs[0]
+                yield Delta(
+                    output.text,
+                    output.token_ids,
+                    _positions(output.token_ids, output.logprobs, sampling.logprobs)
+                    if output.logprobs
+                    else (),
+                    _FINISH.get(output.finish_reason, Finish.ABORTED)
+                    if output.finish_reason
+                    else None,
+                )
+        except EngineDeadError as error:
+            raise _dead() from error
+        except VLLMValidationError as error:
+            raise GraftError(Reason.INVALID_REQUEST, f"The engine refuses: {error}") from error
+        except EngineGenerateError as error:
+            raise GraftError(
+                Reason.INTERNAL, f"The engine failed on this request: {error.__cause__ or error}"
+            ) from error
+        finally:
+            # Aborts what is unfinished now, not when the garbage collector comes by.
+            await answers.aclose()
+
+    def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens)
+        return ids
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            raise GraftError(
+                Reason.INVALID_REQUEST,
+                f"The base's chat template refuses the conversation: {error}",
+                next_step="Check the roles and their order, or call Generate with a prompt of your own.",
+            ) from error
+        return text
+
+    def unfinished(self) -> int:
+        return (
+            0
+            if self._engine is None
+            else self._engine.output_processor.get_num_unfinished_requests()
+        )
+
+    def _running(self) -> AsyncLLM:
+        if self._engine is None or self._engine.errored:
+            raise _dead()
+        return self._engine
+
+
+def _set_environment(options: VllmOptions) -> None:
+    """What vLLM takes from the environment alone; what the operator set stays."""
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_kv_cache_gib),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # Nothing is reported to anybody, nothing fetched from anywhere.
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _sampling_params(sampling: Sampling, stream: bool) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=sampling.seed,
+        stop=list(sampling.stop) or None,
+        stop_token_ids=list(sampling.stop_token_ids) or None,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _positions(
+    token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]], top: int | None
+) -> tuple[Position, ...]:
+    positions = []
+    for token_id, found in zip(token_ids, logprobs, strict=True):
+        ranked = sorted(found.items(), key=lambda item: item[1].rank or 0)
+        positions.append(
+            Position(
+                _token(token_id, found[token_id]),
+                tuple(_token(other, value) for other, value in ranked[: top or 0]),
+            )
+        )
+    return tuple(positions)
+
+
+def _token(token_id: int, value: Any) -> TokenLogprob:
+    return TokenLogprob(token_id, value.logprob, value.decoded_token or "")
+
+
+def _dead() -> GraftError:
+    return GraftError(
+        Reason.ENGINE_DEAD,
+        "The engine of this service has died",
+        next_step="Try again on another replica; restart this one, and read its log.",
+    )
+
+
+def _unusable(adapter: EngineAdapter, why: str) -> GraftError:
+    return GraftError(
+        Reason.ADAPTER_UNUSABLE,
+        f"The engine cannot load {adapter.name}: {why}",
+        next_step="Check its adapter_config.json; vLLM serves plain LoRA up to the engine's rank.",
+    )

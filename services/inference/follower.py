@@ -1,0 +1,132 @@
+"""Follows the registry: a snapshot, then every event after it, resumed where a connection broke.
+
+While the registry is away the service goes on with what it has; no event is missed, none applied twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from graft.errors import GraftError, Reason
+from graft.names import DEFAULT_ALIAS
+
+from services.common.logs import get_logger
+from services.inference.catalogue import Catalogue
+from services.inference.domain import AdapterVersion, AliasSeen, Base, Event
+from services.inference.metrics import InferenceMetrics
+from services.inference.registry.base import Registry
+from services.inference.swaps import NEWEST, Swaps
+
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 5.0
+
+
+class Follower:
+    """Keeps the catalogue current and tells the swaps what is wanted.
+
+    Args:
+        warm_limit: production versions that are made resident at start, those moved last first.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        base: Base,
+        catalogue: Catalogue,
+        swaps: Swaps,
+        metrics: InferenceMetrics,
+        warm_limit: int,
+    ) -> None:
+        self._registry, self._base = registry, base
+        self._catalogue, self._swaps = catalogue, swaps
+        self._metrics, self._warm_limit = metrics, warm_limit
+        self._task: asyncio.Task[None] | None = None
+        self.revision = 0
+
+    async def start(self) -> None:
+        """Returns after the first snapshot, once its production versions were loaded or refused."""
+        delay_s = _FIRST_RETRY_S
+        while True:
+            try:
+                await self._synchronize()
+                break
+            except GraftError as error:
+                if error.reason is not Reason.UNAVAILABLE:
+                    raise
+                get_logger().warning("waiting for the registry", error=error.message)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _LAST_RETRY_S)
+        self._task = asyncio.create_task(self._follow())
+        await self._swaps.settled()
+
+    async def stop(self) -> None:
+        """Ends following."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _synchronize(self) -> None:
+        snapshot = await self._registry.snapshot()
+        moved = sorted(
+            self._catalogue.load(snapshot), key=lambda alias: alias.revision, reverse=True
+        )
+        warmed = 0
+        for alias in moved:
+            first = self._swaps.route((alias.adapter, alias.alias)) is None
+            if first and alias.alias == DEFAULT_ALIAS and self._is_ours(alias.adapter):
+                warmed += 1
+                if warmed > self._warm_limit:
+                    continue
+            self._act_on_alias(alias)
+        self._seen(snapshot.revision)
+
+    async def _follow(self) -> None:
+        delay_s = _FIRST_RETRY_S
+        while True:
+            try:
+                async for event in self._registry.watch(self.revision):
+                    self._metrics.watch_connected.set(1)
+                    delay_s = _FIRST_RETRY_S
+                    self._act(event)
+            except GraftError as error:
+                self._metrics.watch_connected.set(0)
+                get_logger().warning("watch broken", after=self.revision, error=error.message)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _LAST_RETRY_S)
+                if error.reason is Reason.REVISION_COMPACTED:
+                    with suppress(GraftError):
+                        await self._synchronize()
+
+    def _act(self, event: Event) -> None:
+        change = event.change
+        if change is not None and self._catalogue.apply(change):
+            match change:
+                case AliasSeen():
+                    self._act_on_alias(change)
+                case AdapterVersion():
+                    self._act_on_version(change)
+        self._metrics.watch_lag.set(max(0.0, time.time() - event.time_s))
+        self._seen(event.revision)
+
+    def _act_on_alias(self, alias: AliasSeen) -> None:
+        key = alias.adapter, alias.alias
+        if not self._is_ours(alias.adapter):
+            return
+        if alias.alias == DEFAULT_ALIAS or self._swaps.route(key) is not None:
+            self._swaps.want(key, alias.version)
+
+    def _act_on_version(self, version: AdapterVersion) -> None:
+        key = version.adapter, NEWEST
+        if self._swaps.route(key) is not None:
+            self._swaps.want(key, version.name)
+
+    def _is_ours(self, adapter: str) -> bool:
+        entry = self._catalogue.adapters.get(adapter)
+        return entry is not None and entry.base in ("", self._base.name)
+
+    def _seen(self, revision: int) -> None:
+        self.revision = max(self.revision, revision)
+        self._metrics.revision.set(self.revision)

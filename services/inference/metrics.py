@@ -1,0 +1,150 @@
+"""Prometheus metrics of the inference service. Nothing here is called per token.
+
+Series carry adapter and version, and go when the version leaves the engine, so that their number is
+bounded by the engine's slots and not by time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+_OUTCOMES = ("ok", "cancelled", "error")
+_LABELS = ("adapter", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSeries:
+    """The series of one version, looked up once."""
+
+    outcomes: dict[str, Counter]
+    first_token: Histogram
+    per_token: Histogram
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    in_flight: Gauge
+
+
+class InferenceMetrics:
+    """Everything that this service counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "graft_inference_requests",
+            "Requests that reached the engine",
+            [*_LABELS, "outcome"],
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "graft_inference_refusals",
+            "Requests that the engine never saw",
+            ["reason"],
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "graft_inference_time_to_first_token_seconds",
+            "From a request's arrival to its first token",
+            _LABELS,
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self._per_token = Histogram(
+            "graft_inference_time_per_output_token_seconds",
+            "Mean time between the tokens of a request",
+            _LABELS,
+            buckets=_TOKEN,
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "graft_inference_prompt_tokens", "Tokens of prompts", _LABELS, registry=registry
+        )
+        self._completion_tokens = Counter(
+            "graft_inference_completion_tokens", "Tokens of answers", _LABELS, registry=registry
+        )
+        self._in_flight = Gauge(
+            "graft_inference_in_flight", "Requests on the engine", _LABELS, registry=registry
+        )
+        self._stages = Histogram(
+            "graft_inference_swap_stage_seconds",
+            "Time of one stage of bringing a version in or out",
+            ["stage"],
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.swaps = Counter(
+            "graft_inference_swaps", "Routes moved to another version", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self.swap_seconds = Histogram(
+            "graft_inference_swap_seconds",
+            "From the registry's event to the moved route",
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.residency = Gauge(
+            "graft_inference_residency", "Versions on the engine", ["state"], registry=registry
+        )
+        self.slot_waiters = Gauge(
+            "graft_inference_slot_waiters", "Loads that wait for a slot", registry=registry
+        )
+        self.revision = Gauge(
+            "graft_inference_watch_revision", "Last registry revision acted upon", registry=registry
+        )
+        self.watch_lag = Gauge(
+            "graft_inference_watch_lag_seconds", "Age of the last event when it was acted upon",
+            registry=registry,
+        )  # fmt: skip
+        self.watch_connected = Gauge(
+            "graft_inference_watch_connected", "1 while the registry's events arrive",
+            registry=registry,
+        )  # fmt: skip
+        self._series: dict[tuple[str, str], VersionSeries] = {}
+
+    def series(self, adapter: str, version: str) -> VersionSeries:
+        """The series of a version; of the base with its id and an empty version."""
+        key = adapter, version
+        found = self._series.get(key)
+        if found is None:
+            found = self._series[key] = VersionSeries(
+                {outcome: self._requests.labels(*key, outcome) for outcome in _OUTCOMES},
+                self._first_token.labels(*key),
+                self._per_token.labels(*key),
+                self._prompt_tokens.labels(*key),
+                self._completion_tokens.labels(*key),
+                self._in_flight.labels(*key),
+            )
+        return found
+
+    def forget(self, adapter: str, version: str) -> None:
+        """Removes the series of a version that left the engine."""
+        if self._series.pop((adapter, version), None) is None:
+            return
+        for outcome in _OUTCOMES:
+            self._requests.remove(adapter, version, outcome)
+        for metric in (
+            self._first_token,
+            self._per_token,
+            self._prompt_tokens,
+            self._completion_tokens,
+            self._in_flight,
+        ):
+            metric.remove(adapter, version)
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """One stage took so long: resolve, fetch, verify, load, switch, drain or unload."""
+        self._stages.labels(stage).observe(seconds)
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[None]:
+        """Times what is inside as a stage."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.observe_stage(stage, time.perf_counter() - began_s)

@@ -1,0 +1,152 @@
+"""A registry in this process: for tests, and for a service that serves a base alone."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from graft.digests import digest_bytes, digest_file
+from graft.errors import GraftError, Reason
+from graft.names import DEFAULT_ALIAS, ModelReference, adapter_name, version_name
+
+from services.inference.domain import (
+    AdapterFile,
+    AdapterSeen,
+    AdapterVersion,
+    AliasSeen,
+    Change,
+    Event,
+    Snapshot,
+)
+from services.inference.registry.base import Registry
+
+
+class MemoryRegistry(Registry):
+    """Keeps a log of changes; set available to False and every call fails as if it were away.
+
+    Args:
+        fingerprint: of the base, as record_base answers it.
+    """
+
+    def __init__(self, fingerprint: str = "") -> None:
+        self._fingerprint = fingerprint
+        self._log: list[Event] = []
+        self._grown = asyncio.Condition()
+        self._blobs: dict[str, Path] = {}
+        self._latest: dict[str, AdapterSeen] = {}
+        self._versions: dict[str, AdapterVersion] = {}
+        self._aliases: dict[tuple[str, str], AliasSeen] = {}
+        self.available = True
+        self.fetched: list[str] = []
+
+    async def add_adapter(self, name: str, base: str) -> None:
+        """Creates an adapter by its resource name."""
+        await self._record(AdapterSeen(name, base, 0))
+
+    async def add_version(
+        self, adapter: str, folder: Path, *, rank: int = 8, base_fingerprint: str | None = None
+    ) -> AdapterVersion:
+        """Commits the files of a folder as the adapter's next version."""
+        number = self._latest[adapter].latest + 1
+        files = []
+        for path in sorted(folder.iterdir()):
+            digest = digest_file(path)
+            files.append(AdapterFile(path.name, digest, path.stat().st_size))
+            self._blobs[digest] = path
+        version = AdapterVersion(
+            name=version_name(adapter, number),
+            adapter=adapter,
+            number=number,
+            digest=digest_bytes(repr((adapter, number, files)).encode()),
+            base_fingerprint=self._fingerprint if base_fingerprint is None else base_fingerprint,
+            peft_type="LORA",
+            rank=rank,
+            files=tuple(files),
+        )
+        await self._record(version)
+        return version
+
+    async def set_alias(self, adapter: str, alias: str, number: int) -> None:
+        """Points an alias at a version."""
+        name = version_name(adapter, number)
+        await self._record(AliasSeen(adapter, alias, name, len(self._log) + 1))
+
+    async def break_watches(self) -> None:
+        """Ends every running watch as a lost connection would."""
+        was, self.available = self.available, False
+        async with self._grown:
+            self._grown.notify_all()
+        await asyncio.sleep(0)
+        self.available = was
+
+    async def _record(self, change: Change) -> None:
+        match change:
+            case AdapterSeen():
+                self._latest[change.name] = change
+            case AdapterVersion():
+                seen = self._latest[change.adapter]
+                self._latest[change.adapter] = AdapterSeen(seen.name, seen.base, change.number)
+                self._versions[change.name] = change
+            case AliasSeen():
+                self._aliases[change.adapter, change.alias] = change
+        self._log.append(Event(len(self._log) + 1, time.time(), change))
+        async with self._grown:
+            self._grown.notify_all()
+
+    def _check(self) -> None:
+        if not self.available:
+            raise GraftError(Reason.UNAVAILABLE, "the registry cannot be reached")
+
+    async def record_base(self, folder: Path, name: str) -> str:
+        self._check()
+        return self._fingerprint
+
+    async def snapshot(self) -> Snapshot:
+        self._check()
+        return Snapshot(len(self._log), tuple(self._latest.values()), tuple(self._aliases.values()))
+
+    async def watch(self, after_revision: int) -> AsyncIterator[Event]:
+        position = after_revision
+        while True:
+            self._check()
+            if position < len(self._log):
+                yield self._log[position]
+                position += 1
+                continue
+            async with self._grown:
+                await self._grown.wait()
+
+    async def version(self, name: str) -> AdapterVersion:
+        self._check()
+        found = self._versions.get(name)
+        if found is None:
+            raise GraftError(Reason.VERSION_NOT_FOUND, f"{name} does not exist")
+        return found
+
+    async def find(self, reference: ModelReference) -> AdapterVersion:
+        self._check()
+        adapter = adapter_name(reference.namespace, reference.name)
+        if adapter not in self._latest:
+            raise GraftError(Reason.ADAPTER_NOT_FOUND, f"{adapter} does not exist")
+        if reference.version is not None:
+            return await self.version(version_name(adapter, reference.version))
+        alias = self._aliases.get((adapter, reference.alias or DEFAULT_ALIAS))
+        if alias is not None:
+            return await self.version(alias.version)
+        if reference.alias is not None:
+            raise GraftError(Reason.ALIAS_NOT_FOUND, f"{adapter} has no alias {reference.alias!r}")
+        return await self.version(version_name(adapter, self._latest[adapter].latest))
+
+    async def fetch(self, file: AdapterFile, target: Path) -> None:
+        self._check()
+        source = self._blobs.get(file.digest)
+        if source is None:
+            raise GraftError(Reason.BLOB_NOT_FOUND, f"{file.digest} is not stored")
+        shutil.copyfile(source, target)
+        self.fetched.append(file.digest)
+
+    async def close(self) -> None:
+        self.available = False

@@ -1,0 +1,117 @@
+"""The registry behind a gRPC channel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+from graft.bases import read_base
+from graft.blobs import BlobClient
+from graft.channel import rpc_errors
+from graft.errors import GraftError, NotFoundError, Reason
+from graft.names import (
+    DEFAULT_ALIAS,
+    ModelReference,
+    adapter_name,
+    alias_name,
+    namespace_name,
+    version_name,
+)
+from graft.registry.v1 import registry_service_pb2 as pb
+from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+from services.inference import convert
+from services.inference.domain import AdapterFile, AdapterSeen, AdapterVersion, Event, Snapshot
+from services.inference.registry.base import Registry
+
+_PEER = "the registry"
+_PAGE_SIZE = 1000
+
+
+class RemoteRegistry(Registry):
+    """Reads one namespace through a channel that it closes with itself."""
+
+    def __init__(self, channel: grpc.aio.Channel, namespace: str) -> None:
+        self._channel = channel
+        self._stub = RegistryServiceStub(channel)
+        self._blobs = BlobClient(channel)
+        self._namespace = namespace
+
+    async def record_base(self, folder: Path, name: str) -> str:
+        base = await asyncio.to_thread(read_base, folder, name)
+        with rpc_errors(_PEER):
+            await self._stub.CreateBase(pb.CreateBaseRequest(base=base))
+        return base.fingerprint.digest
+
+    async def snapshot(self) -> Snapshot:
+        # Aliases first: what happens between the two calls is in the watch after their revision.
+        parent = f"{namespace_name(self._namespace)}/adapters/-"
+        with rpc_errors(_PEER):
+            aliases = await self._stub.ListAliases(pb.ListAliasesRequest(parent=parent))
+        adapters = await self._adapters()
+        return Snapshot(
+            aliases.revision,
+            adapters,
+            tuple(convert.alias_seen(alias) for alias in aliases.aliases),
+        )
+
+    async def _adapters(self) -> tuple[AdapterSeen, ...]:
+        found: list[AdapterSeen] = []
+        request = pb.ListAdaptersRequest(
+            parent=namespace_name(self._namespace), page_size=_PAGE_SIZE
+        )
+        while True:
+            with rpc_errors(_PEER):
+                page = await self._stub.ListAdapters(request)
+            found.extend(convert.adapter_seen(adapter) for adapter in page.adapters)
+            if not page.next_page_token:
+                return tuple(found)
+            request.page_token = page.next_page_token
+
+    async def watch(self, after_revision: int) -> AsyncIterator[Event]:
+        request = pb.WatchRequest(
+            parent=namespace_name(self._namespace), after_revision=after_revision
+        )
+        with rpc_errors(_PEER):
+            async for message in self._stub.Watch(request):
+                yield convert.event(message)
+        raise GraftError(Reason.UNAVAILABLE, "the registry ended the watch")
+
+    async def version(self, name: str) -> AdapterVersion:
+        with rpc_errors(_PEER):
+            found = await self._stub.GetVersion(pb.GetVersionRequest(name=name))
+        return convert.adapter_version(found)
+
+    async def find(self, reference: ModelReference) -> AdapterVersion:
+        adapter = adapter_name(reference.namespace, reference.name)
+        if reference.version is not None:
+            return await self.version(version_name(adapter, reference.version))
+        if reference.alias is not None:
+            return await self.version(alias_name(adapter, reference.alias))
+        try:
+            return await self.version(alias_name(adapter, DEFAULT_ALIAS))
+        except NotFoundError as error:
+            if error.reason is not Reason.ALIAS_NOT_FOUND:
+                raise
+        return await self._newest(adapter)
+
+    async def _newest(self, adapter: str) -> AdapterVersion:
+        with rpc_errors(_PEER):
+            page = await self._stub.ListVersions(
+                pb.ListVersionsRequest(parent=adapter, page_size=1)
+            )
+        if not page.versions:
+            raise GraftError(
+                Reason.VERSION_NOT_FOUND,
+                f"{adapter} has no version yet",
+                next_step="Train one with `graft train`, or push one with `graft adapters push`.",
+            )
+        return convert.adapter_version(page.versions[0])
+
+    async def fetch(self, file: AdapterFile, target: Path) -> None:
+        await self._blobs.fetch(convert.file_message(file), target)
+
+    async def close(self) -> None:
+        await self._channel.close(None)

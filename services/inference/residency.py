@@ -1,0 +1,368 @@
+"""Which adapter versions the engine holds: loads each once, counts the requests on it, unloads it at zero.
+
+A load is an instance: a version that is being drained and asked for again is loaded anew under a fresh
+number, so that a draining instance never takes anything new and nothing is ever replaced in place.
+Where a name points is none of its business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from graft.errors import GraftError, Reason
+
+from services.common.logs import get_logger
+from services.inference.cache import AdapterCache, read_config
+from services.inference.domain import AdapterVersion, Base
+from services.inference.engines.base import Engine, EngineAdapter
+from services.inference.metrics import InferenceMetrics
+
+# Trying again may help: such a failure says nothing about the version.
+TEMPORARY = frozenset(
+    {
+        Reason.UNAVAILABLE,
+        Reason.OVERLOADED,
+        Reason.STORAGE_FULL,
+        Reason.ENGINE_DEAD,
+        Reason.CANCELLED,
+    }
+)
+_MAX_FAILURES = 256
+
+
+class State(Enum):
+    """State of one instance."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """One load of one version; in_flight counts requests on it and those that wait for its load."""
+
+    version: AdapterVersion
+    number: int
+    ready: asyncio.Future[None]
+    state: State = State.LOADING
+    in_flight: int = 0
+    used: int = 0
+    drain_began_s: float = 0.0
+    adapter: EngineAdapter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A version that could not be loaded, why, and until when nobody tries again."""
+
+    version: AdapterVersion
+    error: GraftError
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyOptions:
+    """See InferenceSettings."""
+
+    max_waiting: int = 1024
+    slot_timeout_s: float = 30.0
+    retry_failed_after_s: float = 10.0
+
+
+@dataclass(slots=True)
+class _Slots:
+    """Slots in use, and who waits for one, in order."""
+
+    used: int = 0
+    waiters: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+
+class Residency:
+    """The adapters of one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        cache: AdapterCache,
+        base: Base,
+        metrics: InferenceMetrics,
+        options: ResidencyOptions,
+    ) -> None:
+        self._engine, self._cache, self._base = engine, cache, base
+        self._metrics, self._options = metrics, options
+        self._current: dict[str, Resident] = {}
+        self._draining: set[Resident] = set()
+        self._failures: dict[str, Failure] = {}
+        self._slots = _Slots()
+        self._numbers, self._ticks = itertools.count(1), itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+        self.preferred: frozenset[str] = frozenset()
+
+    def holds(self, version: AdapterVersion) -> bool:
+        """Whether a request for it would begin at once."""
+        resident = self._current.get(version.name)
+        return resident is not None and resident.state is State.READY
+
+    def instances(self) -> Iterator[Resident]:
+        """All that are loading, loaded or draining."""
+        yield from self._current.values()
+        yield from self._draining
+
+    def failures(self) -> Iterator[Failure]:
+        """Versions that could not be loaded."""
+        return iter(self._failures.values())
+
+    async def acquire(self, version: AdapterVersion) -> Resident:
+        """Counts a request onto a version, which is loaded for it if need be; release() it in any case.
+
+        Raises:
+            GraftError: WRONG_BASE, RANK_TOO_LARGE, ADAPTER_UNUSABLE and others of the load; OVERLOADED.
+        """
+        resident = self._current.get(version.name)
+        if resident is None:
+            self._refuse_failed(version)
+            resident = self._begin(version)
+        resident.used = next(self._ticks)
+        resident.in_flight += 1
+        if resident.state is State.READY:
+            return resident
+        try:
+            await self._wait(resident)
+        except BaseException:
+            self.release(resident)
+            raise
+        return resident
+
+    async def _wait(self, resident: Resident) -> None:
+        if self._waiting >= self._options.max_waiting:
+            raise _overloaded(f"{self._waiting} requests wait for an adapter to be loaded already")
+        self._waiting += 1
+        try:
+            # Shielded: others wait for the same load. Raised anew: each caller gets its own error.
+            await asyncio.shield(resident.ready)
+        except GraftError as error:
+            raise _copy(error) from None
+        finally:
+            self._waiting -= 1
+
+    def release(self, resident: Resident) -> None:
+        """A request on it has ended."""
+        resident.in_flight -= 1
+        assert resident.in_flight >= 0
+        if resident.in_flight == 0:
+            if resident.state is State.DRAINING:
+                self._spawn(self._unload(resident))
+            elif self._slots.waiters:
+                self._make_room()
+
+    def retire(self, version: AdapterVersion) -> None:
+        """Takes nothing new onto a version's instance and unloads it when its last request ends."""
+        resident = self._current.get(version.name)
+        if resident is not None and resident.state is State.READY:
+            self._drain(resident)
+
+    def _begin(self, version: AdapterVersion) -> Resident:
+        ready = asyncio.get_running_loop().create_future()
+        # Nobody may be left to hear of a failure.
+        ready.add_done_callback(lambda done: done.cancelled() or done.exception())
+        resident = Resident(version, next(self._numbers), ready)
+        self._current[version.name] = resident
+        self._failures.pop(version.name, None)
+        self._spawn(self._load(resident))
+        self._show()
+        return resident
+
+    async def _load(self, resident: Resident) -> None:
+        version = resident.version
+        try:
+            self._check(version)
+            folder = await self._cache.take(version)
+            self._check_config(version, read_config(version, folder))
+            await self._take_slot()
+            name = f"{version.adapter_id}@{version.digest}"
+            resident.adapter = EngineAdapter(resident.number, name, folder)
+            try:
+                with self._metrics.stage("load"):
+                    await self._engine.load(resident.adapter)
+            except BaseException:
+                self._free_slot()
+                raise
+        except GraftError as error:
+            self._fail(resident, error)
+        except Exception as error:
+            get_logger().error("load failed", version=version.name, exc_info=error)
+            self._fail(resident, GraftError(Reason.INTERNAL, f"Loading {version.name}: {error!r}"))
+        else:
+            resident.state = State.READY
+            resident.ready.set_result(None)
+            get_logger().info("adapter loaded", version=version.name, digest=version.digest)
+            if self._slots.waiters:
+                self._make_room()
+        self._show()
+
+    def _check(self, version: AdapterVersion) -> None:
+        limits = self._engine.limits
+        if version.base_fingerprint != self._base.fingerprint:
+            raise GraftError(
+                Reason.WRONG_BASE,
+                f"{version.name} was trained on another base ({version.base_fingerprint}) "
+                f"than {self._base.name} ({self._base.fingerprint})",
+                next_step="Ask the service that serves its base, or train it on this one.",
+            )
+        if version.peft_type != "LORA":
+            raise _unusable(version, f"it is {version.peft_type}, and this engine serves LORA")
+        self._check_rank(version, version.rank)
+        if limits.max_adapters == 0:
+            raise _unusable(version, "this service serves the base alone (max_adapters=0)")
+
+    def _check_config(self, version: AdapterVersion, config: dict[str, object]) -> None:
+        pattern = config.get("rank_pattern") or {}
+        ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
+        for rank in ranks:
+            if not isinstance(rank, int) or rank < 1:
+                raise _unusable(version, f"its adapter_config.json has the rank {rank!r}")
+            self._check_rank(version, rank)
+
+    def _check_rank(self, version: AdapterVersion, rank: int) -> None:
+        if rank > self._engine.limits.max_rank:
+            raise GraftError(
+                Reason.RANK_TOO_LARGE,
+                f"{version.name} has rank {rank}, and this engine takes up to "
+                f"{self._engine.limits.max_rank}",
+                next_step="Start the service with a larger GRAFT_INFERENCE_MAX_LORA_RANK.",
+            )
+
+    def _fail(self, resident: Resident, error: GraftError) -> None:
+        version = resident.version
+        resident.state = State.FAILED
+        del self._current[version.name]
+        if error.reason not in TEMPORARY:
+            until_s = time.monotonic() + self._options.retry_failed_after_s
+            self._failures[version.name] = Failure(version, error, until_s)
+            while len(self._failures) > _MAX_FAILURES:
+                del self._failures[next(iter(self._failures))]
+        get_logger().warning(
+            "adapter not loaded", version=version.name, reason=error.reason.value, error=str(error)
+        )
+        resident.ready.set_exception(error)
+
+    def _refuse_failed(self, version: AdapterVersion) -> None:
+        failure = self._failures.get(version.name)
+        if failure is not None and time.monotonic() < failure.until_s:
+            raise _copy(failure.error)
+
+    async def _take_slot(self) -> None:
+        slots = self._slots
+        turn = asyncio.get_running_loop().create_future()
+        slots.waiters.append(turn)
+        self._make_room()
+        try:
+            async with asyncio.timeout(self._options.slot_timeout_s):
+                await turn
+        except TimeoutError:
+            raise _overloaded(
+                f"No adapter slot became free within {self._options.slot_timeout_s} s"
+            ) from None
+        finally:
+            if not turn.done() or turn.cancelled():
+                slots.waiters.remove(turn)
+            self._metrics.slot_waiters.set(len(slots.waiters))
+
+    def _make_room(self) -> None:
+        """Gives free slots to those who wait, in order, and drains as many instances as are short."""
+        slots = self._slots
+        while slots.waiters and slots.used < self._engine.limits.max_adapters:
+            slots.used += 1
+            slots.waiters.popleft().set_result(None)
+        for _ in range(len(slots.waiters) - len(self._draining)):
+            victim = self._victim()
+            if victim is None:
+                break
+            self._drain(victim)
+        self._metrics.slot_waiters.set(len(slots.waiters))
+
+    def _victim(self) -> Resident | None:
+        """Idle before busy, on demand before preferred; then the one least recently used or loaded.
+
+        A busy one takes nothing new from here on, so that a flood on it cannot keep others out.
+        """
+        ready = [each for each in self._current.values() if each.state is State.READY]
+
+        def order(each: Resident) -> tuple[bool, bool, int]:
+            busy = each.in_flight > 0
+            return busy, each.version.name in self.preferred, each.number if busy else each.used
+
+        return min(ready, key=order, default=None)
+
+    def _drain(self, resident: Resident) -> None:
+        resident.state = State.DRAINING
+        resident.drain_began_s = time.perf_counter()
+        del self._current[resident.version.name]
+        self._draining.add(resident)
+        if resident.in_flight == 0:
+            self._spawn(self._unload(resident))
+        self._show()
+
+    async def _unload(self, resident: Resident) -> None:
+        version = resident.version
+        assert resident.adapter is not None
+        self._metrics.observe_stage("drain", time.perf_counter() - resident.drain_began_s)
+        try:
+            with self._metrics.stage("unload"):
+                await self._engine.unload(resident.adapter)
+            get_logger().info("adapter unloaded", version=version.name)
+        except GraftError as error:
+            get_logger().error("adapter not unloaded", version=version.name, error=str(error))
+        self._draining.discard(resident)
+        if version.name not in self._current:
+            self._metrics.forget(version.adapter_id, str(version.number))
+        self._free_slot()
+        self._show()
+
+    def _free_slot(self) -> None:
+        self._slots.used -= 1
+        self._make_room()
+
+    def _show(self) -> None:
+        counts = dict.fromkeys(State, 0)
+        for resident in self.instances():
+            counts[resident.state] += 1
+        counts[State.FAILED] = len(self._failures)
+        for state, count in counts.items():
+            self._metrics.residency.labels(state.value).set(count)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Cancels loads that are under way."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _copy(error: GraftError) -> GraftError:
+    return GraftError(error.reason, error.message, next_step=error.next_step, **error.metadata)
+
+
+def _unusable(version: AdapterVersion, why: str) -> GraftError:
+    return GraftError(Reason.ADAPTER_UNUSABLE, f"{version.name} cannot be served: {why}")
+
+
+def _overloaded(why: str) -> GraftError:
+    return GraftError(
+        Reason.OVERLOADED,
+        why,
+        next_step="Try again later, add replicas, or raise GRAFT_INFERENCE_MAX_ADAPTERS.",
+    )

@@ -1,0 +1,160 @@
+"""Composition root of the inference service: the only place that constructs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+from graft.channel import open_channel
+from graft.errors import UnavailableError
+from graft.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from graft.names import base_name
+from prometheus_client import CollectorRegistry
+
+from services.common.logs import get_logger
+from services.common.server import GrpcServer
+from services.inference.answers import Answers, Pace
+from services.inference.cache import AdapterCache
+from services.inference.catalogue import Catalogue
+from services.inference.config import InferenceSettings
+from services.inference.domain import Base
+from services.inference.engines.base import Engine
+from services.inference.engines.fake import FakeEngine
+from services.inference.engines.vllm import VllmEngine, VllmOptions
+from services.inference.follower import Follower
+from services.inference.metrics import InferenceMetrics
+from services.inference.models import Models
+from services.inference.registry.base import Registry
+from services.inference.registry.memory import MemoryRegistry
+from services.inference.registry.remote import RemoteRegistry
+from services.inference.residency import Residency, ResidencyOptions
+from services.inference.router import Router
+from services.inference.servicer import InferenceServicer
+from services.inference.swaps import Swaps
+
+SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+_RETRY_S = 0.5
+
+
+class InferenceServer:
+    """Everything of one process. A test may bring its own engine and registry."""
+
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        *,
+        engine: Engine | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        self._settings = settings
+        self._metrics_registry = CollectorRegistry()
+        self._metrics = InferenceMetrics(self._metrics_registry)
+        self.engine = engine or make_engine(settings)
+        self.registry = registry or make_registry(settings)
+        self.grpc = GrpcServer(settings, [SERVICE], self._metrics_registry)
+        self._watching: asyncio.Task[None] | None = None
+        self._close: list[Swaps | Residency] = []
+        self._follower: Follower | None = None
+
+    @property
+    def address(self) -> str:
+        """host:port of gRPC, once started."""
+        return self.grpc.address
+
+    async def start(self) -> None:
+        """Engine, then the registry's state, then calls: whoever gets SERVING gets answers.
+
+        Raises:
+            GraftError: NOT_A_MODEL, ALREADY_EXISTS when the registry knows another base by this name.
+        """
+        settings = self._settings
+        name = base_name(settings.namespace, settings.base_name or settings.base.resolve().name)
+        await self.engine.start()
+        fingerprint = await self._record_base(name)
+        self._build(Base(name, fingerprint))
+        assert self._follower is not None
+        await self._follower.start()
+        await self.grpc.start()
+        self._watching = asyncio.create_task(self._watch_engine())
+
+    async def _record_base(self, name: str) -> str:
+        while True:
+            try:
+                return await self.registry.record_base(self._settings.base, name)
+            except UnavailableError as error:
+                get_logger().warning("waiting for the registry", error=error.message)
+                await asyncio.sleep(_RETRY_S)
+
+    def _build(self, base: Base) -> None:
+        settings, metrics = self._settings, self._metrics
+        cache = AdapterCache(cache_dir(settings), self.registry, metrics)
+        options = ResidencyOptions(
+            settings.max_waiting, settings.slot_timeout_s, settings.retry_failed_after_s
+        )
+        residency = Residency(self.engine, cache, base, metrics, options)
+        catalogue = Catalogue()
+        swaps = Swaps(catalogue, self.registry, residency, metrics)
+        router = Router(base, catalogue, self.registry, swaps)
+        limit = self.engine.limits.max_adapters
+        self._follower = Follower(self.registry, base, catalogue, swaps, metrics, limit)
+        pace = Pace(settings.max_flush_interval_s)
+        answers = Answers(self.engine, router, residency, base, metrics, pace)
+        models = Models(base, catalogue, swaps, residency)
+        servicer = InferenceServicer(answers, models, residency, self._follower, base)
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self.grpc.grpc)
+        self._close = [swaps, residency]
+
+    async def _watch_engine(self) -> None:
+        await self.engine.wait_dead()
+        get_logger().critical("the engine has died")
+        await self.grpc.set_serving(False)
+
+    async def stop(self) -> None:
+        """Drains calls in flight, then ends everything that was started, in reverse."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+            await self.grpc.drain()
+        if self._follower is not None:
+            await self._follower.stop()
+        for each in self._close:
+            await each.close()
+        await self.engine.stop()
+        await self.registry.close()
+
+
+def cache_dir(settings: InferenceSettings) -> Path:
+    """Where fetched adapters are kept."""
+    return settings.cache_dir or settings.data_dir / "inference" / "adapters"
+
+
+def make_registry(settings: InferenceSettings) -> Registry:
+    """The registry at the configured address, or an empty one for a base alone."""
+    if not settings.registry_address:
+        return MemoryRegistry()
+    return RemoteRegistry(open_channel(settings.registry_address), settings.namespace)
+
+
+def make_engine(settings: InferenceSettings) -> Engine:
+    """The configured engine."""
+    if settings.engine == "fake":
+        return FakeEngine(settings.max_adapters, settings.max_lora_rank)
+    return VllmEngine(
+        VllmOptions(
+            base=settings.base,
+            max_adapters=settings.max_adapters,
+            max_lora_rank=settings.max_lora_rank,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
+            enforce_eager=settings.enforce_eager,
+            enable_prefix_caching=settings.enable_prefix_caching,
+            seed=settings.seed,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    )

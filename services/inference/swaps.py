@@ -1,0 +1,151 @@
+"""Moves routes to the version that an alias names, without a gap: load beside, switch, drain, unload.
+
+A route is what a name means for new requests. It moves only when the new version serves; where that
+fails, the old version goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from graft.errors import GraftError
+from graft.names import DEFAULT_ALIAS
+
+from services.common.logs import get_logger
+from services.inference.catalogue import Catalogue
+from services.inference.domain import AdapterVersion
+from services.inference.metrics import InferenceMetrics
+from services.inference.registry.base import Registry
+from services.inference.residency import TEMPORARY, Residency
+
+# (adapter's resource name, alias); the empty alias is the newest version.
+RouteKey = tuple[str, str]
+NEWEST = ""
+_FIRST_RETRY_S = 0.2
+_LAST_RETRY_S = 10.0
+
+
+class Swaps:
+    """The routes of one service, and one task for each that is on its way to another version."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        registry: Registry,
+        residency: Residency,
+        metrics: InferenceMetrics,
+    ) -> None:
+        self._catalogue, self._registry = catalogue, registry
+        self._residency, self._metrics = residency, metrics
+        self._routes: dict[RouteKey, AdapterVersion] = {}
+        self._wanted: dict[RouteKey, tuple[str, float]] = {}
+        self._changed: dict[RouteKey, asyncio.Event] = {}
+        self._tasks: dict[RouteKey, asyncio.Task[None]] = {}
+
+    def route(self, key: RouteKey) -> AdapterVersion | None:
+        """What serves under a name now."""
+        return self._routes.get(key)
+
+    def adopt(self, key: RouteKey, version: AdapterVersion) -> AdapterVersion:
+        """Routes a name that had no route; answers what it is routed to."""
+        return self._routes.setdefault(key, version)
+
+    def want(self, key: RouteKey, version: str) -> None:
+        """A name shall mean this version from now on; a newer wish replaces an older one."""
+        self._wanted[key] = version, time.perf_counter()
+        if key in self._tasks:
+            self._changed[key].set()
+            return
+        self._changed[key] = asyncio.Event()
+        self._tasks[key] = asyncio.create_task(self._pursue(key))
+
+    async def settled(self) -> None:
+        """Waits until every wish so far was fulfilled or failed for good."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _pursue(self, key: RouteKey) -> None:
+        delay_s = _FIRST_RETRY_S
+        try:
+            while key in self._wanted:
+                wish = name, wanted_s = self._wanted[key]
+                self._changed[key].clear()
+                try:
+                    await self._move(key, name)
+                    outcome = "moved"
+                except GraftError as error:
+                    if error.reason in TEMPORARY:
+                        await self._pause(key, delay_s)
+                        delay_s = min(2 * delay_s, _LAST_RETRY_S)
+                        continue
+                    outcome = "failed"
+                    get_logger().error(
+                        "route not moved", alias=key[1], version=name, error=str(error)
+                    )
+                self._metrics.swaps.labels(outcome).inc()
+                self._metrics.swap_seconds.observe(time.perf_counter() - wanted_s)
+                if self._wanted.get(key) == wish:
+                    del self._wanted[key]
+        finally:
+            del self._tasks[key], self._changed[key]
+
+    async def _pause(self, key: RouteKey, seconds: float) -> None:
+        """Waits before the next try, or until something else is wanted."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed[key].wait()
+        except TimeoutError:
+            return
+
+    async def _move(self, key: RouteKey, name: str) -> None:
+        with self._metrics.stage("resolve"):
+            version = await self.describe(name)
+        _, alias = key
+        old = self._routes.get(key)
+        if old == version and (alias != DEFAULT_ALIAS or self._residency.holds(version)):
+            return
+        in_use = old is not None and self._residency.holds(old)
+        if alias != DEFAULT_ALIAS and not in_use:
+            # Nobody waits for it: the first request will load it.
+            self._switch(key, version)
+            return
+        resident = await self._residency.acquire(version)
+        try:
+            with self._metrics.stage("switch"):
+                self._switch(key, version)
+        finally:
+            self._residency.release(resident)
+
+    def _switch(self, key: RouteKey, version: AdapterVersion) -> None:
+        adapter, alias = key
+        replaced = [self._routes.get(key)]
+        self._routes[key] = version
+        if alias == DEFAULT_ALIAS:
+            # From now on the adapter's bare name means this one.
+            replaced.append(self._routes.pop((adapter, NEWEST), None))
+            self._residency.preferred = frozenset(
+                each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
+            )
+        routed = {each.name for each in self._routes.values()}
+        for old in replaced:
+            if old is not None and old.name not in routed:
+                self._residency.retire(old)
+        get_logger().info("route moved", adapter=adapter, alias=alias, version=version.name)
+
+    async def describe(self, name: str) -> AdapterVersion:
+        """A version by its resource name, from what is known or from the registry."""
+        adapter, _, number = name.partition("/versions/")
+        entry = self._catalogue.adapters.get(adapter)
+        known = None if entry is None else entry.versions.get(int(number))
+        if known is not None:
+            return known
+        version = await self._registry.version(name)
+        self._catalogue.apply(version)
+        return version
