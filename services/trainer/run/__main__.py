@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from graft.digests import canonical_json
@@ -12,11 +13,12 @@ from graft.errors import GraftError
 from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 
 from services.trainer.run.background import BackgroundLoop
-from services.trainer.run.exits import ExitCode, exit_of
+from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
 from services.trainer.run.reporters import JsonLinesReporter, Reporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.worker import Worker
 from services.trainer.spec import parse_spec
 from services.trainer.spec_file import read_spec_file
 
@@ -37,8 +39,9 @@ def main(arguments: list[str]) -> int:
     loop = BackgroundLoop()
     reporter = _reporter(settings, loop, stop)
     code, finished = _attempt(spec_path, settings, loop, reporter, stop)
-    reporter.finish(finished)
-    loop.close()
+    with suppress(PreemptedError):  # Told to stop while it only waits to be heard.
+        reporter.finish(finished)
+        loop.close()
     return code
 
 
@@ -53,11 +56,6 @@ def _attempt(
         given = read_spec_file(spec_path)
         spec = parse_spec(given)
         _quiet_libraries(spec.base.source, spec.resources.cpu_threads)
-        # From here on torch and its libraries are needed; what is wrong with the spec was said before.
-        from services.trainer.run.worker import Worker, use_threads, work_folder
-
-        use_threads(spec.resources.cpu_threads)
-        work_folder(settings)
         spec_json = canonical_json(given).decode()
         worker = Worker(spec, spec_json, settings, loop, reporter, stop)
         return ExitCode.DONE, Finished(version=worker.run())
@@ -74,7 +72,7 @@ def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) 
         settings.trainer_address,
         Hello(job=settings.job, attempt=settings.attempt, token=settings.token),
         settings.trainer_patience_s,
-        stop.wait_for_commit,
+        stop.forbid_commit,
     )
 
 

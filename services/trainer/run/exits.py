@@ -61,6 +61,8 @@ def exit_of(error: BaseException, work_dir: Path) -> tuple[ExitCode, Finished]:
     """The exit code of an error, and the last report of an attempt that it ends."""
     if isinstance(error, PreemptedError):
         return ExitCode.PREEMPTED, Finished(preempted=True, message=str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.CANCELLED, Finished(cancelled=True, message="Interrupted")
     code, message = _classify(error, work_dir)
     return code, Finished(failure_cause=_CAUSES[code], message=message)
 

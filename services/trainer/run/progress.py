@@ -82,6 +82,17 @@ class Progress:
         self._reporter.metrics(self.last)
         self._reported_at = self._stepped_at = time.monotonic()
 
+    def final_figures(self) -> dict[str, float]:
+        """What a version's lineage says of the run."""
+        figures = {
+            "train_loss": self.last.loss,
+            "steps": float(self.last.step),
+            "tokens": float(self.tokens),
+        }
+        if self.last.HasField("eval_loss"):
+            figures["eval_loss"] = self.last.eval_loss
+        return figures
+
     def checkpoint(self, step: int) -> None:
         """Reports a checkpoint."""
         self._reporter.checkpoint(step)
@@ -118,9 +129,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
-        parameters = list(self._trainer.model.parameters())
         trained, total = self._trainer.model.get_nb_trainable_parameters()
-        assert parameters
         self._progress.begin(
             Started(
                 step=state.global_step,

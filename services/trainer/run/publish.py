@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ _PEER = "the registry"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _ALIAS_ATTEMPTS = 10
 T = TypeVar("T")
+Guard = Callable[[], AbstractContextManager[None]]
 
 
 class Publisher:
@@ -115,8 +117,8 @@ class Publisher:
     async def _upload(self, folder: Path, file: File) -> None:
         await self._blobs.upload(folder / file.path, file)
 
-    async def commit(self, result: Result) -> pb.Version:
-        """Makes the uploaded result a version; again, the same version.
+    async def commit(self, result: Result, guard: Guard) -> pb.Version:
+        """Makes the uploaded result a version; again, the same version. Each call is made inside guard().
 
         Raises:
             RegistryRefusedError: with the registry's words.
@@ -124,7 +126,7 @@ class Publisher:
         """
 
         async def once() -> pb.Version:
-            with rpc_errors(_PEER):
+            with guard(), rpc_errors(_PEER):
                 version: pb.Version = await self._registry.CommitVersion(
                     result.request, metadata=self._metadata
                 )

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from graft.blobs import describe_file
 from graft.common.v1.common_pb2 import File
 from graft.files import fsync_folder, write_atomic
-from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
+from graft.registry.v1.registry_service_pb2 import CommitVersionRequest
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _REQUEST = "commit_request.json"
@@ -66,11 +66,3 @@ def describe(result: Result) -> str:
     """Where a result is, for people."""
     size_bytes = sum(file.size_bytes for file in result.request.files)
     return f"The adapter is in {result.folder} ({size_bytes:,} bytes)."
-
-
-def new_lineage(lineage: Lineage, figures: dict[str, float]) -> Lineage:
-    """The lineage with the run's final figures."""
-    done = Lineage()
-    done.CopyFrom(lineage)
-    done.metrics.update(figures)
-    return done

@@ -29,7 +29,7 @@ from services.trainer.run.reporters import Reporter
 
 _HEARTBEAT_S = 2.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_CANCEL_PATIENCE_S = 0.7
+_CANCEL_PATIENCE_S, _PREEMPTED_PATIENCE_S = 0.7, 3.0
 _MOST_WAITING = 20_000
 # The trainer knows this worker no more: its job has ended or another attempt runs.
 _DISOWNED = {
@@ -48,7 +48,7 @@ class SessionReporter(Reporter):
         address: the trainer's "host:port".
         hello: who this worker is.
         patience_s: how long finish() waits for a trainer that is away.
-        wait_for_commit: called before the process ends on a cancellation.
+        may_die: whether a cancellation can still be obeyed; asked before the process ends.
     """
 
     def __init__(
@@ -57,17 +57,18 @@ class SessionReporter(Reporter):
         address: str,
         hello: Hello,
         patience_s: float,
-        wait_for_commit: Callable[[], None],
+        may_die: Callable[[], bool],
     ) -> None:
         self._loop = loop
         self._address = address
         self._hello = hello
         self._patience_s = patience_s
-        self._wait_for_commit = wait_for_commit
+        self._may_die = may_die
         self._lock = threading.Lock()
         self._waiting: deque[SessionRequest] = deque()
         self._number = 0
         self._step = 0
+        self._streams = 0
         self._news = asyncio.Event()
         self._all_arrived = threading.Event()
         loop.start(self._keep_connected())
@@ -84,7 +85,8 @@ class SessionReporter(Reporter):
 
     def finish(self, report: Finished) -> None:
         self.send(SessionRequest(finished=report))
-        self._all_arrived.wait(self._patience_s)
+        # Whoever preempts goes away soon, and the exit code says the same.
+        self._all_arrived.wait(_PREEMPTED_PATIENCE_S if report.preempted else self._patience_s)
 
     def at_step(self, step: int) -> None:
         self._step = step
@@ -114,9 +116,12 @@ class SessionReporter(Reporter):
 
     async def _requests(self) -> AsyncIterator[SessionRequest]:
         """One stream: hello, everything that is not acknowledged, then what comes, with signs of life."""
+        self._streams += 1
+        this, sent = self._streams, 0
         yield SessionRequest(hello=self._hello)
-        sent = 0
-        while True:
+        while (
+            this == self._streams
+        ):  # A broken stream's generator lives on until it is asked again.
             self._news.clear()
             with self._lock:
                 fresh = [report for report in self._waiting if report.report_number > sent]
@@ -145,7 +150,8 @@ class SessionReporter(Reporter):
                 self._all_arrived.set()
 
     def _die(self, reason: str) -> None:
-        self._wait_for_commit()
+        if not self._may_die():
+            return
         self.send(SessionRequest(finished=Finished(cancelled=True, message=reason)))
         self._all_arrived.wait(_CANCEL_PATIENCE_S)
         os._exit(ExitCode.CANCELLED)

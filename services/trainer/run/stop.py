@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from services.trainer.run.exits import ExitCode, PreemptedError
+from services.trainer.run.exits import PreemptedError
 
 
 class StopSignal:
@@ -21,6 +21,7 @@ class StopSignal:
     def __init__(self) -> None:
         self._preempted = threading.Event()
         self._committing = threading.Lock()
+        self._committed = False
         self._stepwise = False
 
     @property
@@ -55,13 +56,14 @@ class StopSignal:
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        """While inside, a cancellation waits."""
+        """While inside, a cancellation waits; after it, none is obeyed: the version exists."""
         with self._committing:
             yield
+            self._committed = True
 
-    def wait_for_commit(self) -> None:
-        """Waits until no commit is on its way, and lets none begin any more."""
+    def forbid_commit(self) -> bool:
+        """Waits for a commit that is on its way; whether there is none and none can begin any more."""
         self._committing.acquire()
-
-
-EXIT_WHEN_CANCELLED = ExitCode.CANCELLED
+        if self._committed:
+            self._committing.release()
+        return not self._committed

@@ -1,0 +1,84 @@
+"""Loads the base of a job: its tokenizer and its frozen weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from services.trainer.run.bases import not_a_model
+from services.trainer.spec import BaseSpec
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The base's own tokenizer.
+
+    Raises:
+        GraftError: NOT_A_MODEL, when there is none or it cannot tell where its tokens come from.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise not_a_model(
+            str(folder), f"its tokenizer cannot be read ({reason})", "Add its tokenizer.json."
+        ) from None
+    if not tokenizer.is_fast:
+        raise not_a_model(
+            str(folder), "its tokenizer gives no offsets", "Convert it to tokenizer.json."
+        )
+    return tokenizer
+
+
+def load_model(folder: Path, spec: BaseSpec) -> Any:
+    """The frozen base on the accelerator, or on the CPU where there is none.
+
+    Raises:
+        GraftError: NOT_A_MODEL.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = compute_dtype(folder, spec, device)
+    options: dict[str, Any] = {"dtype": dtype}
+    if spec.quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = {"": device}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise not_a_model(
+            str(folder), f"it cannot be loaded ({reason})", "Check its config.json and weights."
+        ) from None
+    model.config.use_cache = False
+    return model if spec.quantization == "nf4" else model.to(device)
+
+
+def compute_dtype(folder: Path, spec: BaseSpec, device: torch.device) -> torch.dtype:
+    """The type that the frozen weights are computed in: as the spec says, else as stored, on CPU float32."""
+    if spec.dtype != "auto":
+        return _DTYPES[spec.dtype]
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(AutoConfig.from_pretrained(folder), "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.bfloat16
+
+
+def longest_input_tokens(model: Any, wanted: int) -> int:
+    """The longest sequence that both the spec and the base allow."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(wanted, limit) if isinstance(limit, int) and limit > 0 else wanted
