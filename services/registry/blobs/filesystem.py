@@ -123,6 +123,9 @@ class _FileSink(Sink):
             self._handle = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
         return self._handle
 
+    def published(self) -> bool:
+        return self._target.is_file()
+
     def replay(self, hasher: _Hash) -> int:
         handle, at = self._open(), 0
         while chunk := os.pread(handle, CHUNK_BYTES, at):

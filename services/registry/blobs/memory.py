@@ -76,6 +76,9 @@ class _MemorySink(Sink):
     def __init__(self, digest: str, whole: dict[str, bytes], parts: dict[str, bytearray]) -> None:
         self._digest, self._whole, self._parts = digest, whole, parts
 
+    def published(self) -> bool:
+        return self._digest in self._whole
+
     def replay(self, hasher: _Hash) -> int:
         kept = self._parts.setdefault(self._digest, bytearray())
         hasher.update(kept)

@@ -25,6 +25,10 @@ class Sink(ABC):
     """
 
     @abstractmethod
+    def published(self) -> bool:
+        """Whether the blob exists already."""
+
+    @abstractmethod
     def replay(self, hasher: _Hash) -> int:
         """Feeds what is kept already to the hasher; returns its size in bytes."""
 
@@ -56,7 +60,7 @@ class SharedUpload:
     """
 
     def __init__(
-        self, digest: str, size_bytes: int, sink: Sink, released: Callable[[], None]
+        self, digest: str, size_bytes: int, sink: Sink, released: Callable[[SharedUpload], None]
     ) -> None:
         self.digest, self.size_bytes = digest, size_bytes
         self.committed_size_bytes = 0
@@ -89,11 +93,14 @@ class SharedUpload:
 
     async def _open(self) -> None:
         async with self._lock:
-            if not self._opened:
+            if not self._opened and await asyncio.to_thread(self._sink.published):
+                # Somebody finished it since this writer asked.
+                self.committed_size_bytes, self.complete = self.size_bytes, True
+            elif not self._opened:
                 self.committed_size_bytes = await asyncio.to_thread(self._sink.replay, self._hasher)
                 if self.committed_size_bytes > self.size_bytes:
                     await asyncio.to_thread(self._discard_now)
-                self._opened = True
+            self._opened = True
 
     async def _append(self, offset: int, data: bytes) -> None:
         async with self._lock:
@@ -135,7 +142,7 @@ class SharedUpload:
             if self.writers == 0:
                 await asyncio.to_thread(self._sink.close)
         if self.writers == 0:
-            self._released()
+            self._released(self)
 
     def wrong_offset(self, offset: int) -> GraftError:
         """UPLOAD_OFFSET, with where to go on."""
@@ -218,9 +225,7 @@ class Uploads:
         """A writer of the digest's upload, which begins with it if there is none."""
         upload = self._open.get(digest)
         if upload is None:
-            upload = SharedUpload(
-                digest, size_bytes, self._make_sink(digest), lambda: self._leave(digest)
-            )
+            upload = SharedUpload(digest, size_bytes, self._make_sink(digest), self._leave)
             self._open[digest] = upload
         if upload.size_bytes != size_bytes:
             raise GraftError(
@@ -236,5 +241,6 @@ class Uploads:
             raise
         return writer
 
-    def _leave(self, digest: str) -> None:
-        del self._open[digest]
+    def _leave(self, upload: SharedUpload) -> None:
+        if self._open.get(upload.digest) is upload:
+            del self._open[upload.digest]

@@ -1,0 +1,266 @@
+"""What every blob store does, run against each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from graft.errors import GraftError, Reason
+
+from services.registry.blobs.base import CHUNK_BYTES, BlobStatus, BlobStore
+from services.registry.blobs.disk import Disk
+from services.registry.blobs.filesystem import FilesystemBlobStore
+from services.registry.blobs.memory import MemoryBlobStore
+
+DATA = bytes(range(256)) * 4096 + b"end"
+DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
+
+
+async def put(store: BlobStore, data: bytes = DATA, digest: str = DIGEST) -> BlobStatus:
+    """Uploads data in chunks of 100,000 bytes."""
+    upload = await store.begin_upload(digest, len(data))
+    assert upload is not None
+    for begin in range(0, len(data), 100_000):
+        await upload.append(begin, data[begin : begin + 100_000])
+    await upload.finish()
+    return await upload.close()
+
+
+async def get(store: BlobStore, digest: str = DIGEST, offset: int = 0, limit: int = 0) -> bytes:
+    """Reads a blob, and holds that no chunk is too large for a message."""
+    chunks = [chunk async for chunk in store.read(digest, offset, limit)]
+    assert all(0 < len(chunk) <= CHUNK_BYTES for chunk in chunks)
+    return b"".join(chunks)
+
+
+class BlobStoreContract:
+    """Subclasses supply the store."""
+
+    async def test_what_was_written_is_read_back(self, store: BlobStore) -> None:
+        assert await put(store) == BlobStatus(len(DATA), complete=True)
+        assert await get(store) == DATA
+        assert await store.size(DIGEST) == len(DATA)
+        assert await store.total_bytes() == len(DATA)
+
+    async def test_an_empty_blob_is_a_blob(self, store: BlobStore) -> None:
+        digest = "sha256:" + hashlib.sha256(b"").hexdigest()
+        await put(store, b"", digest)
+        assert await get(store, digest) == b""
+        assert await store.missing([digest]) == []
+
+    async def test_a_range_is_read(self, store: BlobStore) -> None:
+        await put(store)
+        assert await get(store, offset=1000, limit=5) == DATA[1000:1005]
+        assert await get(store, offset=len(DATA) - 3) == b"end"
+        assert await get(store, offset=len(DATA)) == b""
+        assert await get(store, offset=len(DATA) - 3, limit=10_000) == b"end"
+
+    async def test_a_range_past_the_end_is_refused(self, store: BlobStore) -> None:
+        await put(store)
+        with pytest.raises(GraftError, match="cannot be read") as raised:
+            await get(store, offset=len(DATA) + 1)
+        assert raised.value.reason is Reason.INVALID_REQUEST
+
+    async def test_an_upload_goes_on_where_it_was_left(self, store: BlobStore) -> None:
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA[:70_000])
+        assert await upload.close() == BlobStatus(70_000, complete=False)
+        assert await store.status(DIGEST) == BlobStatus(70_000, complete=False)
+        assert await store.missing([DIGEST]) == [DIGEST]
+        again = await store.begin_upload(DIGEST, len(DATA))
+        assert again is not None
+        await again.append(70_000, DATA[70_000:])
+        await again.finish()
+        await again.close()
+        assert await get(store) == DATA
+
+    @pytest.mark.parametrize("offset", [0, 69_999, 70_001])
+    async def test_a_wrong_offset_is_told_where_to_go_on(
+        self, store: BlobStore, offset: int
+    ) -> None:
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA[:70_000])
+        await upload.close()
+        again = await store.begin_upload(DIGEST, len(DATA))
+        assert again is not None
+        with pytest.raises(GraftError, match="Go on at 70000") as raised:
+            await again.append(offset, b"x")
+        assert raised.value.reason is Reason.UPLOAD_OFFSET
+        assert raised.value.metadata["committed_size_bytes"] == "70000"
+        await again.close()
+
+    async def test_other_bytes_than_the_digest_says_leave_nothing(self, store: BlobStore) -> None:
+        with pytest.raises(GraftError, match="nothing of them was kept") as raised:
+            await put(store, b"x" + DATA[1:])
+        assert raised.value.reason is Reason.DIGEST_MISMATCH
+        assert await store.status(DIGEST) == BlobStatus(0, complete=False)
+        await put(store)
+        assert await get(store) == DATA
+
+    async def test_an_upload_cannot_be_finished_early_or_overrun(self, store: BlobStore) -> None:
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA[:10])
+        with pytest.raises(GraftError, match="finished at 10 of"):
+            await upload.finish()
+        with pytest.raises(GraftError, match="was said to have"):
+            await upload.append(10, DATA)
+        await upload.close()
+        assert await store.missing([DIGEST]) == [DIGEST]
+
+    async def test_what_exists_is_not_uploaded_again(self, store: BlobStore) -> None:
+        await put(store)
+        assert await store.begin_upload(DIGEST, len(DATA)) is None
+
+    async def test_two_writers_of_one_digest_both_succeed(self, store: BlobStore) -> None:
+        async def write() -> BlobStatus:
+            upload = await store.begin_upload(DIGEST, len(DATA))
+            if upload is None:
+                return await store.status(DIGEST)
+            for begin in range(0, len(DATA), 10_000):
+                await upload.append(begin, DATA[begin : begin + 10_000])
+                await asyncio.sleep(0)
+            await upload.finish()
+            return await upload.close()
+
+        statuses = await asyncio.gather(*(write() for _ in range(4)))
+        assert statuses == [BlobStatus(len(DATA), complete=True)] * 4
+        assert await get(store) == DATA
+
+    async def test_a_second_writer_goes_on_while_the_first_hangs(self, store: BlobStore) -> None:
+        hanging = await store.begin_upload(DIGEST, len(DATA))
+        assert hanging is not None
+        await hanging.append(0, DATA[:50])
+        second = await store.begin_upload(DIGEST, len(DATA))
+        assert second is not None
+        await second.append(50, DATA[50:])
+        await second.finish()
+        await second.close()
+        assert await get(store) == DATA
+        assert await hanging.close() == BlobStatus(len(DATA), complete=True)
+
+    async def test_a_writer_that_goes_away_in_mid_chunk_spoils_nothing(
+        self, store: BlobStore
+    ) -> None:
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        task = asyncio.ensure_future(upload.append(0, DATA[:500_000]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        kept = (await upload.close()).committed_size_bytes
+        again = await store.begin_upload(DIGEST, len(DATA))
+        assert again is not None
+        await again.append(kept, DATA[kept:])
+        await again.finish()
+        await again.close()
+        assert await get(store) == DATA
+
+    async def test_a_blob_that_is_not_there_is_named(self, store: BlobStore) -> None:
+        for call in (store.size(DIGEST), get(store)):
+            with pytest.raises(GraftError, match=DIGEST) as raised:
+                await call
+            assert raised.value.reason is Reason.BLOB_NOT_FOUND
+        assert await store.status(DIGEST) == BlobStatus(0, complete=False)
+
+    @pytest.mark.parametrize("digest", ["", "sha256:../../etc/passwd", "md5:00", DIGEST.upper()])
+    async def test_what_is_no_digest_is_refused(self, store: BlobStore, digest: str) -> None:
+        with pytest.raises(GraftError, match="is not a digest"):
+            await store.status(digest)
+        with pytest.raises(GraftError, match="is not a digest"):
+            await store.begin_upload(digest, 1)
+
+    async def test_what_does_not_fit_is_refused_before_it_begins(self, small: BlobStore) -> None:
+        with pytest.raises(GraftError, match=str(len(DATA))) as raised:
+            await small.begin_upload(DIGEST, len(DATA))
+        assert raised.value.reason is Reason.STORAGE_FULL
+        assert await small.missing([DIGEST]) == [DIGEST]
+
+
+class SmallDisk(Disk):
+    """A disk with room for so many bytes, which may promise more than it holds."""
+
+    def __init__(self, room_bytes: int, promised_bytes: int | None = None) -> None:
+        self.room_bytes, self.promised_bytes = room_bytes, promised_bytes
+
+    def free_bytes(self, folder: Path) -> int:
+        return self.room_bytes if self.promised_bytes is None else self.promised_bytes
+
+    def append(self, handle: int, data: bytes, at: int) -> None:
+        if len(data) > self.room_bytes:
+            super().append(handle, data[: self.room_bytes], at)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room_bytes -= len(data)
+        super().append(handle, data, at)
+
+
+class TestFilesystemBlobStore(BlobStoreContract):
+    """Blobs as files."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> BlobStore:
+        return FilesystemBlobStore(tmp_path)
+
+    @pytest.fixture
+    def small(self, tmp_path: Path) -> BlobStore:
+        return FilesystemBlobStore(tmp_path, SmallDisk(1000))
+
+    async def test_blobs_and_partial_uploads_outlive_the_process(self, tmp_path: Path) -> None:
+        await put(FilesystemBlobStore(tmp_path))
+        other = b"other bytes"
+        digest = "sha256:" + hashlib.sha256(other).hexdigest()
+        upload = await FilesystemBlobStore(tmp_path).begin_upload(digest, len(other))
+        assert upload is not None
+        await upload.append(0, other[:5])
+        opened_again = FilesystemBlobStore(tmp_path)
+        assert await get(opened_again) == DATA
+        assert await opened_again.status(digest) == BlobStatus(5, complete=False)
+        await upload.close()
+
+    async def test_a_disk_that_fills_up_keeps_what_fitted_and_serves_on(
+        self, tmp_path: Path
+    ) -> None:
+        disk = SmallDisk(70_000, promised_bytes=10**9)
+        store = FilesystemBlobStore(tmp_path, disk)
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA[:50_000])
+        with pytest.raises(GraftError) as raised:
+            await upload.append(50_000, DATA[50_000:100_000])
+        assert raised.value.reason is Reason.STORAGE_FULL
+        assert "needs 50000 more" in raised.value.message
+        await upload.close()
+        assert await store.status(DIGEST) == BlobStatus(50_000, complete=False)
+        disk.room_bytes = 10**9
+        again = await store.begin_upload(DIGEST, len(DATA))
+        assert again is not None
+        await again.append(50_000, DATA[50_000:])
+        await again.finish()
+        await again.close()
+        assert await get(store) == DATA
+
+    async def test_nothing_but_whole_blobs_lies_among_the_blobs(self, tmp_path: Path) -> None:
+        store = FilesystemBlobStore(tmp_path)
+        await put(store)
+        files = [path for path in (tmp_path / "sha256").rglob("*") if path.is_file()]
+        digits = DIGEST.removeprefix("sha256:")
+        assert files == [tmp_path / "sha256" / digits[:2] / digits[2:]]
+        assert list((tmp_path / "uploads").iterdir()) == []
+
+
+class TestMemoryBlobStore(BlobStoreContract):
+    """Blobs in memory."""
+
+    @pytest.fixture
+    def store(self) -> BlobStore:
+        return MemoryBlobStore()
+
+    @pytest.fixture
+    def small(self) -> BlobStore:
+        return MemoryBlobStore(capacity_bytes=1000)
