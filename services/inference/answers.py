@@ -248,7 +248,7 @@ def _labels(base: Base, version: AdapterVersion | None) -> tuple[str, str]:
 
 
 def _invalid(what: str) -> GraftError:
-    return GraftError(Reason.INVALID_REQUEST, what[0].upper() + what[1:])
+    return GraftError(Reason.INVALID_REQUEST, what)
 
 
 def _dead() -> GraftError:

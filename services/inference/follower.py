@@ -92,13 +92,16 @@ class Follower:
                     delay_s = _FIRST_RETRY_S
                     self._act(event)
             except GraftError as error:
-                self._metrics.watch_connected.set(0)
                 get_logger().warning("watch broken", after=self.revision, error=error.message)
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, _LAST_RETRY_S)
                 if error.reason is Reason.REVISION_COMPACTED:
                     with suppress(GraftError):
                         await self._synchronize()
+            except Exception as error:
+                # Serving goes on; the growing lag shows that something is wrong.
+                get_logger().error("watch failed", after=self.revision, exc_info=error)
+            self._metrics.watch_connected.set(0)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _LAST_RETRY_S)
 
     def _act(self, event: Event) -> None:
         change = event.change

@@ -48,11 +48,11 @@ class InferenceServer:
         registry: Registry | None = None,
     ) -> None:
         self._settings = settings
-        self._metrics_registry = CollectorRegistry()
-        self._metrics = InferenceMetrics(self._metrics_registry)
+        self.metrics_registry = CollectorRegistry()
+        self._metrics = InferenceMetrics(self.metrics_registry)
         self.engine = engine or make_engine(settings)
         self.registry = registry or make_registry(settings)
-        self.grpc = GrpcServer(settings, [SERVICE], self._metrics_registry)
+        self.grpc = GrpcServer(settings, [SERVICE], self.metrics_registry)
         self._watching: asyncio.Task[None] | None = None
         self._close: list[Swaps | Residency] = []
         self._follower: Follower | None = None

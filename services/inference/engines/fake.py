@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from graft.digests import digest_file
@@ -73,6 +74,10 @@ class FakeEngine(Engine):
 
     async def wait_dead(self) -> None:
         await self._died.wait()
+
+    def limit_slots(self, max_adapters: int) -> None:
+        """Has so many slots from now on."""
+        self._limits = replace(self._limits, max_adapters=max_adapters)
 
     def die(self) -> None:
         """Behaves like an engine that died."""

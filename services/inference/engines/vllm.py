@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
 _HEALTH_INTERVAL_S = 0.5
+# Answers have been drained by then.
+_SHUTDOWN_S = 2.0
 _FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORTED}
 
 
@@ -142,7 +144,7 @@ class VllmEngine(Engine):
     async def stop(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            await asyncio.to_thread(engine.shutdown)
+            await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
             del engine
             # It sits in a reference cycle, and at the interpreter's end its destructor complains.
             gc.collect()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from graft.bases import read_base
 from graft.digests import digest_bytes, digest_file
 from graft.errors import GraftError, Reason
 from graft.names import DEFAULT_ALIAS, ModelReference, adapter_name, version_name
@@ -28,7 +29,7 @@ class MemoryRegistry(Registry):
     """Keeps a log of changes; set available to False and every call fails as if it were away.
 
     Args:
-        fingerprint: of the base, as record_base answers it.
+        fingerprint: of the base, as record_base answers it; read from the base if empty.
     """
 
     def __init__(self, fingerprint: str = "") -> None:
@@ -41,6 +42,11 @@ class MemoryRegistry(Registry):
         self._aliases: dict[tuple[str, str], AliasSeen] = {}
         self.available = True
         self.fetched: list[str] = []
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterSeen]:
+        """By resource name."""
+        return self._latest
 
     async def add_adapter(self, name: str, base: str) -> None:
         """Creates an adapter by its resource name."""
@@ -102,6 +108,9 @@ class MemoryRegistry(Registry):
 
     async def record_base(self, folder: Path, name: str) -> str:
         self._check()
+        if not self._fingerprint:
+            base = await asyncio.to_thread(read_base, folder, name)
+            self._fingerprint = base.fingerprint.digest
         return self._fingerprint
 
     async def snapshot(self) -> Snapshot:

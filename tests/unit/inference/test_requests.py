@@ -1,0 +1,273 @@
+"""What a client of the inference service sees: answers, and clear statuses for wrong requests."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+from graft.channel import rpc_errors
+from graft.errors import GraftError, Reason
+from graft.inference.v1 import inference_service_pb2 as pb
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.inference import convert
+from services.inference.engines.base import Sampling
+from tests.support.inference import FINGERPRINT, RunningInference, question
+from tests.support.waiting import eventually
+
+
+async def refusal(call: Any) -> GraftError:
+    with pytest.raises(GraftError) as caught, rpc_errors("the service"):
+        await call
+    return caught.value
+
+
+async def test_a_stream_says_what_the_unary_call_says(service: RunningInference) -> None:
+    whole = await service.ask("tiny")
+    parts = [part async for part in service.stub.StreamGenerate(question("tiny"))]
+    assert "".join(part.text for part in parts) == whole.text
+    assert [token for part in parts for token in part.token_ids] == list(whole.token_ids)
+    assert whole.usage.completion_tokens == 8
+    assert parts[-1].usage == whole.usage
+    assert parts[-1].finish_reason == whole.finish_reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_the_first_and_the_last_message_name_what_made_the_answer(
+    service: RunningInference,
+) -> None:
+    (version,) = await service.publish("bot", "one")
+    parts = [part async for part in service.stub.StreamGenerate(question("bot:1"))]
+    for part in (parts[0], parts[-1]):
+        assert part.provenance.version == version.name
+        assert part.provenance.version_digest == version.digest
+        assert part.provenance.base_fingerprint == FINGERPRINT
+    assert not any(part.HasField("provenance") for part in parts[1:-1])
+
+
+async def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(
+    service: RunningInference,
+) -> None:
+    free = await service.ask("tiny", max_tokens=20)
+    stop = free.text[5:7]
+    answer = await service.ask("tiny", max_tokens=20, stop=[stop])
+    assert answer.text == free.text[: free.text.index(stop)]
+    assert answer.finish_reason == pb.FINISH_REASON_STOP
+
+
+async def test_logprobs_come_for_every_token(service: RunningInference) -> None:
+    answer = await service.ask("tiny", logprobs=2)
+    assert [each.token.token_id for each in answer.logprobs] == list(answer.token_ids)
+    assert all(len(each.top) == 2 for each in answer.logprobs)
+
+
+async def test_without_max_tokens_the_answer_fills_the_context(service: RunningInference) -> None:
+    request = pb.GenerateRequest(model="tiny", prompt="x" * 500)
+    answer = await service.stub.Generate(request)
+    assert answer.usage.prompt_tokens == 501
+    assert answer.usage.completion_tokens == 11
+
+
+async def test_token_ids_are_taken_as_they_are(service: RunningInference) -> None:
+    request = question("tiny")
+    request.prompt_token_ids.ids.extend([256, *b"hello"])
+    assert (await service.stub.Generate(request)).text == (await service.ask("tiny")).text
+
+
+async def test_a_conversation_is_answered_through_the_chat_template(
+    service: RunningInference,
+) -> None:
+    messages = [pb.ChatMessage(role="user", content="hi")]
+    sampling = pb.SamplingParams(max_tokens=4, temperature=0)
+    chat = pb.ChatRequest(model="tiny", messages=messages, sampling=sampling)
+    request = question("tiny", max_tokens=4)
+    request.prompt_token_ids.ids.extend(b"user: hi\nassistant: ")
+    expected = (await service.stub.Generate(request)).text
+    assert (await service.stub.Chat(chat)).text == expected
+    assert "".join([part.text async for part in service.stub.StreamChat(chat)]) == expected
+
+
+def test_a_struct_has_sorted_keys_and_whole_numbers() -> None:
+    struct = ParseDict({"b": 1, "a": {"d": [2.5, 3.0], "c": True}}, Struct())
+    assert repr(convert.plain(struct)) == "{'a': {'c': True, 'd': [2.5, 3]}, 'b': 1}"
+
+
+WRONG_SAMPLING = [
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": math.nan}, "temperature"),
+    ({"temperature": math.inf}, "temperature"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"top_p": 1.01}, "top_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"presence_penalty": 2.1}, "presence_penalty"),
+    ({"frequency_penalty": -2.1}, "frequency_penalty"),
+    ({"seed": -1}, "seed"),
+    ({"stop": ["a"] * 17}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"min_tokens": 9}, "min_tokens"),
+    ({"min_tokens": -1}, "min_tokens"),
+]
+
+
+@pytest.mark.parametrize(("sampling", "field"), WRONG_SAMPLING)
+def test_wrong_sampling_is_refused_with_the_name_of_its_field(
+    sampling: dict[str, Any], field: str
+) -> None:
+    params = pb.SamplingParams(**{"max_tokens": 8, **sampling})
+    with pytest.raises(GraftError, match=rf"sampling\.{field} ") as caught:
+        convert.sampling(params)
+    assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+def test_sampling_that_is_left_out_takes_the_defaults_of_the_contract() -> None:
+    assert convert.sampling(pb.SamplingParams()) == Sampling(max_tokens=0)
+
+
+def test_every_field_of_sampling_arrives() -> None:
+    params = pb.SamplingParams(
+        max_tokens=9,
+        temperature=0.0,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.1,
+        repetition_penalty=1.25,
+        presence_penalty=-1.5,
+        frequency_penalty=0.5,
+        seed=0,
+        stop=["a", "b"],
+        stop_token_ids=[3],
+        ignore_eos=True,
+        logprobs=0,
+        min_tokens=2,
+    )
+    assert convert.sampling(params) == Sampling(
+        9, 0.0, 0.5, 7, 0.1, 1.25, -1.5, 0.5, 0, ("a", "b"), (3,), True, 0, 2
+    )
+    assert {field.name for field in params.DESCRIPTOR.fields} == set(Sampling.__slots__)
+
+
+WRONG_REQUESTS = [
+    (pb.GenerateRequest(model="tiny"), Reason.INVALID_REQUEST, "prompt"),
+    (pb.GenerateRequest(model="tiny", prompt=""), Reason.INVALID_REQUEST, "empty"),
+    (pb.GenerateRequest(prompt="x"), Reason.INVALID_REQUEST, "model"),
+    (question("tiny", stop_token_ids=[5000]), Reason.INVALID_REQUEST, "stop_token_ids"),
+    (
+        question("tiny", "x" * 500, max_tokens=50, min_tokens=20),
+        Reason.INVALID_REQUEST,
+        "min_tokens",
+    ),
+    (question("tiny", "x" * 600), Reason.PROMPT_TOO_LONG, "601"),
+    (question("tiny", "x" * 10**6), Reason.PROMPT_TOO_LONG, "512"),
+    (
+        pb.GenerateRequest(model="tiny", prompt_token_ids=pb.TokenIds(ids=[1, 2000])),
+        Reason.INVALID_REQUEST,
+        "2000",
+    ),
+    (question("no/thing/x"), Reason.INVALID_REFERENCE, "no/thing"),
+    (question("nobody"), Reason.ADAPTER_NOT_FOUND, "nobody"),
+    (question("other/bot"), Reason.MODEL_NOT_FOUND, "other"),
+]
+
+
+async def test_a_wrong_request_is_a_clear_status_and_never_reaches_the_engine(
+    service: RunningInference,
+) -> None:
+    service.fake.hold(after_tokens=0)
+    for request, reason, word in WRONG_REQUESTS:
+        error = await refusal(service.stub.Generate(request))
+        assert error.reason is reason
+        assert word in error.message
+
+
+WRONG_CONVERSATIONS = [
+    ([], "messages"),
+    ([pb.ChatMessage(role="robot", content="x")], "messages[0].role"),
+    ([pb.ChatMessage(role="assistant", content="x")], "assistant"),
+    ([pb.ChatMessage(role="user", tool_calls=[pb.ToolCall(name="f")])], "messages[0].tool_calls"),
+]
+
+
+async def test_a_wrong_conversation_is_refused(service: RunningInference) -> None:
+    for messages, word in WRONG_CONVERSATIONS:
+        error = await refusal(service.stub.Chat(pb.ChatRequest(model="tiny", messages=messages)))
+        assert error.reason is Reason.INVALID_REQUEST
+        assert word in error.message
+
+
+async def test_a_tool_without_a_name_is_refused(service: RunningInference) -> None:
+    request = pb.ChatRequest(model="tiny", messages=[pb.ChatMessage(role="user", content="x")])
+    request.tools.add().update({"type": "function"})
+    assert "tools[0].function.name" in (await refusal(service.stub.Chat(request))).message
+
+
+async def test_a_client_that_goes_away_frees_the_engine(service: RunningInference) -> None:
+    await service.publish("bot", "one")
+    service.fake.hold(after_tokens=2)
+    call = service.stub.StreamGenerate(question("bot:1", max_tokens=100))
+    await call.read()
+    assert service.engine.unfinished() == 1
+    call.cancel()
+    await eventually(lambda: service.engine.unfinished() == 0, "the abort")
+    residency = await service.stub.GetResidency(pb.GetResidencyRequest())
+    assert [each.in_flight for each in residency.adapters] == [0]
+
+
+async def test_a_unary_client_that_goes_away_frees_the_engine(service: RunningInference) -> None:
+    service.fake.hold(after_tokens=0)
+    call = service.stub.Generate(question("tiny"))
+    waiting = asyncio.ensure_future(call)
+    await eventually(lambda: service.engine.unfinished() == 1, "the request")
+    call.cancel()
+    await eventually(lambda: service.engine.unfinished() == 0, "the abort")
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_deadline_ends_the_request_in_the_engine(service: RunningInference) -> None:
+    service.fake.hold(after_tokens=2)
+    call = service.stub.StreamGenerate(question("tiny", max_tokens=100), timeout=0.3)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [part async for part in call]
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await eventually(lambda: service.engine.unfinished() == 0, "the abort")
+
+
+async def test_a_dead_engine_is_said_by_health_and_by_every_call(service: RunningInference) -> None:
+    health = health_pb2_grpc.HealthStub(service.channel)
+    request = health_pb2.HealthCheckRequest()
+    assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+    service.fake.die()
+
+    async def not_serving() -> bool:
+        status: int = (await health.Check(request)).status
+        return status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    await eventually(not_serving, "NOT_SERVING")
+    error = await refusal(service.stub.Generate(question("tiny"), wait_for_ready=False))
+    assert error.reason is Reason.ENGINE_DEAD
+
+
+async def test_models_names_the_base_and_what_can_be_asked(service: RunningInference) -> None:
+    await service.publish("bot", "one", "two")
+    await service.promote("bot", 1)
+    await service.promote("bot", 2, alias="next")
+    await service.ask("bot")
+    answer = await service.stub.ListModels(pb.ListModelsRequest())
+    listed = {model.reference: (model.version[-1:], model.resident) for model in answer.models}
+    assert listed == {
+        "tiny": ("", True),
+        "bot": ("1", True),
+        "bot@next": ("2", False),
+        "bot@production": ("1", True),
+        "bot:1": ("1", True),
+    }
