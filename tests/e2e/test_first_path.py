@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from functools import partial
 from pathlib import Path
@@ -79,8 +78,8 @@ async def test_a_swap_under_load_fails_no_request_and_mixes_no_answer(
     trained: dict[str, str], client: graft.Client, tmp_path: Path
 ) -> None:
     """Version 2 is pirate's weights under another adapter's name, so that its answers differ."""
-    folder = await client.adapters.pull("pirate", tmp_path / "pirate")
-    second = await client.adapters.push("support-bot", folder)
+    await client.adapters.pull("pirate", tmp_path / "pirate")
+    second = await client.adapters.push("support-bot", tmp_path / "pirate")
     assert second.number == 2
     questions = read_questions(EXAMPLES / "support/eval_v1.jsonl")[:8]
     expected = {}
@@ -103,14 +102,17 @@ async def test_a_swap_under_load_fails_no_request_and_mixes_no_answer(
     mixed = [r for r in load.records if expected[r.version][r.question] != r.text]
     assert mixed == []
     await client.adapters.rollback("support-bot")
+    assert await _answered_by(client, f"{second.name.rpartition('/')[0]}/1")
 
-    async def back() -> None:
-        while (await client.chat("support-bot", "Hello", max_tokens=1)).provenance.version.endswith(
-            "/2"
-        ):  # type: ignore[union-attr]
-            await asyncio.sleep(0.05)
 
-    await asyncio.wait_for(back(), 30)
+async def _answered_by(client: graft.Client, version: str) -> bool:
+    """Waits until production answers with a version."""
+    ask = partial(stream_pieces, client, "support-bot")
+    load = Load(ask, ["Hello"], 1)
+    load.start()
+    arrived = await load.until(lambda records: any(r.version == version for r in records), 30)
+    await load.stop()
+    return arrived
 
 
 def test_the_cli_chats_and_says_which_version_answered(
