@@ -57,7 +57,10 @@ class Attendance:
 
     def seen(self) -> None:
         """Something was heard from the worker."""
-        self._silent_since_s, self._silence_s = time.monotonic(), self._limits.timeout_s
+        self._silent_since_s = time.monotonic()
+        if self._silence_s != self._limits.timeout_s:
+            self._silence_s = self._limits.timeout_s
+            self._deadline_changed.set()
 
     def connect(self) -> Link:
         """A new stream of the worker; an older one, whose end was not noticed yet, is closed."""

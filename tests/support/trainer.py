@@ -11,16 +11,20 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graft.channel import open_channel
 from graft.trainer.v1 import job_spec_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
-from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub, TrainerServiceStub
+from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
+
 from services.trainer.config import TrainerSettings
 from services.trainer.launchers.base import Launcher
 from services.trainer.preflight import Preflight
 from services.trainer.server import TrainerServer
+
+if TYPE_CHECKING:
+    from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
 ROOT = Path(__file__).parents[2]
 STUB_WORKER = Path(__file__).with_name("stub_worker.py")

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -103,23 +104,28 @@ class _LocalWorker(Worker):
     async def _wait(self) -> int | None:
         await _until_gone(self._process)
         # What it started (data loader processes) shares its session and must not outlive it.
-        self._signal_members(signal.SIGKILL)
+        self._kill_members()
         return None if self._child is None else self._child.wait()
 
     def terminate(self) -> None:
-        if not self._ended.done() and self._process.is_running():
-            self._process.send_signal(signal.SIGTERM)
+        if not self._ended.done():
+            _signal(self._process, signal.SIGTERM)
 
     def kill(self) -> None:
         if not self._ended.done():
-            self._signal_members(signal.SIGKILL)
+            # By itself, because just after its start its environment cannot be read yet.
+            _signal(self._process, signal.SIGKILL)
+            self._kill_members()
 
-    def _signal_members(self, number: signal.Signals) -> None:
+    def _kill_members(self) -> None:
         for process in _members(self._process.pid, self._token):
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
+            _signal(process, signal.SIGKILL)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    # psutil compares the start time first: a number that was given again is not signalled.
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 async def _until_gone(process: psutil.Process) -> None:

@@ -19,7 +19,11 @@ from graft.common.v1 import common_pb2
 from graft.trainer.v1 import worker_service_pb2 as pb
 from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
 
+from services.trainer.verdict import EXIT_CANCELLED, EXIT_PREEMPTED
+
 _RETRY_S = 0.05
+# Whoever preempts goes away soon, and the exit code says the same.
+_PREEMPTED_PATIENCE_S = 1.0
 _REFUSALS = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION)
 
 
@@ -76,7 +80,11 @@ class ScriptedWorker:
             code = await self._play()
             if link is not None and code != -9:
                 heard = asyncio.create_task(self._all_heard.wait())
-                await asyncio.wait({link, heard}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {link, heard},
+                    timeout=_PREEMPTED_PATIENCE_S if code == EXIT_PREEMPTED else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
                 heard.cancel()
             return code
         finally:
@@ -87,7 +95,7 @@ class ScriptedWorker:
     def preempt(self) -> None:
         """What SIGTERM means to a worker."""
         if not self._script.stubborn:
-            self._stop_code = 75
+            self._stop_code = EXIT_PREEMPTED
 
     async def _play(self) -> int:
         script, total = self._script, self._script.steps
@@ -125,7 +133,11 @@ class ScriptedWorker:
 
     def _stopped(self, code: int) -> int:
         self._say(
-            pb.SessionRequest(finished=pb.Finished(cancelled=code == 79, preempted=code == 75))
+            pb.SessionRequest(
+                finished=pb.Finished(
+                    cancelled=code == EXIT_CANCELLED, preempted=code == EXIT_PREEMPTED
+                )
+            )
         )
         return code
 
@@ -151,7 +163,7 @@ class ScriptedWorker:
                         self._obey(answer)
                 except grpc.aio.AioRpcError as error:
                     if error.code() in _REFUSALS:
-                        self._stop_code = 79
+                        self._stop_code = EXIT_CANCELLED
                         return
                 await asyncio.sleep(_RETRY_S)
 
@@ -178,4 +190,4 @@ class ScriptedWorker:
             if not self._unacknowledged:
                 self._all_heard.set()
         elif not self._script.stubborn:
-            self._stop_code = 79 if answer.HasField("cancel") else 75
+            self._stop_code = EXIT_CANCELLED if answer.HasField("cancel") else EXIT_PREEMPTED

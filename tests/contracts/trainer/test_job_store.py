@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from graft.errors import GraftError, Reason
+
 from services.trainer.jobs import CheckpointSaved, Finished, Job, LogLine, Metrics, StateChanged
 from services.trainer.lifecycle import Change, Decision, begin, moved, now, reported
 from services.trainer.states import FailureCause, IllegalTransitionError, JobState
@@ -100,7 +101,7 @@ class TestJobStore:
 
     async def test_events_of_every_kind_come_back_in_order(self, store: JobStore) -> None:
         begun = await running(store)
-        reports = [
+        reports: list[tuple[int, Metrics | LogLine | CheckpointSaved]] = [
             (1, Metrics(step=1, loss=0.5, eval_loss=0.25)),
             (2, LogLine("hello")),
             (3, CheckpointSaved(1)),

@@ -1,0 +1,191 @@
+"""What every Launcher must do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.trainer.launchers.base import Launch, Launcher, Worker
+from services.trainer.launchers.fake import FakeLauncher
+from services.trainer.launchers.local import LocalLauncher, worker_environment
+from services.trainer.launchers.scripted import Script
+from tests.support.trainer import process_environment, stub_worker_command, until
+
+ENDLESS = Script(steps=10_000, step_s=0.05)
+DEADLINE_S = 20.0
+Start = Callable[[Launcher, Launch], Awaitable[Worker]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    return Launch(
+        job="namespaces/default/jobs/bot-1",
+        attempt=1,
+        token=secrets.token_hex(8),
+        spec_json="{}",
+        work_dir=tmp_path / "job",
+        trainer_address="",
+        registry_address="",
+        slots=(0,),
+        cpu_threads=1,
+    )
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts a worker that does not outlive the test."""
+    started: list[Worker] = []
+
+    async def begin(launcher: Launcher, launch: Launch) -> Worker:
+        started.append(await launcher.start(launch))
+        return started[-1]
+
+    yield begin
+    for worker in started:
+        worker.kill()
+        await ended(worker)
+
+
+def make(kind: str, script: Script) -> Launcher:
+    if kind == "fake":
+        return FakeLauncher(lambda launch: script)
+    fields = {"steps": script.steps, "step_s": script.step_s, "exit_code": script.exit_code}
+    return LocalLauncher(stub_worker_command(**fields), process_environment(), "cpu")
+
+
+async def ended(worker: Worker) -> int | None:
+    return await asyncio.wait_for(worker.wait(), DEADLINE_S)
+
+
+@pytest.mark.parametrize("kind", ["fake", "local"])
+class TestLauncher:
+    async def test_a_worker_runs_to_its_end(self, kind: str, launch: Launch, start: Start) -> None:
+        worker = await start(make(kind, Script(steps=2)), launch)
+        assert await ended(worker) == 0
+        assert (launch.work_dir / "scripted-checkpoint.json").read_text() == "2"
+
+    async def test_its_exit_code_is_told(self, kind: str, launch: Launch, start: Start) -> None:
+        worker = await start(make(kind, Script(exit_code=65)), launch)
+        assert await ended(worker) == 65
+        assert await ended(worker) == 65
+
+    async def test_a_running_worker_is_found_by_its_handle(
+        self, kind: str, launch: Launch, start: Start
+    ) -> None:
+        launcher = make(kind, ENDLESS)
+        worker = await start(launcher, launch)
+        found = await launcher.find(launch, worker.handle)
+        assert found is not None
+        assert found.handle == worker.handle
+        found.kill()
+        assert await ended(worker) == -9
+        await ended(found)
+
+    async def test_a_running_worker_is_found_without_a_handle(
+        self, kind: str, launch: Launch, start: Start
+    ) -> None:
+        launcher = make(kind, ENDLESS)
+        worker = await start(launcher, launch)
+        found = await launcher.find(launch, "")
+        assert found is not None
+        assert found.handle == worker.handle
+        worker.kill()
+        await ended(found)
+
+    async def test_another_attempts_worker_is_not_found(
+        self, kind: str, launch: Launch, start: Start
+    ) -> None:
+        launcher = make(kind, ENDLESS)
+        await start(launcher, launch)
+        assert await launcher.find(replace(launch, attempt=2, token="other"), "") is None
+
+    async def test_a_worker_that_has_ended_is_not_found(
+        self, kind: str, launch: Launch, start: Start
+    ) -> None:
+        launcher = make(kind, Script(steps=1))
+        worker = await start(launcher, launch)
+        await ended(worker)
+        assert await launcher.find(launch, worker.handle) is None
+        assert await launcher.find(launch, "") is None
+
+    async def test_a_worker_that_is_asked_to_ends_as_preempted(
+        self, kind: str, launch: Launch, start: Start
+    ) -> None:
+        worker = await start(make(kind, ENDLESS), launch)
+        await until((launch.work_dir / "scripted-checkpoint.json").exists)
+        worker.terminate()
+        assert await ended(worker) == 75
+
+    async def test_ending_a_worker_that_has_ended_does_nothing(
+        self, kind: str, launch: Launch, start: Start
+    ) -> None:
+        worker = await start(make(kind, Script(steps=1)), launch)
+        await ended(worker)
+        worker.kill()
+        worker.terminate()
+        assert await ended(worker) == 0
+
+
+class TestLocalLauncher:
+    async def test_a_recycled_process_number_is_not_taken_for_the_worker(
+        self, launch: Launch
+    ) -> None:
+        ours = psutil.Process(os.getpid())
+        handle = json.dumps({"pid": ours.pid, "create_time": ours.create_time() - 100})
+        launcher = LocalLauncher(stub_worker_command(), process_environment(), "cpu")
+        assert await launcher.find(launch, handle) is None
+
+    async def test_nothing_that_a_worker_started_outlives_it(
+        self, launch: Launch, start: Start
+    ) -> None:
+        code = (
+            "import subprocess, sys, pathlib; child = subprocess.Popen(['sleep', '600']); "
+            f"pathlib.Path({str(launch.work_dir / 'child')!r}).write_text(str(child.pid))"
+        )
+        launcher = LocalLauncher((sys.executable, "-c", code), process_environment(), "cpu")
+        await ended(await start(launcher, launch))
+        child = int((launch.work_dir / "child").read_text())
+        await until(lambda: not alive(child))
+
+    async def test_its_output_and_its_spec_are_in_the_work_folder(
+        self, launch: Launch, start: Start
+    ) -> None:
+        launcher = LocalLauncher(
+            (sys.executable, "-c", "import sys; print('out', open(sys.argv[1]).read())"),
+            process_environment(),
+            "cpu",
+        )
+        await ended(await start(launcher, launch))
+        assert launch.log_path.name == "attempt-1.log"
+        assert launch.log_path.read_text() == "out {}\n"
+
+    async def test_a_command_that_does_not_exist_is_an_error(self, launch: Launch) -> None:
+        with pytest.raises(OSError, match="no-such-program"):
+            await LocalLauncher(("no-such-program",), {}, "cpu").start(launch)
+
+    def test_a_worker_is_told_who_it_is_and_sees_its_own_devices(self, launch: Launch) -> None:
+        told = worker_environment(replace(launch, slots=(1, 3), trainer_address="h:1"), "cuda")
+        assert told["GRAFT_WORKER_JOB"] == launch.job
+        assert told["GRAFT_WORKER_ATTEMPT"] == "1"
+        assert told["GRAFT_WORKER_TOKEN"] == launch.token
+        assert told["GRAFT_WORKER_TRAINER"] == "h:1"
+        assert "GRAFT_WORKER_REGISTRY" not in told
+        assert told["GRAFT_WORKER_DIR"] == str(launch.work_dir)
+        assert told["OMP_NUM_THREADS"] == "1"
+        assert told["CUDA_VISIBLE_DEVICES"] == "1,3"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

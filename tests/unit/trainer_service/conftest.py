@@ -1,0 +1,45 @@
+"""A trainer with scripted workers, and a client of it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.support.trainer import process_environment
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of one layer that preflight takes for a model: real headers, no meaning."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tensors, offset = {}, 0
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"):
+        tensors[f"{name}.weight"] = {
+            "dtype": "F32",
+            "shape": [4, 4],
+            "data_offsets": [offset, offset + 64],
+        }
+        offset += 64
+    header = json.dumps(tensors).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(offset)
+    (folder / "model.safetensors").write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    """Two good rows."""
+    path = tmp_path / "train.jsonl"
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def pythonpath(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets processes that this one starts import the services."""
+    monkeypatch.setenv("PYTHONPATH", process_environment()["PYTHONPATH"])
