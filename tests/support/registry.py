@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from graft.bases import read_base
@@ -18,6 +19,11 @@ from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
 from services.registry.config import RegistrySettings
 from services.registry.server import RegistryServer
+
+if TYPE_CHECKING:
+    WatchCall = grpc.aio.UnaryStreamCall[pb.WatchRequest, pb.WatchResponse]
+else:
+    WatchCall = grpc.aio.UnaryStreamCall
 
 
 async def start_registry(folder: Path, **settings: Any) -> RegistryServer:
@@ -38,6 +44,11 @@ class RegistryCalls:
     async def create_base(self, folder: Path, name: str = "tiny", ns: str = "default") -> pb.Base:
         """Records a model's folder."""
         base = read_base(folder, base_name(ns, name))
+        with rpc_errors("the registry"):
+            return await self.stub.CreateBase(pb.CreateBaseRequest(base=base))
+
+    async def create_base_message(self, base: pb.Base) -> pb.Base:
+        """Records a base as it is."""
         with rpc_errors("the registry"):
             return await self.stub.CreateBase(pb.CreateBaseRequest(base=base))
 
@@ -70,13 +81,50 @@ class RegistryCalls:
         with rpc_errors("the registry"):
             return await self.stub.CommitVersion(request)
 
+    async def get_version(self, name: str) -> pb.Version:
+        """A version by its name or an alias' name."""
+        with rpc_errors("the registry"):
+            return await self.stub.GetVersion(pb.GetVersionRequest(name=name))
+
+    async def list_adapters(self, token: str = "", ns: str = "default") -> list[pb.Adapter]:
+        """A page of a namespace's adapters."""
+        request = pb.ListAdaptersRequest(parent=f"namespaces/{ns}", page_token=token)
+        with rpc_errors("the registry"):
+            return list((await self.stub.ListAdapters(request)).adapters)
+
     async def set_alias(self, version: str, alias: str = "production", **fields: Any) -> pb.Alias:
         """Points an alias of the version's adapter at the version."""
         name = alias_name(version.rsplit("/", 2)[0], alias)
+        return await self.set_alias_named(name, version, **fields)
+
+    async def set_alias_named(self, name: str, version: str, **fields: Any) -> pb.Alias:
+        """Points an alias at a version."""
         with rpc_errors("the registry"):
             return await self.stub.SetAlias(
                 pb.SetAliasRequest(name=name, version=version, **fields)
             )
+
+    async def next_of(self, call: WatchCall) -> pb.WatchResponse:
+        """The next message of a watch."""
+        with rpc_errors("the registry"):
+            message = await call.read()
+        assert isinstance(message, pb.WatchResponse), "the watch ended"
+        return message
+
+    async def first_of_watch(self, after: int = 0, ns: str = "default") -> pb.WatchResponse:
+        """The first message of a new watch."""
+        call = self.stub.Watch(pb.WatchRequest(parent=f"namespaces/{ns}", after_revision=after))
+        try:
+            return await self.next_of(call)
+        finally:
+            call.cancel()
+
+
+def fetch_text(url: str) -> str:
+    """What an HTTP address answers, without proxies."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 @asynccontextmanager

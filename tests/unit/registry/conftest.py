@@ -9,20 +9,15 @@ import pytest
 from graft.registry.v1 import registry_service_pb2 as pb
 
 from services.registry.server import RegistryServer
-from tests.support.models import make_adapter, make_base
+from tests.support.models import make_adapter
 from tests.support.registry import RegistryCalls, registry_calls, running_registry
 
 
 @pytest.fixture(scope="session")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model on disk."""
-    return make_base(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def adapter_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
-    """An adapter for it."""
-    return make_adapter(tmp_path_factory.mktemp("adapters") / "one", base_folder)
+def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Path]:
+    """Four adapters of the tiny base; treat them as read-only."""
+    root = tmp_path_factory.mktemp("adapters")
+    return [make_adapter(root / str(seed), tiny_base, seed=seed) for seed in range(4)]
 
 
 @pytest.fixture
@@ -40,8 +35,14 @@ async def calls(registry: RegistryServer) -> AsyncIterator[RegistryCalls]:
 
 
 @pytest.fixture
-async def base(calls: RegistryCalls, base_folder: Path) -> pb.Base:
+async def base(calls: RegistryCalls, tiny_base: Path) -> pb.Base:
     """The tiny model, recorded, with the adapter "bot" of it."""
-    recorded = await calls.create_base(base_folder)
+    recorded = await calls.create_base(tiny_base)
     await calls.create_adapter()
     return recorded
+
+
+@pytest.fixture
+async def versions(calls: RegistryCalls, base: pb.Base, adapters: list[Path]) -> list[pb.Version]:
+    """Two versions of "bot"."""
+    return [await calls.commit(folder, base.fingerprint.digest) for folder in adapters[:2]]
