@@ -51,7 +51,7 @@ class Endpoints:
             GraftError: INVALID_REQUEST when an address is not host:port or the file is not JSON.
         """
         given = {"registry": registry, "trainer": trainer, "inference": inference}
-        written = _read(endpoints_file(graft_home(environ)))
+        written = announced(graft_home(environ))
         found = {
             name: given[name]
             or environ.get(f"GRAFT_{name.upper()}")
@@ -79,7 +79,13 @@ def check_address(service: str, address: str) -> str:
     return address
 
 
-def _read(path: Path) -> dict[str, str]:
+def announced(home: Path) -> dict[str, str]:
+    """Addresses that `graft up` wrote; without inference where it serves no base.
+
+    Raises:
+        GraftError: INVALID_REQUEST when the file is not JSON.
+    """
+    path = endpoints_file(home)
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -182,6 +182,12 @@ def _rebuild(reason: Reason, message: str, next_step: str, metadata: dict[str, s
     return GraftError(reason, message, next_step=next_step, **metadata)
 
 
+_START_STEP = {
+    "": "Start it with `graft up`, or check its address with `graft doctor`.",
+    "inference": "Start it with `graft up --base FOLDER`, or check its address with `graft doctor`.",
+}
+
+
 def to_status(error: GraftError) -> status_pb2.Status:
     """The google.rpc.Status of an error, with ErrorInfo and, for a next step, Help in words."""
     info = error_details_pb2.ErrorInfo(
@@ -210,7 +216,7 @@ def from_rpc_error(
         return GraftError(
             Reason.UNAVAILABLE,
             f"{peer} cannot be reached: {details}",
-            next_step="Start it with `graft up`, or check its address with `graft doctor`.",
+            next_step=_START_STEP.get(peer, _START_STEP[""]),
         )
     reason = {
         _CODE.CANCELLED: Reason.CANCELLED,

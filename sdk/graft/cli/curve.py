@@ -24,11 +24,12 @@ def draw_curve(values: Sequence[float], width: int = 60, height: int = 6) -> lis
     low, high = min(points), max(points)
     span = (high - low) or 1.0
     eighths = [1 + round((value - low) / span * (8 * height - 1)) for value in points]
+    labels = {height - 1: f"{high:.3g}", 0: f"{low:.3g}"}
+    margin = max(len(label) for label in labels.values())
     lines = []
     for row in range(height - 1, -1, -1):
         body = "".join(_EIGHTHS[max(0, min(8, filled - 8 * row))] for filled in eighths)
-        label = {height - 1: f"{high:.3g}", 0: f"{low:.3g}"}.get(row, "")
-        lines.append(f"{label:>8} {body}")
+        lines.append(f"{labels.get(row, ''):>{margin}} {body}")
     return lines
 
 

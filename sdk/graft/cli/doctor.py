@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.text import Text
 from graft.cli.machine import LocalMachine, Machine
 from graft.cli.output import Output, size
 from graft.cli.session import EXIT_OTHER, JsonOption, options, reported
-from graft.endpoints import SERVICES, Endpoints, endpoints_file, graft_home
+from graft.endpoints import SERVICES, Endpoints, announced, graft_home
 from graft.version import VERSION
 
 _GIB = 1024**3
@@ -91,7 +91,7 @@ def examine(machine: Machine, endpoints: Endpoints, home: Path, imports: bool) -
         *(_imports(machine) if imports else ()),
         *_accelerators(machine),
         *_room(machine, home),
-        *asyncio.run(_services(machine, endpoints, endpoints_file(home).exists())),
+        *asyncio.run(_services(machine, endpoints, announced(home))),
     ]
 
 
@@ -192,7 +192,9 @@ def _room(machine: Machine, home: Path) -> Iterator[Finding]:
     )
 
 
-async def _services(machine: Machine, endpoints: Endpoints, announced: bool) -> list[Finding]:
+async def _services(
+    machine: Machine, endpoints: Endpoints, expected: Collection[str]
+) -> list[Finding]:
     addresses = {name: getattr(endpoints, name) for name in SERVICES}
     answers = await asyncio.gather(
         *(machine.health(address, _HEALTH_TIMEOUT_S) for address in addresses.values())
@@ -203,6 +205,6 @@ async def _services(machine: Machine, endpoints: Endpoints, announced: bool) -> 
             findings.append(Finding(name, Verdict.OK, f"serves at {address}"))
             continue
         step = "Start it: graft up --base FOLDER" if name == "inference" else "Start it: graft up"
-        detail = f"not at {address} ({wrong})" if announced else f"nothing runs at {address}"
-        findings.append(Finding(name, Verdict.NOTE, detail, step))
+        verdict = Verdict.MISSING if name in expected else Verdict.NOTE
+        findings.append(Finding(name, verdict, f"does not serve at {address}: {wrong}", step))
     return findings

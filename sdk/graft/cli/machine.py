@@ -121,10 +121,12 @@ class LocalMachine:
     async def health(self, address: str, timeout_s: float) -> str | None:
         """See Machine."""
         async with open_channel(address) as channel:
-            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
             try:
                 answer = await check(b"", timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return "nothing answers there"
                 return f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
         return (
             None if answer == _SERVING else "it answers, but does not serve (it drains or starts)"

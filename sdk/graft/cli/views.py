@@ -192,4 +192,4 @@ def show_curve(out: Output, losses: list[float]) -> None:
     """The loss over the steps, when there is enough of it."""
     lines = draw_curve(losses)
     if lines:
-        out.note("\n".join(["", *lines, f"{'loss':>8} over {len(losses)} reports", ""]))
+        out.note("\n".join(["", *lines, f"loss over {len(losses)} reports", ""]))
