@@ -21,6 +21,7 @@ from services.registry.blobs.filesystem import FilesystemBlobStore
 from services.registry.config import RegistrySettings
 from services.registry.server import RegistryServer
 from tests.support.registry import RegistryCalls
+from tests.support.waiting import eventually
 
 DATA = os.urandom(1_500_000)
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -78,15 +79,16 @@ async def test_an_upload_is_read_back_whole_and_by_range(service: Calls) -> None
 async def test_an_upload_goes_on_after_its_stream_ended(service: Calls) -> None:
     answer = await service.write(chunks(end=700_000, finish=False))
     assert (answer.committed_size_bytes, answer.complete) == (700_000, False)
-    with pytest.raises(GraftError, match="BLOB_NOT_FOUND|no blob"):
+    with pytest.raises(GraftError, match="no blob"):
         await service.read()
     assert (await service.write(chunks(begin=700_000))).complete
     assert await service.read() == DATA
 
 
 async def test_an_upload_goes_on_after_its_client_vanished(
-    registry: RegistryServer, service: Calls
+    registry: RegistryServer, service: Calls, tmp_path: Path
 ) -> None:
+    registry_folder = tmp_path / "registry"
     arrived = asyncio.Event()
 
     async def then_hang() -> AsyncIterator[pb.WriteRequest]:
@@ -96,11 +98,10 @@ async def test_an_upload_goes_on_after_its_client_vanished(
 
     channel = open_channel(registry.address)
     call = BlobServiceStub(channel).Write(then_hang())
-    async with asyncio.timeout(20):
-        while (await service.status())[0] < 300_000:
-            await asyncio.sleep(0.01)
+    part = registry_folder / "blobs/uploads" / (DIGEST.removeprefix("sha256:") + ".part")
+    await eventually(lambda: part.exists() and part.stat().st_size == 300_000)
     call.cancel()
-    await channel.close()
+    await channel.close(None)
     kept, complete = await service.status()
     assert (kept, complete) == (300_000, False)
     async with asyncio.timeout(20):
