@@ -1,0 +1,110 @@
+"""64 concurrent streams: our gRPC endpoint beside vLLM's own HTTP server, same model, same engine settings.
+
+Each server and each client is a process of its own, and all share this machine's cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from bench.harness import Measurement, Report, compare
+from bench.processes import REPOSITORY, ServerProcess, start_graft_service, start_vllm_server
+
+STREAMS = 64
+MAX_TOKENS = 128
+MAX_MODEL_LEN = 1024
+PROMPT_WORDS = 24
+
+
+def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Report:
+    """Starts both servers and lets them take turns."""
+    load = {
+        "model": base.name,
+        "streams": STREAMS,
+        "requests_per_stream": 2 if short else 4,
+        "max_tokens": MAX_TOKENS,
+        "prompts": _prompts(STREAMS * 4),
+    }
+    with tempfile.TemporaryDirectory(prefix="graft-bench-") as temporary:
+        folder = Path(temporary)
+        ours, address = start_graft_service("inference", _our_settings(base), folder / "ours")
+        try:
+            peer, url = start_vllm_server(_peer_arguments(base), folder / "peer")
+        except BaseException:
+            ours.close()
+            raise
+        try:
+            report = compare(
+                "streaming",
+                {
+                    "graft (gRPC)": partial(_measure, ours, "grpc", address, load),
+                    "vllm (HTTP)": partial(_measure, peer, "sse", url, load),
+                },
+                rounds=3 if short else 7,
+                warm_up_rounds=1,
+                settings={"streams": STREAMS, "max_tokens": MAX_TOKENS, "cores": os.cpu_count()},
+            )
+        finally:
+            ours.close()
+            peer.close()
+    ratios = next(iter(report.ratios.values()))
+    tokens, first = ratios["tokens_per_s"].median, ratios["first_token_p50_ms"].median
+    report.goal("tokens/s, ours / vLLM's server", "at least 1", tokens, tokens >= 1)
+    report.goal("time to first token, ours / theirs", "at most 1", first, first <= 1)
+    return report
+
+
+def _our_settings(base: Path) -> dict[str, object]:
+    return {
+        "base": base,
+        "max_adapters": 0,
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": STREAMS,
+        "enable_prefix_caching": False,
+        "cpu_kv_cache_gib": 1,
+    }
+
+
+def _peer_arguments(base: Path) -> list[str]:
+    return [
+        *("--model", str(base), "--served-model-name", base.name),
+        *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(STREAMS)),
+        *("--generation-config", "vllm", "--no-enable-prefix-caching", "--disable-log-stats"),
+    ]
+
+
+def _prompts(count: int) -> list[str]:
+    words = "the cat sees a red house and then asks where the old blue door was left".split()
+    return [
+        " ".join(
+            words[(number * 7 + place * (1 + number % 5)) % len(words)]
+            for place in range(PROMPT_WORDS)
+        )
+        for number in range(count)
+    ]
+
+
+def _measure(
+    server: ServerProcess, kind: str, address: str, load: dict[str, object]
+) -> Measurement:
+    path = os.pathsep.join([str(REPOSITORY / "sdk"), str(REPOSITORY)])
+    with server.turn():
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.stream_client", kind, address, json.dumps(load)],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"the {kind} client failed:\n{done.stderr[-3000:]}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
