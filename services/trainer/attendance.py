@@ -46,6 +46,7 @@ class Attendance:
         self.attempt = attempt
         self.worker = worker
         self.killed_because = ""
+        self.preempted = False
         self._limits = limits
         self._adopted = adopted
         self._link: Link | None = None
@@ -92,6 +93,7 @@ class Attendance:
 
     def preempt(self, reason: str) -> None:
         """Tells the worker to write a checkpoint and end; by signal where it has no stream."""
+        self.preempted = True
         if self._link is not None:
             self._link.send(Preempt(reason))
         else:

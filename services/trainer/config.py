@@ -31,8 +31,9 @@ class TrainerSettings(ServiceSettings):
         le=1024,
         description="jobs of one slot at a time; 0: one per GPU, without GPUs two",
     )
-    accelerator: Literal["auto", "cuda", "cpu"] = Field(
-        default="auto", description="cuda shows each worker its own devices; auto: if there are any"
+    accelerator: Literal["auto", "cpu"] = Field(
+        default="auto",
+        description="auto gives each worker the GPUs of its slots; cpu hides them all",
     )
     worker_command: tuple[str, ...] = Field(
         default=(sys.executable, "-m", "services.trainer.run"),

@@ -25,7 +25,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.preflight import Preflight, ProcessPreflight
 from services.trainer.scheduler import Scheduler
 from services.trainer.servicer import TrainerServicer, WorkerServicer
-from services.trainer.slots import Slots, count_nvidia_devices, default_slots
+from services.trainer.slots import Slots, default_slots, visible_devices
 from services.trainer.store.sqlite import SqliteJobStore
 from services.trainer.supervisor import Supervisor
 
@@ -49,7 +49,8 @@ class TrainerServer:
     ) -> None:
         self._settings = settings
         self._folder = settings.data_dir / "trainer"
-        self._launcher = launcher or _local_launcher(settings)
+        self._devices = _devices(settings)
+        self._launcher = launcher or _local_launcher(settings, self._devices)
         self._preflight = preflight or ProcessPreflight(settings.preflight_timeout_s)
         self._registry = CollectorRegistry()
         self._server = GrpcServer(settings, SERVICES, self._registry)
@@ -98,7 +99,7 @@ class TrainerServer:
     def _build(self) -> None:
         settings = self._settings
         wake = asyncio.Event()
-        total = settings.slots or default_slots(count_nvidia_devices())
+        total = settings.slots or default_slots(self._devices)
         slots = Slots(total, wake.set)
         self._metrics = TrainerMetrics(self._registry)
         self._journal = Journal(self._store, self._metrics)
@@ -119,14 +120,15 @@ class TrainerServer:
         add_WorkerServiceServicer_to_server(WorkerServicer(self._supervisor), self._server.grpc)
 
 
-def _local_launcher(settings: TrainerSettings) -> LocalLauncher:
-    accelerator = settings.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if count_nvidia_devices() else "cpu"
+def _devices(settings: TrainerSettings) -> tuple[str, ...]:
+    return () if settings.accelerator == "cpu" else visible_devices(os.environ)
+
+
+def _local_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> LocalLauncher:
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("GRAFT_WORKER_")
     }
-    return LocalLauncher(settings.worker_command, inherited, accelerator)
+    return LocalLauncher(settings.worker_command, inherited, devices)
 
 
 def _limits(settings: TrainerSettings) -> Limits:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _CPU_SLOTS = 2
-_NVIDIA_DEVICE = re.compile(r"nvidia[0-9]+")
+_NVIDIA_DEVICE = re.compile(r"nvidia([0-9]+)")
 
 
-def count_nvidia_devices(devices: Path = Path("/dev")) -> int:
-    """How many NVIDIA GPUs this machine shows, without loading anything of CUDA."""
-    if not devices.is_dir():
-        return 0
-    return sum(_NVIDIA_DEVICE.fullmatch(path.name) is not None for path in devices.iterdir())
+def visible_devices(environment: Mapping[str, str], folder: Path = Path("/dev")) -> tuple[str, ...]:
+    """The NVIDIA GPUs that workers may be given, without loading anything of CUDA.
+
+    Args:
+        environment: CUDA_VISIBLE_DEVICES in it limits them.
+        folder: where device files are.
+    """
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(part.strip() for part in chosen.split(",") if part.strip() not in ("", "-1"))
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    found = sorted(int(match[1]) for name in names if (match := _NVIDIA_DEVICE.fullmatch(name)))
+    return tuple(map(str, found))
 
 
-def default_slots(gpus: int) -> int:
+def default_slots(devices: Sequence[str]) -> int:
     """One slot per GPU; on a machine without any, two jobs at a time."""
-    return gpus or _CPU_SLOTS
+    return len(devices) or _CPU_SLOTS
 
 
 class Slots:

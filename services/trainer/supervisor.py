@@ -115,7 +115,7 @@ class Supervisor:
         """Has adopted workers that report to another address than ours start again with ours."""
         for attendance in self._attending.values():
             if attendance.attempt.trainer_address != self._launches.trainer_address:
-                attendance.worker.terminate()
+                attendance.preempt("The trainer is at another address now")
 
     async def session(
         self, hello: Hello, reports: AsyncIterator[tuple[int, Report | None]]
@@ -178,17 +178,19 @@ class Supervisor:
     async def _see_to_end(self, attendance: Attendance) -> None:
         attempt = attendance.attempt
         exit_code = await attendance.until_gone()
-        await self._settle(attempt, exit_code, attendance.killed_because)
+        await self._settle(attempt, exit_code, attendance.killed_because, attendance.preempted)
         attendance.leave()
         del self._attending[attempt.job]
         self._slots.release(attempt.slots)
 
-    async def _settle(self, attempt: Attempt, exit_code: int | None, because: str) -> None:
+    async def _settle(
+        self, attempt: Attempt, exit_code: int | None, because: str, preempted: bool = False
+    ) -> None:
         """Stores what the end of an attempt means; while that fails, its slots are not given away."""
         log = get_logger().bind(job=attempt.job, attempt=attempt.number, exit_code=exit_code)
         while True:
             try:
-                verdict = await self._store_end(attempt, exit_code, because)
+                verdict = await self._store_end(attempt, exit_code, because, preempted)
                 break
             except Exception as error:
                 log.error("end of attempt not stored", exc_info=error)
@@ -199,7 +201,9 @@ class Supervisor:
         if verdict.state is JobState.QUEUED:
             self._metrics.restarted("lost" if verdict.lost else "preempted")
 
-    async def _store_end(self, attempt: Attempt, exit_code: int | None, because: str) -> Verdict:
+    async def _store_end(
+        self, attempt: Attempt, exit_code: int | None, because: str, preempted: bool
+    ) -> Verdict:
         tail = _last_line(self._launches.work_dir(attempt.job) / f"attempt-{attempt.number}.log")
         verdicts: list[Verdict] = []
 
@@ -211,6 +215,7 @@ class Supervisor:
                 current.finished,
                 exit_code,
                 killed_because=because,
+                preempted=preempted,
                 draining=self._draining,
                 log_tail=tail,
             )

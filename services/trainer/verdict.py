@@ -26,6 +26,7 @@ def judge(
     exit_code: int | None,
     *,
     killed_because: str = "",
+    preempted: bool = False,
     draining: bool = False,
     log_tail: str = "",
 ) -> Verdict:
@@ -36,6 +37,7 @@ def judge(
         finished: the worker's last report, if it arrived.
         exit_code: of the worker; negative for a signal, None when nobody knows it.
         killed_because: why the trainer killed it, if it did.
+        preempted: whether it was told to write a checkpoint and end.
         draining: whether the trainer shuts down, so that no attempt counts as lost.
         log_tail: last line that the worker wrote, for the message.
     """
@@ -49,7 +51,9 @@ def judge(
         return Verdict(JobState.CANCELLED, finished.message or "The worker was told to stop")
     if exit_code == EXIT_CANCELLED:
         return Verdict(JobState.CANCELLED, "The worker was told to stop")
-    if draining or (finished is not None and finished.preempted) or exit_code == EXIT_PREEMPTED:
+    # The exit code of a worker that an earlier trainer started is not known.
+    stopped = exit_code == EXIT_PREEMPTED or (preempted and exit_code is None)
+    if draining or stopped or (finished is not None and finished.preempted):
         return Verdict(JobState.QUEUED, "Preempted; it goes on from its last checkpoint")
     cause = CAUSE_BY_EXIT_CODE.get(exit_code) if exit_code is not None else None
     if cause is not None and not killed_because:

@@ -30,15 +30,16 @@ class LocalLauncher(Launcher):
     Args:
         command: the worker's command line, to which the path of its spec file is added.
         environment: what every worker inherits.
-        accelerator: "cuda" shows each worker its own devices only; "cpu" none.
+        devices: the GPUs behind the slots, as CUDA_VISIBLE_DEVICES names them; each worker sees those
+            of its own slots, and none where there are none.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], accelerator: str
+        self, command: Sequence[str], environment: Mapping[str, str], devices: Sequence[str] = ()
     ) -> None:
         self._command = tuple(command)
         self._environment = dict(environment)
-        self._accelerator = accelerator
+        self._devices = tuple(devices)
 
     async def start(self, launch: Launch) -> Worker:
         launch.work_dir.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ class LocalLauncher(Launcher):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment | worker_environment(launch, self._accelerator),
+                env=self._environment | worker_environment(launch, self._devices),
                 start_new_session=True,
             )
 
@@ -67,7 +68,7 @@ class LocalLauncher(Launcher):
         return None if process is None else _LocalWorker(process, launch.token, None)
 
 
-def worker_environment(launch: Launch, accelerator: str) -> dict[str, str]:
+def worker_environment(launch: Launch, devices: Sequence[str]) -> dict[str, str]:
     """The variables that a worker reads, as its contract names them."""
     variables = {
         "GRAFT_WORKER_JOB": launch.job,
@@ -79,9 +80,10 @@ def worker_environment(launch: Launch, accelerator: str) -> dict[str, str]:
         "OMP_NUM_THREADS": str(launch.cpu_threads),
         "PYTHONUNBUFFERED": "1",
     }
-    if accelerator == "cuda":
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, launch.slots))
-    return {name: value for name, value in variables.items() if value}
+    told = {name: value for name, value in variables.items() if value}
+    # More slots than GPUs share them in turn.
+    own = dict.fromkeys(devices[slot % len(devices)] for slot in launch.slots) if devices else ()
+    return told | {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
 class _LocalWorker(Worker):

@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 from graft.channel import open_channel
 from graft.common.v1 import common_pb2
+from graft.files import write_atomic
 from graft.trainer.v1 import worker_service_pb2 as pb
 from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
 
@@ -118,7 +119,7 @@ class ScriptedWorker:
             step=self._step, total_steps=total, loss=1 / self._step, tokens_per_second=1000.0
         )
         self._say(pb.SessionRequest(metrics=metrics))
-        self._checkpoint.write_text(json.dumps(self._step), "utf-8")
+        write_atomic(self._checkpoint, json.dumps(self._step).encode())
         self._say(pb.SessionRequest(checkpoint_step=self._step))
 
     def _finish(self) -> int:

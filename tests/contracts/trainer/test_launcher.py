@@ -59,7 +59,7 @@ def make(kind: str, script: Script) -> Launcher:
     if kind == "fake":
         return FakeLauncher(lambda launch: script)
     fields = {"steps": script.steps, "step_s": script.step_s, "exit_code": script.exit_code}
-    return LocalLauncher(stub_worker_command(**fields), process_environment(), "cpu")
+    return LocalLauncher(stub_worker_command(**fields), process_environment())
 
 
 async def ended(worker: Worker) -> int | None:
@@ -141,7 +141,7 @@ class TestLocalLauncher:
     ) -> None:
         ours = psutil.Process(os.getpid())
         handle = json.dumps({"pid": ours.pid, "create_time": ours.create_time() - 100})
-        launcher = LocalLauncher(stub_worker_command(), process_environment(), "cpu")
+        launcher = LocalLauncher(stub_worker_command(), process_environment())
         assert await launcher.find(launch, handle) is None
 
     async def test_nothing_that_a_worker_started_outlives_it(
@@ -151,7 +151,7 @@ class TestLocalLauncher:
             "import subprocess, sys, pathlib; child = subprocess.Popen(['sleep', '600']); "
             f"pathlib.Path({str(launch.work_dir / 'child')!r}).write_text(str(child.pid))"
         )
-        launcher = LocalLauncher((sys.executable, "-c", code), process_environment(), "cpu")
+        launcher = LocalLauncher((sys.executable, "-c", code), process_environment())
         await ended(await start(launcher, launch))
         child = int((launch.work_dir / "child").read_text())
         await until(lambda: not alive(child))
@@ -162,7 +162,6 @@ class TestLocalLauncher:
         launcher = LocalLauncher(
             (sys.executable, "-c", "import sys; print('out', open(sys.argv[1]).read())"),
             process_environment(),
-            "cpu",
         )
         await ended(await start(launcher, launch))
         assert launch.log_path.name == "attempt-1.log"
@@ -170,10 +169,10 @@ class TestLocalLauncher:
 
     async def test_a_command_that_does_not_exist_is_an_error(self, launch: Launch) -> None:
         with pytest.raises(OSError, match="no-such-program"):
-            await LocalLauncher(("no-such-program",), {}, "cpu").start(launch)
+            await LocalLauncher(("no-such-program",), {}).start(launch)
 
     def test_a_worker_is_told_who_it_is_and_sees_its_own_devices(self, launch: Launch) -> None:
-        told = worker_environment(replace(launch, slots=(1, 3), trainer_address="h:1"), "cuda")
+        told = worker_environment(replace(launch, slots=(1, 3), trainer_address="h:1"), "4567")
         assert told["GRAFT_WORKER_JOB"] == launch.job
         assert told["GRAFT_WORKER_ATTEMPT"] == "1"
         assert told["GRAFT_WORKER_TOKEN"] == launch.token
@@ -181,7 +180,8 @@ class TestLocalLauncher:
         assert "GRAFT_WORKER_REGISTRY" not in told
         assert told["GRAFT_WORKER_DIR"] == str(launch.work_dir)
         assert told["OMP_NUM_THREADS"] == "1"
-        assert told["CUDA_VISIBLE_DEVICES"] == "1,3"
+        assert told["CUDA_VISIBLE_DEVICES"] == "5,7"
+        assert worker_environment(launch, ())["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def alive(pid: int) -> bool:
