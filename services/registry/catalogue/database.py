@@ -1,17 +1,18 @@
 """Transactions of the catalogue: the one order of all changes, and what wakes who follows them.
 
-A change runs to its end even when its caller goes away in the middle of it.
+A transaction runs to its end even when its caller goes away in the middle of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from graft.errors import GraftError, Reason
 from sqlalchemy import insert, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.registry.catalogue import tables
@@ -20,7 +21,9 @@ from services.registry.domain import Resource
 from services.registry.pulse import Pulse
 
 T = TypeVar("T")
+# Execution options that say how a transaction begins, where the engine must be told.
 WRITE = "graft_write"
+SNAPSHOT = "graft_snapshot"
 
 
 class Change:
@@ -68,20 +71,27 @@ class Database:
     def __init__(self, engine: AsyncEngine, changed: Pulse) -> None:
         self._engine, self._changed = engine, changed
         self._writing = asyncio.Lock()
-        self._running: set[asyncio.Task[object]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that sees one state of the catalogue."""
-        async with self._engine.connect() as connection, connection.begin():
-            yield connection
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Runs one statement, which sees one state of the catalogue by itself."""
+        return await self._whole(self._read(work, {}))
+
+    async def snapshot(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Runs statements that all see one state of the catalogue."""
+        return await self._whole(self._read(work, {SNAPSHOT: True}))
+
+    async def _read(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], options: dict[str, bool]
+    ) -> T:
+        async with self._engine.connect() as plain:
+            connection = await plain.execution_options(**options)
+            async with connection.begin():
+                return await work(connection)
 
     async def change(self, work: Callable[[Change], Awaitable[T]]) -> T:
         """Runs work in a transaction that is stored as a whole before this returns, or not at all."""
-        task = asyncio.create_task(self._change(work))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        return await self._whole(self._change(work))
 
     async def _change(self, work: Callable[[Change], Awaitable[T]]) -> T:
         async with self._writing, self._engine.connect() as plain:
@@ -100,7 +110,33 @@ class Database:
             self._changed.fire()
         return result
 
+    async def _whole(self, transaction: Coroutine[Any, Any, T]) -> T:
+        # Also when the caller goes away: a connection that is left in the middle of a statement
+        # has to be thrown away, and of a change nobody could say whether it was stored.
+        task = asyncio.create_task(transaction)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            return await asyncio.shield(task)
+        except OperationalError as error:
+            raise _as_graft_error(error) from error
+
     async def close(self) -> None:
-        """Waits for running changes and closes all connections."""
+        """Waits for running transactions and closes all connections."""
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._engine.dispose()
+
+
+def _as_graft_error(error: OperationalError) -> GraftError:
+    said = str(error.orig)
+    if "full" in said:
+        return GraftError(
+            Reason.STORAGE_FULL,
+            f"The registry's database cannot grow ({said}); nothing was changed",
+            next_step="Free space where the database lies, then try again.",
+        )
+    return GraftError(
+        Reason.UNAVAILABLE,
+        f"The registry's database failed ({said}); nothing was changed",
+        next_step="Try again; if it stays so, look at the registry's log and its disk.",
+    )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 
 from graft.errors import GraftError, Reason
 from graft.names import parse_name, version_name
-from sqlalchemy import delete, insert, select
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.catalogue import rows
@@ -30,8 +29,9 @@ async def move_alias(change: Change, move: AliasMove) -> Alias:
     """See Catalogue.move_alias."""
     names = parse_name(move.name, "namespaces/{namespace}/adapters/{adapter}/aliases/{alias}")
     adapter = move.name.rsplit("/", 2)[0]
-    await read_adapter(change.connection, adapter)
     now = await find_alias(change.connection, move.name)
+    if now is None:
+        await read_adapter(change.connection, adapter)
     _check_conditions(move, adapter, now)
     target = _target(move, now)
     version = await read_version(change.connection, adapter, target)
@@ -50,14 +50,18 @@ async def move_alias(change: Change, move: AliasMove) -> Alias:
         update_time=change.now,
         revision=revision,
     )
-    await _store(change, names["namespace"], moved)
+    await _store(change, names["namespace"], moved, is_new=now is None)
     return moved
 
 
-async def _store(change: Change, namespace: str, moved: Alias) -> None:
-    row = rows.alias_row(replace(moved), namespace)
-    await change.connection.execute(delete(aliases).where(aliases.c.name == moved.name))
-    await change.connection.execute(insert(aliases).values(row))
+async def _store(change: Change, namespace: str, moved: Alias, is_new: bool) -> None:
+    row = rows.alias_row(moved, namespace)
+    if is_new:
+        await change.connection.execute(insert(aliases).values(row))
+    else:
+        await change.connection.execute(
+            update(aliases).where(aliases.c.name == moved.name).values(row)
+        )
     await change.connection.execute(insert(alias_moves).values(row))
     await change.record(namespace, moved)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Select, Table, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.catalogue import commits, models, moves, rows, tables
 from services.registry.catalogue.base import (
@@ -37,8 +38,7 @@ class SqlCatalogue(Catalogue):
         return await self._database.change(lambda change: models.create_adapter(change, new, key))
 
     async def get_adapter(self, name: str) -> Adapter:
-        async with self._database.read() as connection:
-            return await models.read_adapter(connection, name)
+        return await self._database.read(lambda connection: models.read_adapter(connection, name))
 
     async def list_adapters(self, namespace: str, limit: int, after: str | None) -> Page[Adapter]:
         table = tables.adapters
@@ -51,8 +51,7 @@ class SqlCatalogue(Catalogue):
         return await self._database.change(lambda change: models.create_base(change, new))
 
     async def get_base(self, name: str) -> Base:
-        async with self._database.read() as connection:
-            return await models.read_base(connection, name)
+        return await self._database.read(lambda connection: models.read_base(connection, name))
 
     async def list_bases(self, namespace: str, limit: int, after: str | None) -> Page[Base]:
         columns = tables.bases.c
@@ -68,19 +67,22 @@ class SqlCatalogue(Catalogue):
         )
 
     async def find_committed(self, adapter: str, key: RequestKey) -> Version | None:
-        async with self._database.read() as connection:
-            return await commits.find_committed(connection, adapter, key)
+        return await self._database.read(
+            lambda connection: commits.find_committed(connection, adapter, key)
+        )
 
     async def commit_version(self, new: NewVersion, key: RequestKey | None) -> Version:
         return await self._database.change(lambda change: commits.commit_version(change, new, key))
 
     async def get_version(self, adapter: str, number: int) -> Version:
-        async with self._database.read() as connection:
-            return await commits.read_version(connection, adapter, number)
+        return await self._database.read(
+            lambda connection: commits.read_version(connection, adapter, number)
+        )
 
     async def get_version_by_alias(self, alias: str) -> Version:
-        async with self._database.read() as connection:
-            return await commits.read_version_by_alias(connection, alias)
+        return await self._database.read(
+            lambda connection: commits.read_version_by_alias(connection, alias)
+        )
 
     async def list_versions(self, adapter: str, limit: int, after: str | None) -> Page[Version]:
         await self.get_adapter(adapter)
@@ -91,8 +93,7 @@ class SqlCatalogue(Catalogue):
         return await self._page(query, limit, rows.version_of, lambda version: str(version.number))
 
     async def get_alias(self, name: str) -> Alias:
-        async with self._database.read() as connection:
-            found = await moves.find_alias(connection, name)
+        found = await self._database.read(lambda connection: moves.find_alias(connection, name))
         if found is None:
             raise not_found("alias", name)
         return found
@@ -106,12 +107,15 @@ class SqlCatalogue(Catalogue):
             query = query.where(table.c.namespace == namespace)
         else:
             query = query.where(table.c.adapter == adapter)
-        async with self._database.read() as connection:
+
+        async def read(connection: AsyncConnection) -> tuple[Sequence[Alias], int]:
             if adapter is not None:
                 await models.read_adapter(connection, adapter)
             revision = await connection.scalar(select(tables.revisions.c.value))
             found = (await connection.execute(query)).all()
-        return [rows.alias_of(row) for row in found], int(revision or 0)
+            return [rows.alias_of(row) for row in found], int(revision or 0)
+
+        return await self._database.snapshot(read)
 
     async def move_alias(self, move: AliasMove) -> Alias:
         return await self._database.change(lambda change: moves.move_alias(change, move))
@@ -129,23 +133,18 @@ class SqlCatalogue(Catalogue):
         query = select(table).where(table.c.revision > after).order_by(table.c.revision)
         if namespace is not None:
             query = query.where(table.c.namespace == namespace)
-        async with self._database.read() as connection:
-            found = (await connection.execute(query.limit(limit))).all()
-        return [rows.event_of(row) for row in found]
+        return [rows.event_of(row) for row in await self._all(query.limit(limit))]
 
     async def revision(self) -> int:
-        async with self._database.read() as connection:
-            return int(await connection.scalar(select(tables.revisions.c.value)) or 0)
+        (row,) = await self._all(select(tables.revisions.c.value))
+        return int(row.value)
 
     async def counts(self) -> Mapping[str, int]:
         counted: tuple[Table, ...] = (tables.adapters, tables.bases, tables.versions)
-        async with self._database.read() as connection:
-            return {
-                table.name: int(
-                    await connection.scalar(select(func.count()).select_from(table)) or 0
-                )
-                for table in counted
-            }
+        return {
+            table.name: (await self._all(select(func.count()).select_from(table)))[0][0]
+            for table in counted
+        }
 
     async def close(self) -> None:
         await self._database.close()
@@ -157,7 +156,13 @@ class SqlCatalogue(Catalogue):
         make: Callable[[rows.AnyRow], T],
         key: Callable[[T], str],
     ) -> Page[T]:
-        async with self._database.read() as connection:
-            found = (await connection.execute(query.limit(limit + 1))).all()
+        found = await self._all(query.limit(limit + 1))
         items = [make(row) for row in found[:limit]]
         return Page(items, key(items[-1]) if len(found) > limit else None)
+
+    async def _all(self, query: Select[Any]) -> Sequence[rows.AnyRow]:
+        async def read(connection: AsyncConnection) -> Sequence[rows.AnyRow]:
+            found: Sequence[rows.AnyRow] = (await connection.execute(query)).all()
+            return found
+
+        return await self._database.read(read)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from services.registry.catalogue.database import WRITE
+from services.registry.catalogue.database import SNAPSHOT, WRITE
 from services.registry.catalogue.migrate import upgrade
 
 _PRAGMAS = (
@@ -39,5 +39,8 @@ def _configure(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(WRITE, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get(WRITE, False):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    elif options.get(SNAPSHOT, False):
+        connection.exec_driver_sql("BEGIN")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 from graft.errors import GraftError, Reason
+from sqlalchemy import event, text
 
+from services.registry.catalogue import tables
 from services.registry.catalogue.base import (
     AliasMove,
     Catalogue,
@@ -279,6 +284,27 @@ class CatalogueContract:
         events = await filled.events(0, 100, None)
         assert [one.revision for one in events] == list(range(1, len(events) + 1))
 
+    async def test_callers_who_go_away_leave_the_catalogue_usable(self, filled: Catalogue) -> None:
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            lambda: filled.move_alias(move(1)),
+            lambda: filled.list_aliases("default", None),
+            lambda: filled.get_adapter(BOT),
+            lambda: filled.move_alias(move(2)),
+        ]
+
+        async def leave_after(turns: int) -> None:
+            task = asyncio.create_task(calls[turns % 4]())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        await asyncio.gather(*(leave_after(turns) for turns in range(40)))
+        await filled.move_alias(move(1))
+        _, revision = await filled.list_aliases("default", None)
+        events = await filled.events(0, 1000, None)
+        assert [one.revision for one in events] == list(range(1, revision + 1))
+
 
 class TestSqliteCatalogue(CatalogueContract):
     """The embedded catalogue."""
@@ -297,3 +323,43 @@ class TestSqliteCatalogue(CatalogueContract):
         assert await second.get_base(BASE.name) == base
         assert await second.revision() == 1
         await second.close()
+
+    async def test_the_migrations_make_the_tables_that_the_code_uses(self, tmp_path: Path) -> None:
+        engine = await open_sqlite(tmp_path / "r.db")
+        async with engine.connect() as connection:
+            difference = await connection.run_sync(
+                lambda sync: compare_metadata(MigrationContext.configure(sync), tables.metadata)
+            )
+        await engine.dispose()
+        assert difference == []
+
+    async def test_each_commit_is_durable_before_it_is_answered(self, tmp_path: Path) -> None:
+        engine = await open_sqlite(tmp_path / "r.db")
+        found = {}
+        async with engine.connect() as connection:
+            for pragma in ("journal_mode", "synchronous", "foreign_keys"):
+                found[pragma] = await connection.scalar(text(f"PRAGMA {pragma}"))
+        await engine.dispose()
+        full = 2
+        assert found == {"journal_mode": "wal", "synchronous": full, "foreign_keys": 1}
+
+    async def test_a_full_disk_refuses_the_change_and_keeps_what_there_is(
+        self, tmp_path: Path
+    ) -> None:
+        engine = await open_sqlite(tmp_path / "r.db")
+        catalogue = SqlCatalogue(Database(engine, Pulse()))
+        await catalogue.create_base(BASE)
+
+        def limit(connection: Any, _record: Any, _proxy: Any) -> None:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA max_page_count=1")
+            cursor.close()
+
+        event.listen(engine.sync_engine, "checkout", limit)
+        large = replace(BASE, name=f"{NS}/bases/large", config_json="x" * 100_000)
+        with pytest.raises(GraftError, match="nothing was changed") as raised:
+            await catalogue.create_base(large)
+        assert raised.value.reason is Reason.STORAGE_FULL
+        assert await catalogue.revision() == 1
+        assert (await catalogue.get_base(BASE.name)).source == BASE.source
+        await catalogue.close()

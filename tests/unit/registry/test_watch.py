@@ -166,6 +166,24 @@ async def test_watches_end_at_once_when_the_registry_stops(
             await calls.next_of(call)
 
 
+async def test_a_watcher_that_does_not_read_does_not_hold_up_the_end(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    server = await start_registry(tmp_path)
+    async with registry_calls(server.address) as calls, watching(calls) as call:
+        base = await calls.create_base(tiny_base)
+        for number in range(100):
+            adapter = pb.Adapter(
+                name=f"namespaces/default/adapters/a{number}",
+                base=base.name,
+                description="x" * 9_000,
+            )
+            await calls.stub.CreateAdapter(pb.CreateAdapterRequest(adapter=adapter))
+        async with asyncio.timeout(DEADLINE_S):
+            await server.stop()
+        assert (await calls.next_of(call)).WhichOneof("change") in (None, "base")
+
+
 async def test_metrics_tell_what_there_is_and_who_watches(
     calls: RegistryCalls, registry: RegistryServer, versions: list[pb.Version], adapters: list[Path]
 ) -> None:
