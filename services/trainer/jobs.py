@@ -79,13 +79,21 @@ class Finalizing:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A worker's last report: how its attempt ended. Exactly one of the four is set."""
+    """A worker's last report: how its attempt ended. At most one of the first four is set.
+
+    None of them: trained, but there is no registry that the result could become a version in.
+    """
 
     version: str = ""
     cause: FailureCause | None = None
     cancelled: bool = False
     preempted: bool = False
     message: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether there is a result."""
+        return not (self.cause or self.cancelled or self.preempted)
 
 
 Report = Started | Metrics | LogLine | CheckpointSaved | Finalizing | Finished

@@ -125,10 +125,7 @@ def _devices(settings: TrainerSettings) -> tuple[str, ...]:
 
 
 def _local_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> LocalLauncher:
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith("GRAFT_WORKER_")
-    }
-    return LocalLauncher(settings.worker_command, inherited, devices)
+    return LocalLauncher(settings.worker_command, os.environ, devices)
 
 
 def _limits(settings: TrainerSettings) -> Limits:

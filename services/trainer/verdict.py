@@ -41,8 +41,11 @@ def judge(
         draining: whether the trainer shuts down, so that no attempt counts as lost.
         log_tail: last line that the worker wrote, for the message.
     """
-    if finished is not None and finished.version:
-        return Verdict(JobState.SUCCEEDED, version=finished.version)
+    if finished is not None and finished.succeeded:
+        message = (
+            "" if finished.version else "No registry is set; the result is in the job's folder"
+        )
+        return Verdict(JobState.SUCCEEDED, message, version=finished.version)
     if finished is not None and finished.cause not in (None, FailureCause.NODE_LOST):
         return Verdict(JobState.FAILED, finished.message, finished.cause)
     if job.cancel_requested:

@@ -22,6 +22,9 @@ from services.trainer.launchers.base import Launch, Launcher, Worker
 
 # Clock ticks and rounding; numbers are not given again within this time.
 _START_TIME_TOLERANCE_S = 0.05
+_IDENTITY = frozenset(
+    f"GRAFT_WORKER_{name}" for name in ("JOB", "ATTEMPT", "TOKEN", "TRAINER", "REGISTRY", "DIR")
+)
 
 
 class LocalLauncher(Launcher):
@@ -38,7 +41,10 @@ class LocalLauncher(Launcher):
         self, command: Sequence[str], environment: Mapping[str, str], devices: Sequence[str] = ()
     ) -> None:
         self._command = tuple(command)
-        self._environment = dict(environment)
+        # Another worker's identity must not be inherited, where this trainer leaves one of these out.
+        self._environment = {
+            name: value for name, value in environment.items() if name not in _IDENTITY
+        }
         self._devices = tuple(devices)
 
     async def start(self, launch: Launch) -> Worker:

@@ -30,6 +30,12 @@ def test_a_version_is_a_success_whatever_came_after() -> None:
     assert (verdict.state, verdict.version) == (JobState.SUCCEEDED, "v/1")
 
 
+def test_a_result_without_a_registry_is_a_success_that_says_where_it_is() -> None:
+    verdict = judge(JOB, Finished(), 0)
+    assert (verdict.state, verdict.version) == (JobState.SUCCEEDED, "")
+    assert "job's folder" in verdict.message
+
+
 def test_a_reported_failure_is_told_as_it_was_reported() -> None:
     verdict = judge(JOB, Finished(cause=FailureCause.BAD_DATA, message="row 3"), 65)
     assert verdict.state is JobState.FAILED
