@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -101,7 +102,7 @@ class Bases:
 
 async def watch(
     connection: Connection, namespace: str, after_revision: int | None
-) -> AsyncIterator[Change]:
+) -> AsyncGenerator[Change, None]:
     """Changes in a namespace, in order, without end; see Client.watch."""
     stub, parent = connection.registry, namespace_name(namespace)
     if after_revision is None:
@@ -109,7 +110,7 @@ async def watch(
         after_revision = (await connection.call(stub.ListAliases, request, _PEER)).revision
     seen = after_revision
 
-    def open_stream() -> AsyncIterator[pb.WatchResponse]:
+    def open_stream() -> AsyncGenerator[pb.WatchResponse, None]:
         return connection.stream(
             stub.Watch, pb.WatchRequest(parent=parent, after_revision=seen), _PEER
         )
@@ -117,8 +118,9 @@ async def watch(
     async def finished() -> bool:
         return False
 
-    async for message in connection.resumed(open_stream, finished):
-        change = convert.change(message)
-        seen = max(seen, message.revision)
-        if change is not None:
-            yield change
+    async with aclosing(connection.resumed(open_stream, finished)) as messages:
+        async for message in messages:
+            change = convert.change(message)
+            seen = max(seen, message.revision)
+            if change is not None:
+                yield change

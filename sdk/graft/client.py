@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -136,14 +137,16 @@ class Client:
         *,
         request_id: str | None = None,
         **sampling: Unpack[Sampling],
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer, None]:
         """Continues a prompt and yields what is new; leaving the iteration aborts the request."""
         request = generate_request(model, prompt, sampling)
         stub, timeout_s = self._connection.inference, self._generate_timeout_s
-        async for message in self._connection.stream(
+        stream = self._connection.stream(
             stub.StreamGenerate, request, _PEER, timeout_s=timeout_s, request_id=request_id
-        ):
-            yield convert.answer(message)
+        )
+        async with aclosing(stream):
+            async for message in stream:
+                yield convert.answer(message)
 
     async def chat(
         self,
@@ -182,14 +185,16 @@ class Client:
         tools: Sequence[Message] = (),
         request_id: str | None = None,
         **sampling: Unpack[Sampling],
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer, None]:
         """Answers a conversation and yields what is new; leaving the iteration aborts the request."""
         request = chat_request(model, messages, tools, sampling)
         stub, timeout_s = self._connection.inference, self._generate_timeout_s
-        async for message in self._connection.stream(
+        stream = self._connection.stream(
             stub.StreamChat, request, _PEER, timeout_s=timeout_s, request_id=request_id
-        ):
-            yield convert.answer(message)
+        )
+        async with aclosing(stream):
+            async for message in stream:
+                yield convert.answer(message)
 
     async def models(self) -> list[Model]:
         """What can be named as model; the base first."""
@@ -204,7 +209,7 @@ class Client:
             await self._connection.call(stub.GetResidency, pb.GetResidencyRequest(), _PEER)
         )
 
-    def watch(self, after_revision: int | None = None) -> AsyncIterator[Change]:
+    def watch(self, after_revision: int | None = None) -> AsyncGenerator[Change, None]:
         """Changes in the registry, in order, without end; goes on across restarts.
 
         Args:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -54,22 +56,22 @@ class Connection:
             self._channels[address] = open_channel(address)
         return self._channels[address]
 
-    @property
+    @cached_property
     def registry(self) -> RegistryServiceAsyncStub:
         """Stub of the registry."""
         return RegistryServiceStub(self._channel(self.endpoints.registry))
 
-    @property
+    @cached_property
     def blobs(self) -> BlobClient:
         """The registry's blob store."""
         return BlobClient(self._channel(self.endpoints.registry))
 
-    @property
+    @cached_property
     def trainer(self) -> TrainerServiceAsyncStub:
         """Stub of the trainer."""
         return TrainerServiceStub(self._channel(self.endpoints.trainer))
 
-    @property
+    @cached_property
     def inference(self) -> InferenceServiceAsyncStub:
         """Stub of inference."""
         return InferenceServiceStub(self._channel(self.endpoints.inference))
@@ -106,7 +108,7 @@ class Connection:
         *,
         timeout_s: float | None = None,
         request_id: str | None = None,
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         """One streaming call; it is cancelled when the iteration is left."""
         call = method(request, timeout=timeout_s, metadata=call_metadata(request_id, self._actor))
         try:
@@ -118,9 +120,9 @@ class Connection:
 
     async def resumed(
         self,
-        open_stream: Callable[[], AsyncIterator[Item]],
+        open_stream: Callable[[], AsyncGenerator[Item, None]],
         finished: Callable[[], Awaitable[bool]],
-    ) -> AsyncIterator[Item]:
+    ) -> AsyncGenerator[Item, None]:
         """Items of a stream that is opened again when the service went away.
 
         Args:
@@ -134,9 +136,10 @@ class Connection:
         while True:
             opened_s = loop.time()
             try:
-                async for item in open_stream():
-                    pause_s, away_since_s = _FIRST_PAUSE_S, math.inf
-                    yield item
+                async with aclosing(open_stream()) as items:
+                    async for item in items:
+                        pause_s, away_since_s = _FIRST_PAUSE_S, math.inf
+                        yield item
                 if await finished():
                     return
             except UnavailableError:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from graft.errors import GraftError, Reason
 
@@ -85,9 +85,22 @@ def announced(home: Path) -> dict[str, str]:
     Raises:
         GraftError: INVALID_REQUEST when the file is not JSON.
     """
-    path = endpoints_file(home)
+    content = _read(endpoints_file(home))
+    return {name: str(content[name]) for name in SERVICES if content.get(name)}
+
+
+def served_base(home: Path) -> str | None:
+    """Folder of the base that `graft up` serves.
+
+    Raises:
+        GraftError: INVALID_REQUEST when its file is not JSON.
+    """
+    return _read(endpoints_file(home)).get("base")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
@@ -96,4 +109,4 @@ def announced(home: Path) -> dict[str, str]:
             f"{path} is not JSON",
             next_step="Delete it and run `graft up` again, or name the addresses.",
         ) from None
-    return {name: str(content[name]) for name in SERVICES if content.get(name)}
+    return content

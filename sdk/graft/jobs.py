@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from graft import convert
@@ -40,7 +41,7 @@ class JobHandle:
         request = pb.GetJobRequest(name=self.name)
         return convert.job(await connection.call(connection.trainer.GetJob, request, _PEER))
 
-    async def events(self, after_sequence: int = 0) -> AsyncIterator[JobEvent]:
+    async def events(self, after_sequence: int = 0) -> AsyncGenerator[JobEvent, None]:
         """Every event after a sequence number, until the job has ended; goes on across restarts.
 
         Raises:
@@ -48,17 +49,18 @@ class JobHandle:
         """
         seen, connection = after_sequence, self._connection
 
-        def open_stream() -> AsyncIterator[pb.JobEvent]:
+        def open_stream() -> AsyncGenerator[pb.JobEvent, None]:
             request = pb.WatchJobRequest(name=self.name, after_sequence=seen)
             return connection.stream(connection.trainer.WatchJob, request, _PEER)
 
         async def finished() -> bool:
             return (await self.get()).state.ended
 
-        async for message in connection.resumed(open_stream, finished):
-            if message.sequence > seen:
-                seen = message.sequence
-                yield convert.job_event(message)
+        async with aclosing(connection.resumed(open_stream, finished)) as messages:
+            async for message in messages:
+                if message.sequence > seen:
+                    seen = message.sequence
+                    yield convert.job_event(message)
 
     async def wait(self, check: bool = True) -> Job:
         """Waits for the end.

@@ -136,8 +136,8 @@ class Service:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def reap(self) -> None:
-        """Ends what a process that died may have left of its children."""
+    def kill(self) -> None:
+        """Ends it at once, and what a process that died by itself may have left of its children."""
         if self.process is not None:
             _signal(self.process.pid, signal.SIGKILL, group=True)
 

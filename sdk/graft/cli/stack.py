@@ -62,7 +62,9 @@ class Stack:
 
     def endpoints(self) -> dict[str, object]:
         """What endpoints.json holds."""
+        base = {"base": str(self._settings.base)} if self._settings.base is not None else {}
         return {
+            **base,
             **{service.name: service.address for service in self.services},
             "metrics": {service.name: service.metrics_address for service in self.services},
         }
@@ -114,7 +116,7 @@ class Stack:
     async def _keep(self, service: Service) -> None:
         while service.process is not None:
             code = await service.process.wait()
-            service.reap()
+            service.kill()
             if service.restarts == _MOST_RESTARTS:
                 service.state = ServiceState.FAILED
                 raise service.failed(f"ended {_MOST_RESTARTS + 1} times, last with {code}")
@@ -136,6 +138,11 @@ class Stack:
             await service.stop(_DRAIN_S)
         if self.services:
             endpoints_file(self._settings.home).unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Ends at once what still runs, without a drain."""
+        for service in self.services:
+            service.kill()
 
     def _port(self, index: int) -> int:
         return self._settings.port + index if self._settings.port else 0

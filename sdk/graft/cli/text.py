@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, cast
 
 import typer
@@ -149,14 +149,17 @@ def _answer(runner: asyncio.Runner, talk: Conversation, client: Client, text: st
         Output().error(error)
 
 
-async def _print_stream(out: Output, answers: AsyncIterator[Answer], show_version: bool) -> str:
+async def _print_stream(
+    out: Output, answers: AsyncGenerator[Answer, None], show_version: bool
+) -> str:
     """Prints pieces as they come; answers with the whole text."""
     pieces, provenance = [], None
-    async for answer in answers:
-        sys.stdout.write(answer.text)
-        sys.stdout.flush()
-        pieces.append(answer.text)
-        provenance = answer.provenance or provenance
+    async with contextlib.aclosing(answers):
+        async for answer in answers:
+            sys.stdout.write(answer.text)
+            sys.stdout.flush()
+            pieces.append(answer.text)
+            provenance = answer.provenance or provenance
     sys.stdout.write("\n")
     sys.stdout.flush()
     if show_version and provenance is not None:

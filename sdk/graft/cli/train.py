@@ -12,6 +12,7 @@ from graft.cli.follow import follow
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, run
 from graft.client import Client
+from graft.endpoints import graft_home, served_base
 from graft.errors import GraftError, Reason
 from graft.results import short_id
 from graft.specs import TrainOptions
@@ -24,7 +25,10 @@ def train(
     data: Annotated[
         Path | None, typer.Argument(help="A .json, .jsonl, .csv or .parquet file, or a folder.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Folder of the base model, or a hub id.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Folder of the base model, or a hub id; what `graft up` serves."),
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", help="The adapter that gets a new version.")
     ] = None,
@@ -119,13 +123,14 @@ def train(
         "max_rows": max_rows,
         "slots": slots,
     }
-    given = _given(chosen)
     out = Output(as_json)
 
     async def work(client: Client) -> int | None:
         if data is not None and (upload or _is_here(client.endpoints.trainer)):
             _check_data(data)
-        handle = await client.train(spec, upload=upload, **given)
+        if base is None and spec is None:
+            chosen["base"] = served_base(graft_home())
+        handle = await client.train(spec, upload=upload, **_given(chosen))
         if out.as_json:
             out.json({"event": "created", "job": handle.name})
         out.note(f"{short_id(handle.name)} is created.")

@@ -124,8 +124,16 @@ def down(ctx: typer.Context, home: HomeOption = None, as_json: JsonOption = Fals
 async def _run(out: Output, settings: StackSettings) -> None:
     stack, stopping = Stack(settings), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+
+    def stop_or_kill() -> None:
+        if stopping.is_set():
+            stack.kill()
+            return
+        stopping.set()
+        out.note("Draining. Once more stops everything at once.")
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop_or_kill)
     async with _Display(out, stack) as display:
         try:
             if await _unless(stopping, stack.start()):

@@ -45,12 +45,14 @@ def test_training_prints_states_figures_a_curve_and_what_to_do_next(
 def test_training_for_a_script_prints_one_json_object_per_line(
     graft: Graft, rows: Path, tiny_base: Path
 ) -> None:
-    result = graft("train", rows, "--base", tiny_base, "-a", "bot", "--json")
+    # Without --base it is the one that is served.
+    result = graft("train", rows, "-a", "bot", "--json")
     events = [json.loads(line) for line in result.out.splitlines()]
     assert result.code == 0
     assert [events[0]["event"], events[-1]["event"]] == ["created", "end"]
     assert [event["metrics"]["step"] for event in events if event["event"] == "metrics"][-1] == 5
     assert events[-1]["job"]["state"] == "SUCCEEDED"
+    assert events[-1]["job"]["spec"]["base"]["source"] == str(tiny_base)
 
 
 def test_data_that_cannot_be_used_ends_with_65_and_names_the_row(

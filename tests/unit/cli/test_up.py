@@ -27,6 +27,8 @@ def say(what):
     with (home / "told").open("a") as file:
         file.write(f"{what} {name}\\n")
 def stop(*_):
+    if os.environ.get("STUBBORN") == name:
+        return say("ignores")
     say("stops")
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
@@ -121,7 +123,7 @@ def test_services_start_from_the_registry_up_and_drain_in_the_opposite_order(
     process = graft("up", "--port", 0, "--base", base, "--slots", 3, "--max-adapters", 5, "--json")
     ready = _ready(process)
     assert json.loads((home / "endpoints.json").read_text()) == {
-        name: ready[name] for name in ("registry", "trainer", "inference", "metrics")
+        name: ready[name] for name in ("base", "registry", "trainer", "inference", "metrics")
     }
     process.send_signal(number)
     assert process.wait(30) == 0
@@ -179,6 +181,17 @@ async def test_a_service_that_dies_later_is_started_again_where_it_was(
     assert settings["GRAFT_TRAINER_LISTEN"] == "127.0.0.1:1"
     process.terminate()
     assert process.wait(30) == 0
+
+
+async def test_asking_twice_ends_at_once_what_will_not_drain(graft: Up, home: Path) -> None:
+    process = graft("up", "--port", 0, "--json", STUBBORN="trainer")
+    _ready(process)
+    process.terminate()
+    await until(lambda: "ignores trainer" in _told(home))
+    process.terminate()
+    assert process.wait(30) == 0
+    for name in ("registry", "trainer"):
+        assert not Path("/proc", (home / name).read_text()).exists()
 
 
 async def test_services_end_when_graft_up_is_killed(graft: Up, home: Path) -> None:

@@ -10,6 +10,8 @@ import graft
 import pytest
 from graft.digests import digest_file
 
+from tests.support.fakes import FakeTrainer, serving
+
 
 async def _push(client: graft.Client, base: Path, adapter: Path, times: int = 1) -> graft.Version:
     version = None
@@ -136,7 +138,7 @@ async def test_a_watch_tells_what_happens_from_now_on(
     change = first.result()
     assert change.alias is not None
     assert change.alias.reason == "watched"
-    await changes.aclose()  # type: ignore[attr-defined]  # an async generator
+    await changes.aclose()
 
 
 async def test_all_changes_can_be_read_from_the_beginning(
@@ -149,3 +151,20 @@ async def test_all_changes_can_be_read_from_the_beginning(
         if change.version is not None:
             break
     assert kinds == ["base", "adapter", "version"]
+
+
+async def test_data_for_a_trainer_elsewhere_goes_through_the_blob_store(
+    registry_client: graft.Client, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    trainer = FakeTrainer()
+    async with (
+        serving(trainer=trainer) as address,
+        graft.Client(registry=registry_client.endpoints.registry, trainer=address) as client,
+    ):
+        await client.train(data=rows, base="org/model", adapter="bot", upload=True)
+        with pytest.raises(graft.InvalidError, match="is not a file"):
+            await client.train(data=tmp_path, base="org/model", adapter="bot", upload=True)
+    sent = trainer.requests[0].spec.dataset
+    assert (sent.path, sent.blob_digest, sent.blob_name) == ("", digest_file(rows), "rows.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import graft
 import pytest
@@ -30,10 +31,8 @@ async def test_what_is_streamed_is_what_is_answered_at_once(client: graft.Client
 async def test_leaving_a_stream_aborts_it_at_the_engine(
     client: graft.Client, inference: FakeInference
 ) -> None:
-    stream = client.stream("endless", "again")
-    async for _ in stream:
-        break
-    await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+    async with aclosing(client.stream("endless", "again")) as stream:
+        await anext(stream)
     async with asyncio.timeout(10):
         await inference.aborted.wait()
 
