@@ -35,6 +35,7 @@ class BackgroundLoop:
         asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(timeout=5.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5.0)
+        self._loop.close()
 
     async def _cancel_all(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

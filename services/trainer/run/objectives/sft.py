@@ -121,6 +121,7 @@ class SupervisedTrainer(SFTTrainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss per learned token of the held-out rows, in nats; reports it."""
         assert self._eval_batches is not None
+        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
         nats, learned = 0.0, 0
         with _without_dropout(self.model):
             for inputs in self._eval_inputs(self._eval_batches):

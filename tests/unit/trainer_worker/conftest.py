@@ -1,0 +1,64 @@
+"""Runs the worker in this process or as its own, on a tiny base and a small fixed task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer_worker.support import COLOURS, Outcome, WorkerProcess, attempt, merge
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 questions whose answers a tiny model can learn by heart."""
+    path = tmp_path_factory.mktemp("data") / "colours.jsonl"
+    rows = [
+        {
+            "instruction": f"Colour {number}?",
+            "output": " ".join([COLOURS[number % 4]] * (1 + number % 5)),
+        }
+        for number in range(48)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture
+def spec(tiny_base: Path, task: Path) -> dict[str, Any]:
+    """A small job; tests change what they are about."""
+    return {
+        "base": {"source": str(tiny_base)},
+        "dataset": {"path": str(task)},
+        "method": {"lora": {"rank": 8, "dropout": 0.1}},
+        "hyperparameters": {"epochs": 2, "learning_rate": 0.01, "micro_batch_size": 4},
+        "checkpointing": {"every_steps": 5},
+        "resources": {"cpu_threads": 1},
+        "output": {"adapter": "bot"},
+        "seed": 7,
+    }
+
+
+@pytest.fixture
+def train(spec: dict[str, Any], tmp_path: Path) -> Callable[..., Outcome]:
+    """Does one attempt in this process; keyword arguments change the spec's fields."""
+
+    def run(folder: str = "work", registry: str = "", **changes: Any) -> Outcome:
+        return attempt(merge(spec, changes), tmp_path / folder, registry)
+
+    return run
+
+
+@pytest.fixture
+def start(spec: dict[str, Any], tmp_path: Path) -> Callable[..., WorkerProcess]:
+    """Starts an attempt as a process of its own; keyword arguments change the spec's fields."""
+
+    def run(
+        folder: str = "work", environment: dict[str, str] | None = None, **changes: Any
+    ) -> WorkerProcess:
+        return WorkerProcess(merge(spec, changes), tmp_path / folder, environment or {})
+
+    return run
