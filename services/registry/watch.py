@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -103,7 +103,8 @@ class ChangeFeed:
     ) -> AsyncGenerator[Event | Bookmark, None]:
         """Events after a revision without end, of one namespace or of all.
 
-        A bookmark follows what was stored already, and then whenever it was quiet for a while.
+        A bookmark follows what was stored already, and then comes whenever nothing else did for
+        the bookmark interval.
 
         Raises:
             GraftError: REVISION_COMPACTED for a revision that this registry never had; UNAVAILABLE
@@ -114,36 +115,35 @@ class ChangeFeed:
             raise _from_elsewhere(after, target)
         watcher = _Watcher(asyncio.current_task(), after)
         self._watchers.add(watcher)
-        told = after < target
         try:
-            if not told:
-                yield Bookmark(target, datetime.now(UTC))
-            while True:
-                moved = self._moved.next()
-                if self._closing:
-                    raise _stopping(watcher.position)
-                events, reached = await self._after(watcher.position, namespace)
-                for event in events:
-                    yield event
-                    watcher.position = event.revision
-                quiet = reached == watcher.position and not events
-                watcher.position = max(watcher.position, reached)
-                if told and watcher.position >= target:
-                    told = False
-                    yield Bookmark(watcher.position, datetime.now(UTC))
-                if quiet and await self._slept(moved):
-                    yield Bookmark(watcher.position, datetime.now(UTC))
+            async with aclosing(self._follow(watcher, target, namespace)) as news:
+                async for one in news:
+                    yield one
         finally:
             self._watchers.discard(watcher)
 
-    async def _slept(self, moved: asyncio.Event) -> bool:
-        """Waits for a change; True when there was none for the bookmark interval."""
-        try:
-            async with asyncio.timeout(self._bookmark_interval_s):
-                await moved.wait()
-        except TimeoutError:
-            return True
-        return False
+    async def _follow(
+        self, watcher: _Watcher, target: int, namespace: str | None
+    ) -> AsyncGenerator[Event | Bookmark, None]:
+        clock = asyncio.get_running_loop().time
+        replayed, told_s = False, clock()
+        while True:
+            moved = self._moved.next()
+            if self._closing:
+                raise _stopping(watcher.position)
+            before = watcher.position
+            events, reached = await self._after(before, namespace)
+            for event in events:
+                yield event
+                watcher.position, told_s = event.revision, clock()
+            watcher.position = max(watcher.position, reached)
+            replayed_now = not replayed and watcher.position >= target
+            # Also while only other namespaces change: who resumes must not begin far back.
+            if replayed_now or clock() - told_s >= self._bookmark_interval_s:
+                yield Bookmark(watcher.position, datetime.now(UTC))
+                replayed, told_s = replayed or replayed_now, clock()
+            if watcher.position == before:
+                await _wait(moved, told_s + self._bookmark_interval_s)
 
     async def _after(self, position: int, namespace: str | None) -> tuple[Sequence[Event], int]:
         """Some of the next events, and the revision up to which they are all."""
@@ -178,6 +178,13 @@ class ChangeFeed:
         for event in events:
             self._seen(event)
         self._moved.fire()
+
+
+async def _wait(moved: asyncio.Event, until_s: float) -> None:
+    """Waits for a change, at most until a time of the loop's clock."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(until_s):
+            await moved.wait()
 
 
 def _from_elsewhere(after: int, newest: int) -> GraftError:

@@ -70,6 +70,9 @@ def _split(tensor: Tensor) -> tuple[str, str]:
         why, hint = "it belongs to DoRA, which cannot be served", "Train a plain LoRA, or merge it."
     elif "lora_embedding_" in tensor.name:
         why, hint = "it adapts an embedding, which cannot be served", "Leave embeddings out."
+    elif ".base_layer." in tensor.name:
+        why = "it is a weight of the base itself, which an adapter may not replace"
+        hint = "Save with save_pretrained(..., save_embedding_layers=False)."
     elif tensor.name.endswith(".bias"):
         why, hint = "it is a bias, which cannot be served", 'Train with bias="none".'
     raise refused(NAMES, f"tensor {tensor.name}: {why}", hint, tensor=tensor.name)

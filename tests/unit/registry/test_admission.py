@@ -289,6 +289,7 @@ BAD: dict[str, tuple[Spoil, str, str, str]] = {
     "another tensor": (rename(QA, "model.q_proj.weight"), "tensor-names", "model.q_proj.weight", "no matrix"),
     "DoRA's tensor": (shape(f"{Q0}.lora_magnitude_vector", 64), "tensor-names", f"{Q0}.lora_magnitude_vector", "DoRA"),
     "an embedding": (shape("base_model.model.model.embed_tokens.lora_embedding_A", 4, 64), "tensor-names", "base_model.model.model.embed_tokens.lora_embedding_A", "embedding"),
+    "a weight of the base": (rename(QA, "base_model.model.lm_head.base_layer.weight"), "tensor-names", "base_model.model.lm_head.base_layer.weight", "save_embedding_layers"),
     "another base's width": (shape(QA, 4, 32), "shapes", QA, "64 in_features"),
     "another base's output": (shape(QB, 128, 4), "shapes", QB, "64 out_features"),
     "a vector": (shape(QA, 256), "shapes", QA, "not a matrix"),
@@ -359,7 +360,7 @@ async def test_bad_input_is_refused_with_its_check_and_tensor(what: str) -> None
     assert error.metadata["check"] == check
     assert error.metadata.get("tensor", "") == tensor
     assert tensor in error.message
-    assert words in error.message
+    assert words in str(error)
 
 
 async def test_a_layer_that_the_base_does_not_have_is_named() -> None:

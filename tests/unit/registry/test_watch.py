@@ -127,6 +127,24 @@ async def test_a_quiet_watch_gets_bookmarks(tmp_path: Path) -> None:
     await server.stop()
 
 
+async def test_bookmarks_come_also_while_only_others_change(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    server = await start_registry(tmp_path, bookmark_interval_s=0.2)
+    async with registry_calls(server.address) as calls:
+        await calls.create_base(tiny_base)
+        async with watching(calls, after=1, parent="namespaces/other") as call:
+            bookmarks = asyncio.create_task(take(call, 3))
+            number = 0
+            while not bookmarks.done():
+                number += 1
+                await calls.create_adapter(f"a{number}")
+            revisions = [revision for revision, _ in await bookmarks]
+    await server.stop()
+    assert revisions == sorted(revisions)
+    assert revisions[-1] > 1
+
+
 async def test_a_watcher_that_does_not_read_keeps_nobody_waiting(
     calls: RegistryCalls, registry: RegistryServer, base: pb.Base
 ) -> None:
