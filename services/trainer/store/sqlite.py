@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -55,8 +56,22 @@ class SqliteJobStore(JobStore):
             raise
         return cls(engine)
 
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._writing, self._engine.begin() as connection:
+                yield connection
+        except sql.exc.OperationalError as error:
+            if "is full" not in str(error.orig):
+                raise
+            raise GraftError(
+                Reason.STORAGE_FULL,
+                f"The trainer's database cannot grow: {error.orig}",
+                next_step="Make room on the disk of GRAFT_TRAINER_DATA_DIR; nothing stored is lost.",
+            ) from None
+
     async def create(self, job: Job, key: RequestKey | None) -> tuple[Job, bool]:
-        async with self._writing, self._engine.begin() as connection:
+        async with self._transaction() as connection:
             if key is not None:
                 known = await self._known(connection, key)
                 if known is not None:
@@ -103,7 +118,7 @@ class SqliteJobStore(JobStore):
             return await self._attempt(connection, name, number)
 
     async def change(self, name: str, decide: Decision) -> Changed:
-        async with self._writing, self._engine.begin() as connection:
+        async with self._transaction() as connection:
             job = await self._job(connection, name)
             before = await self._attempt(connection, name, job.attempt)
             change = decide(job, before)

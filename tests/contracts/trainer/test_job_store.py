@@ -173,3 +173,18 @@ class TestSqliteFile:
         connection.close()
         with pytest.raises(GraftError, match="schema version 99"):
             await SqliteJobStore.open(path)
+
+    async def test_a_full_disk_is_said_and_loses_nothing(self, tmp_path: Path) -> None:
+        store = await SqliteJobStore.open(tmp_path / "jobs.sqlite")
+        begun = await running(store)
+        async with store._engine.connect() as connection:
+            await connection.exec_driver_sql("PRAGMA max_page_count = 1")
+        long = reported(1, [(1, LogLine("x" * 100_000))])
+        with pytest.raises(GraftError, match="cannot grow") as error:
+            await store.change(begun.name, long)
+        assert error.value.reason is Reason.STORAGE_FULL
+        assert await store.get(begun.name) == begun
+        async with store._engine.connect() as connection:
+            await connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+        assert len((await store.change(begun.name, long)).events) == 1
+        await store.close()

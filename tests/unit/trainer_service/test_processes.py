@@ -49,9 +49,9 @@ def workers(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def start(folder: Path, listen: str = "127.0.0.1:0", **script: object) -> TrainerProcess:
+def start(folder: Path, settings: dict[str, str] | None = None, **script: object) -> TrainerProcess:
     command = json.dumps(stub_worker_command(**script))
-    return TrainerProcess(folder, listen=listen, worker_command=command)
+    return TrainerProcess(folder, worker_command=command, **(settings or {}))
 
 
 async def create(stub: TrainerServiceAsyncStub, base: Path, data: Path) -> str:
@@ -87,7 +87,7 @@ async def test_a_killed_worker_is_started_again_and_the_job_succeeds(
 async def test_a_killed_trainer_finds_its_running_job_and_it_finishes_exactly_once(
     folder: Path, base_folder: Path, data_file: Path
 ) -> None:
-    with start(folder, steps=100, step_s=0.02) as first:
+    with start(folder, {"slots": "1"}, steps=100, step_s=0.02) as first:
         await first.ready()
         address = first.address
         async with trainer_stub(address) as stub:
@@ -96,14 +96,37 @@ async def test_a_killed_trainer_finds_its_running_job_and_it_finishes_exactly_on
         (worker,) = workers(folder)
         first.kill()
         assert worker.is_running()
-    with start(folder, listen=address, steps=100, step_s=0.02) as second:
+    with start(folder, {"slots": "1", "listen": address}, steps=2) as second:
         await second.ready()
         async with trainer_stub(address) as stub:
+            next_name = await create(stub, base_folder, data_file)
             events = await follow(stub, name)
             assert states(events) == ["PREFLIGHT", "QUEUED", "RUNNING", "FINALIZING", "SUCCEEDED"]
             assert steps(events) == list(range(1, 101))
             assert {event.attempt for event in events} == {0, 1}
+            await follow(stub, next_name)
+            ended = (await stub.GetJob(pb.GetJobRequest(name=name))).end_time
+            begun = (await stub.GetJob(pb.GetJobRequest(name=next_name))).start_time
+            assert begun.ToDatetime() >= ended.ToDatetime()
         await until(lambda: workers(folder) == [])
+
+
+async def test_a_cancellation_outlives_a_killed_trainer(
+    folder: Path, base_folder: Path, data_file: Path
+) -> None:
+    with start(folder, steps=10_000, step_s=0.02, stubborn=True) as first:
+        await first.ready()
+        address = first.address
+        async with trainer_stub(address) as stub:
+            name = await create(stub, base_folder, data_file)
+            await until_step(stub, name, 1)
+            await stub.CancelJob(pb.CancelJobRequest(name=name))
+        first.kill()
+    with start(folder, {"listen": address, "cancel_grace_s": "0.1"}) as second:
+        await second.ready()
+        async with trainer_stub(address) as stub:
+            assert states(await follow(stub, name))[-1] == "CANCELLED"
+            assert workers(folder) == []
 
 
 async def test_a_job_whose_worker_died_with_the_trainer_is_started_again(
