@@ -80,7 +80,20 @@ def _peer_arguments(base: Path) -> list[str]:
 
 
 def _prompts(count: int) -> list[str]:
-    words = "the cat sees a red house and then asks where the old blue door was left".split()
+    words = (
+        "the",
+        "cat",
+        "sees",
+        "a",
+        "red",
+        "house",
+        "and",
+        "asks",
+        "where",
+        "doors",
+        "were",
+        "left",
+    )
     return [
         " ".join(
             words[(number * 7 + place * (1 + number % 5)) % len(words)]

@@ -153,7 +153,7 @@ def sampling(params: pb.SamplingParams) -> Sampling:
 def _check(params: pb.SamplingParams, value: Sampling) -> None:
     if params.HasField("max_tokens"):
         _within("max_tokens", params.max_tokens, 1, _MAX_INT32)
-    _within("temperature", value.temperature, 0, 100)
+    _within("temperature", value.temperature, 0, 2)
     if not 0 < value.top_p <= 1:
         raise _invalid("sampling.top_p", f"is {value.top_p}", "It is above 0 and at most 1.")
     _within("top_k", params.top_k, -1, _MAX_INT32)

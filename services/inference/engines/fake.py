@@ -122,6 +122,7 @@ class FakeEngine(Engine):
         try:
             step = 1 if stream else max(1, len(ids))
             for start in range(0, max(1, len(ids)), step):
+                await asyncio.sleep(self._token_s * step)
                 await self._turn(start + step, adapter)
                 new = ids[start : start + step]
                 last = start + step >= len(ids)
@@ -130,7 +131,7 @@ class FakeEngine(Engine):
             self._unfinished.discard(request_id)
 
     async def _turn(self, tokens: int, adapter: EngineAdapter | None) -> None:
-        await asyncio.sleep(self._token_s)
+        await asyncio.sleep(0)
         while self._budget is not None and tokens > self._budget and not self._died.is_set():
             async with self._moved:
                 await self._moved.wait()

@@ -11,7 +11,7 @@ import asyncio
 import gc
 import inspect
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ class VllmEngine(Engine):
         self._engine: AsyncLLM | None = None
         self._tokenizer: Any = None
         self._limits: Limits | None = None
-        self._requests: dict[int, LoRARequest] = {}
+        self._requests: dict[EngineAdapter, LoRARequest] = {}
 
     @property
     def limits(self) -> Limits:
@@ -80,6 +80,11 @@ class VllmEngine(Engine):
     @property
     def healthy(self) -> bool:
         return self._engine is not None and not self._engine.errored
+
+    @property
+    def loaded(self) -> Collection[EngineAdapter]:
+        """What is in its slots."""
+        return self._requests.keys()
 
     async def start(self) -> None:
         try:
@@ -160,11 +165,11 @@ class VllmEngine(Engine):
         engine = self._running()
         assert len(self._requests) < self.limits.max_adapters, "more adapters than slots"
         request = LoRARequest(adapter.name, adapter.number, str(adapter.folder))
-        self._requests[adapter.number] = request
+        self._requests[adapter] = request
         try:
             added = await engine.add_lora(request)
         except BaseException as error:
-            del self._requests[adapter.number]
+            del self._requests[adapter]
             if not self.healthy:
                 raise _dead() from error
             # A failed add may leave its number registered, and garbage would be served under it.
@@ -173,12 +178,12 @@ class VllmEngine(Engine):
                 raise
             raise _unusable(adapter, str(error)) from error
         if not added:
-            del self._requests[adapter.number]
+            del self._requests[adapter]
             raise _unusable(adapter, f"its number {adapter.number} is taken")
 
     async def unload(self, adapter: EngineAdapter) -> None:
         engine = self._running()
-        self._requests.pop(adapter.number, None)
+        self._requests.pop(adapter, None)
         try:
             await engine.remove_lora(adapter.number)
             # A step that was under way may have brought it back.
@@ -202,13 +207,13 @@ class VllmEngine(Engine):
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         engine = self._running()
-        lora = None if adapter is None else self._requests[adapter.number]
+        lora = None if adapter is None else self._requests[adapter]
         # "type" marks the prompt as rendered: vLLM then neither tokenizes nor copies it.
         prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}
-        answers = engine.generate(
-            prompt, _sampling_params(sampling, stream), request_id, lora_request=lora
-        )
+        answers = None
         try:
+            params = _sampling_params(sampling, stream)
+            answers = engine.generate(prompt, params, request_id, lora_request=lora)
             async for answer in answers:
                 output = answer.outputs[0]
                 yield Delta(
@@ -231,7 +236,8 @@ class VllmEngine(Engine):
             ) from error
         finally:
             # Aborts what is unfinished now, not when the garbage collector comes by.
-            await answers.aclose()
+            if answers is not None:
+                await answers.aclose()
 
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens)

@@ -100,6 +100,7 @@ WRONG_SAMPLING = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
     ({"temperature": math.nan}, "temperature"),
     ({"temperature": math.inf}, "temperature"),
     ({"top_p": 0.0}, "top_p"),

@@ -1,0 +1,21 @@
+"""A real engine that outlives the services that use it."""
+
+from __future__ import annotations
+
+from services.inference.engines.vllm import VllmEngine
+
+
+class SharedEngine(VllmEngine):
+    """Started once by its fixture; a service that stops it only loses its adapters."""
+
+    async def start(self) -> None:
+        if not self.healthy:
+            await super().start()
+
+    async def stop(self) -> None:
+        for adapter in tuple(self.loaded):
+            await self.unload(adapter)
+
+    async def really_stop(self) -> None:
+        """Ends its processes."""
+        await super().stop()
