@@ -89,12 +89,20 @@ def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
 def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
     if not call.name:
         raise _invalid(f"{field}.name", "is empty")
-    function = {"name": call.name, "arguments": plain(call.arguments)}
+    arguments = (
+        _json_object(f"{field}.arguments_json", call.arguments_json)
+        if call.arguments_json
+        else plain(call.arguments)
+    )
+    function = {"name": call.name, "arguments": arguments}
     return {"type": "function", "function": function}
 
 
 def _tools(request: pb.ChatRequest) -> list[dict[str, Any]]:
     tools = [plain(tool) for tool in request.tools]
+    tools += [
+        _json_object(f"tools_json[{index}]", text) for index, text in enumerate(request.tools_json)
+    ]
     for index, tool in enumerate(tools):
         function = tool.get("function")
         if not isinstance(function, dict) or not function.get("name"):
@@ -104,6 +112,16 @@ def _tools(request: pb.ChatRequest) -> list[dict[str, Any]]:
                 'Write {"type": "function", "function": {"name": ..., "parameters": ...}}.',
             )
     return tools
+
+
+def _json_object(field: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(field, f"is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _invalid(field, "is not a JSON object")
+    return value
 
 
 def plain(struct: Struct) -> dict[str, Any]:

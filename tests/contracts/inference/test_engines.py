@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from graft.errors import GraftError, Reason
 
-from services.inference.engines.base import Engine, EngineAdapter, Finish, Sampling
+from services.inference.engines.base import Engine, EngineAdapter, Finish, Position, Sampling
 from services.inference.engines.fake import FakeEngine
 from tests.support.engines import SharedEngine
 from tests.support.models import make_adapter
@@ -32,7 +32,8 @@ async def answer(
     stream: bool = False,
 ) -> tuple[str, list[int], Finish | None]:
     ids = engine.tokenize(prompt, special_tokens=True)
-    text, tokens, finish = "", [], None
+    text, finish = "", None
+    tokens: list[int] = []
     async for delta in engine.generate(f"r{next(_numbers)}", ids, sampling, adapter, stream=stream):
         text += delta.text
         tokens += delta.token_ids
@@ -95,7 +96,7 @@ class EngineContract:
     async def test_logprobs_rank_the_likeliest(self, engine: Engine) -> None:
         ids = engine.tokenize("The cat", special_tokens=True)
         sampling = replace(GREEDY, logprobs=3)
-        positions = []
+        positions: list[Position] = []
         tokens: list[int] = []
         async for delta in engine.generate(f"r{next(_numbers)}", ids, sampling, None, stream=True):
             positions += delta.logprobs
@@ -122,7 +123,7 @@ class EngineContract:
             answer(engine, adapter=adapters[1]),
             answer(engine),
         )
-        assert together == [base, *alone, base]
+        assert list(together) == [base, *alone, base]
         for adapter in adapters:
             await engine.unload(adapter)
         assert await answer(engine) == base

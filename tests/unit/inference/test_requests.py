@@ -16,6 +16,7 @@ from graft.inference.v1 import inference_service_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.inference import convert
+from services.inference.answers import Conversation
 from services.inference.engines.base import Sampling
 from tests.support.inference import FINGERPRINT, RunningInference, question
 from tests.support.waiting import eventually
@@ -205,6 +206,34 @@ async def test_a_wrong_conversation_is_refused(service: RunningInference) -> Non
         assert word in error.message
 
 
+def test_tools_and_arguments_as_json_keep_their_order() -> None:
+    call = pb.ToolCall(name="f", arguments_json='{"b": 1, "a": 2.0}')
+    request = pb.ChatRequest(
+        model="tiny",
+        messages=[
+            pb.ChatMessage(role="assistant", tool_calls=[call]),
+            pb.ChatMessage(role="tool", content="3"),
+        ],
+        tools_json=['{"type": "function", "function": {"name": "f", "description": ""}}'],
+    )
+    prompt = convert.chat_question(request).prompt
+    assert isinstance(prompt, Conversation)
+    assert repr(prompt.tools[0]) == (
+        "{'type': 'function', 'function': {'name': 'f', 'description': ''}}"
+    )
+    function = prompt.messages[0]["tool_calls"][0]["function"]
+    assert repr(function) == "{'name': 'f', 'arguments': {'b': 1, 'a': 2.0}}"
+
+
+def test_arguments_that_are_not_json_are_refused_by_name() -> None:
+    messages = [
+        pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(name="f", arguments_json="[1]")]),
+        pb.ChatMessage(role="user", content="x"),
+    ]
+    with pytest.raises(GraftError, match=r"messages\[0\].tool_calls\[0\].arguments_json"):
+        convert.chat_question(pb.ChatRequest(model="tiny", messages=messages))
+
+
 async def test_a_tool_without_a_name_is_refused(service: RunningInference) -> None:
     request = pb.ChatRequest(model="tiny", messages=[pb.ChatMessage(role="user", content="x")])
     request.tools.add().update({"type": "function"})
@@ -244,7 +273,7 @@ async def test_a_deadline_ends_the_request_in_the_engine(service: RunningInferen
 
 
 async def test_a_dead_engine_is_said_by_health_and_by_every_call(service: RunningInference) -> None:
-    health = health_pb2_grpc.HealthStub(service.channel)
+    health: Any = health_pb2_grpc.HealthStub(service.channel)
     request = health_pb2.HealthCheckRequest()
     assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
     service.fake.die()

@@ -103,7 +103,7 @@ class SamplingParams(_message.Message):
     max_tokens: _builtins.int
     """New tokens at most; what is left of the context when left out."""
     temperature: _builtins.float
-    """0 is greedy; 1."""
+    """0 is greedy, at most 2; 1."""
     top_p: _builtins.float
     """Nucleus, above 0 to 1; 1."""
     top_k: _builtins.int
@@ -275,6 +275,7 @@ class ChatRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As in GenerateRequest."""
     @_builtins.property
@@ -287,7 +288,13 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
-        """Tools in OpenAI's form, passed to the chat template."""
+        """Tools in OpenAI's form, passed to the chat template. A Struct has no order of keys: they are sorted."""
+
+    @_builtins.property
+    def tools_json(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The same as JSON texts, which keep the order of keys that the model was trained on; they come after
+        those in tools.
+        """
 
     def __init__(
         self,
@@ -296,10 +303,11 @@ class ChatRequest(_message.Message):
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         sampling: Global___SamplingParams | None = ...,
         tools: _abc.Iterable[_struct_pb2.Struct] | None = ...,
+        tools_json: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "sampling", b"sampling", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "sampling", b"sampling", "tools", b"tools", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,21 +353,25 @@ class ToolCall(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The tool's name."""
+    arguments_json: _builtins.str
+    """The same as a JSON object, in its order of keys; used instead of arguments where it is set."""
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
-        """Its arguments."""
+        """Its arguments. A Struct has no order of keys: they are sorted."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         arguments: _struct_pb2.Struct | None = ...,
+        arguments_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "arguments_json", b"arguments_json", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
