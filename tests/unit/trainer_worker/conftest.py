@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,10 @@ from tests.unit.trainer_worker.support import COLOURS, Outcome, WorkerProcess, a
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 questions whose answers a tiny model can learn by heart."""
     path = tmp_path_factory.mktemp("data") / "colours.jsonl"
-    rows = [
-        {
-            "instruction": f"Colour {number}?",
-            "output": " ".join([COLOURS[number % 4]] * (1 + number % 5)),
-        }
-        for number in range(48)
-    ]
+    rows = []
+    for number in range(48):
+        colour = COLOURS[number % 4]
+        rows.append({"instruction": colour * (1 + number % 5), "output": f"I like {colour}"})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
 
@@ -34,7 +31,7 @@ def spec(tiny_base: Path, task: Path) -> dict[str, Any]:
         "base": {"source": str(tiny_base)},
         "dataset": {"path": str(task)},
         "method": {"lora": {"rank": 8, "dropout": 0.1}},
-        "hyperparameters": {"epochs": 2, "learning_rate": 0.01, "micro_batch_size": 4},
+        "hyperparameters": {"epochs": 2, "learning_rate": 0.005, "micro_batch_size": 4},
         "checkpointing": {"every_steps": 5},
         "resources": {"cpu_threads": 1},
         "output": {"adapter": "bot"},
@@ -53,12 +50,16 @@ def train(spec: dict[str, Any], tmp_path: Path) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def start(spec: dict[str, Any], tmp_path: Path) -> Callable[..., WorkerProcess]:
+def start(spec: dict[str, Any], tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     """Starts an attempt as a process of its own; keyword arguments change the spec's fields."""
+    started: list[WorkerProcess] = []
 
     def run(
         folder: str = "work", environment: dict[str, str] | None = None, **changes: Any
     ) -> WorkerProcess:
-        return WorkerProcess(merge(spec, changes), tmp_path / folder, environment or {})
+        started.append(WorkerProcess(merge(spec, changes), tmp_path / folder, environment or {}))
+        return started[-1]
 
-    return run
+    yield run
+    for process in started:
+        process.close()

@@ -142,9 +142,15 @@ class WorkerProcess:
     def outcome(self) -> Outcome:
         """Waits for the end."""
         list(self.read_events())
-        code = self.process.wait()
+        return Outcome(self.process.wait(), self.events, self.work_dir)
+
+    def close(self) -> None:
+        """Ends it, if it has not ended, and its files."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self._errors.close()
-        return Outcome(code, self.events, self.work_dir)
 
     def errors(self) -> str:
         """What it wrote to standard error."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tests.unit.trainer_worker.support import Outcome
 
@@ -23,9 +24,9 @@ ALL_MODULES = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj"
 
 
 def test_the_worker_learns_the_task_and_leaves_a_peft_folder(train: Train) -> None:
-    outcome = train(hyperparameters={"epochs": 8})
+    outcome = train(hyperparameters={"epochs": 4})
     assert outcome.code == 0, outcome.message
-    assert outcome.losses[-1] < 0.15
+    assert outcome.losses[-1] < 0.05
     folder = outcome.work_dir / "result"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
@@ -55,13 +56,13 @@ def test_qlora_learns_on_a_4_bit_base(train: Train) -> None:
     outcome = train(
         base={"quantization": "nf4"},
         hyperparameters={
-            "epochs": 8,
+            "epochs": 4,
             "optimizer": "paged_adamw_8bit",
             "gradient_checkpointing": True,
         },
     )
     assert outcome.code == 0, outcome.message
-    assert outcome.losses[-1] < 0.15
+    assert outcome.losses[-1] < 0.05
     tensors = load_file(outcome.work_dir / "result" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
 
@@ -69,7 +70,7 @@ def test_qlora_learns_on_a_4_bit_base(train: Train) -> None:
 def test_packing_learns_with_fewer_sequences(train: Train) -> None:
     outcome = train(
         hyperparameters={
-            "epochs": 16,
+            "epochs": 8,
             "packing": True,
             "max_length_tokens": 128,
             "micro_batch_size": 1,
@@ -77,28 +78,39 @@ def test_packing_learns_with_fewer_sequences(train: Train) -> None:
     )
     assert outcome.code == 0, outcome.message
     started = next(e["started"] for e in outcome.events if "started" in e)
-    assert int(started["total_steps"]) < 16 * 48 / 2
-    assert outcome.losses[-1] < 0.15
+    assert int(started["total_steps"]) < 8 * 48 / 2
+    assert outcome.losses[-1] < 0.05
 
 
 def test_accumulated_batches_train_as_one_large_batch_does(train: Train) -> None:
+    # One batch of all rows, and the same rows in batches of 8: the mean is over tokens, not batches.
     plain = {"method": {"lora": {"dropout": 0}}}
-    large = train("a", hyperparameters={"micro_batch_size": 16, "max_steps": 3}, **plain)
-    small = train(
-        "b",
-        hyperparameters={"micro_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 3},
-        **plain,
-    )
-    # Rows are batched differently, so only what is independent of that can be the same: the first
-    # step's loss differs by which rows it saw; the tokens seen in an epoch (3 steps) do not.
-    tokens = [
-        int(
-            o.events[[i for i, e in enumerate(o.events) if "metrics" in e][-1]]["metrics"]["tokens"]
-        )
-        for o in (large, small)
-    ]
-    assert tokens[0] == tokens[1]
-    assert np.mean(small.losses) == pytest.approx(np.mean(large.losses), rel=0.2)
+    large = train("a", hyperparameters={"micro_batch_size": 48, "max_steps": 3}, **plain)
+    accumulated = {"micro_batch_size": 8, "gradient_accumulation_steps": 6, "max_steps": 3}
+    small = train("b", hyperparameters=accumulated, **plain)
+    assert small.losses == pytest.approx(large.losses, rel=1e-4)
+
+
+def test_packed_rows_do_not_see_each_other(train: Train) -> None:
+    plain = {"method": {"lora": {"dropout": 0}}}
+    apart = train("a", hyperparameters={"micro_batch_size": 48, "max_steps": 3}, **plain)
+    packed = {"micro_batch_size": 48, "packing": True, "max_length_tokens": 200, "max_steps": 3}
+    together = train("b", hyperparameters=packed, **plain)
+    assert together.losses == pytest.approx(apart.losses, rel=1e-4)
+
+
+def test_a_base_with_nan_weights_stops_before_anything_is_committed(
+    train: Train, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "nan"
+    shutil.copytree(tiny_base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], np.nan)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    outcome = train(base={"source": str(folder)})
+    assert outcome.code == 64
+    assert "The loss is not finite at step 1 (colours.jsonl, row " in outcome.message
+    assert not (outcome.work_dir / "result").exists()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +130,6 @@ def test_accumulated_batches_train_as_one_large_batch_does(train: Train) -> None
             ("No row has anything to learn", "cuts off their whole answer", "colours.jsonl, row 1"),
         ),
         ({"dataset": {"eval_fraction": 0.01}}, 65, ("holds out 0",)),
-        ({"hyperparameters": {"learning_rate": 10}}, 64, ("diverged", "learning_rate")),
         ({"method": {"lora": {"rank": 1000}}}, 64, ("method.lora.rank is 1000",)),
     ],
 )
@@ -143,9 +154,9 @@ def test_a_pickled_base_is_refused(train: Train, tiny_base: Path, tmp_path: Path
 
 
 def test_rows_that_are_too_long_are_cut_and_counted(train: Train) -> None:
-    outcome = train(hyperparameters={"max_length_tokens": 16, "max_steps": 1})
+    outcome = train(hyperparameters={"max_length_tokens": 24, "max_steps": 1})
     assert outcome.code == 0, outcome.message
-    assert "are longer than 16 tokens and were cut at the end (colours.jsonl, row " in outcome.log
+    assert "are longer than 24 tokens and were cut at the end (colours.jsonl, row " in outcome.log
 
 
 def test_a_finished_result_is_not_trained_again(train: Train) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Lora(Method):
         self._gradient_checkpointing = gradient_checkpointing
 
     def apply(self, model: Any) -> Any:
-        check_targets(model, self._spec.target_modules)
+        targets = list(self._spec.target_modules) or linear_names(model)
+        check_targets(model, targets)
         if getattr(model, "is_loaded_in_4bit", False):
             model = prepare_model_for_kbit_training(
                 model, use_gradient_checkpointing=self._gradient_checkpointing
@@ -52,7 +54,7 @@ class Lora(Method):
                 r=self._spec.rank,
                 lora_alpha=self._spec.alpha,
                 lora_dropout=self._spec.dropout,
-                target_modules=list(self._spec.target_modules) or "all-linear",
+                target_modules=targets,
                 bias="none",
                 task_type="CAUSAL_LM",
             ),
@@ -75,31 +77,39 @@ class Lora(Method):
         assert not outcome.unexpected_keys, outcome.unexpected_keys
 
 
-def check_targets(model: Any, targets: tuple[str, ...]) -> None:
+def linear_names(model: Any) -> list[str]:
+    """The names of the model's linear layers that can be adapted, the output head not among them."""
+    return sorted({path.rsplit(".", 1)[-1] for path in _linear_paths(model)})
+
+
+def check_targets(model: Any, targets: Sequence[str]) -> None:
     """Checks that each target names a linear layer of the model that can be adapted.
 
     Raises:
         GraftError: INVALID_SPEC, naming the targets that do not, and those that there are.
     """
-    head = model.get_output_embeddings()
-    paths = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    ]
+    paths = _linear_paths(model)
     unknown = [
         target
         for target in targets
         if not any(path == target or path.endswith(f".{target}") for path in paths)
     ]
     if unknown:
-        names = sorted({path.rsplit(".", 1)[-1] for path in paths})
         raise GraftError(
             Reason.INVALID_SPEC,
             f"The base has no linear layer named {', '.join(unknown)} that can be adapted",
-            next_step=f"Use some of {', '.join(names)}, or leave target_modules out for all of them.",
+            next_step=f"Use some of {', '.join(linear_names(model))}, or leave target_modules out for all.",
             field="method.lora.target_modules",
         )
+
+
+def _linear_paths(model: Any) -> list[str]:
+    head = model.get_output_embeddings()
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    ]
 
 
 def diverged(what: str) -> GraftError:
