@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 from graft.channel import MAX_MESSAGE_BYTES
+from graft.errors import GraftError, Reason
 from graft.files import write_atomic
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -63,8 +64,16 @@ class GrpcServer:
     async def start(self) -> None:
         """Binds, serves, and writes the ready file."""
         host, _, _port = self._settings.listen.rpartition(":")
-        port = self.grpc.add_insecure_port(self._settings.listen)
-        self._endpoint = MetricsEndpoint(self._settings.metrics_listen, self._metrics)
+        try:
+            port = self.grpc.add_insecure_port(self._settings.listen)
+            self._endpoint = MetricsEndpoint(self._settings.metrics_listen, self._metrics)
+        except (RuntimeError, OSError) as error:
+            raise GraftError(
+                Reason.UNAVAILABLE,
+                f"It cannot listen on {self._settings.listen} and "
+                f"{self._settings.metrics_listen} ({error})",
+                next_step="End what listens there, or set other addresses.",
+            ) from None
         await self.grpc.start()
         self.address, self.metrics_address = f"{host}:{port}", self._endpoint.address
         await self.set_serving(True)
