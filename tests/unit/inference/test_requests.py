@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.inference import convert
 from services.inference.answers import Conversation
 from services.inference.engines.base import Sampling
-from tests.support.inference import FINGERPRINT, RunningInference, question
+from tests.support.inference import FINGERPRINT, RunningInference, question, start_inference
 from tests.support.waiting import eventually
 
 
@@ -301,3 +302,16 @@ async def test_models_names_the_base_and_what_can_be_asked(service: RunningInfer
         "bot@production": ("1", True),
         "bot:1": ("1", True),
     }
+
+
+async def test_a_stop_lets_answers_in_flight_end(tmp_path: Path) -> None:
+    async with start_inference(tmp_path) as service:
+        service.fake.hold(after_tokens=2)
+        parts = aiter(service.stub.StreamGenerate(question("tiny", max_tokens=20)))
+        text = (await anext(parts)).text
+        stopping = asyncio.create_task(service.server.grpc.drain())
+        await asyncio.sleep(0)
+        await service.fake.release()
+        text += "".join([part.text async for part in parts])
+        assert len(text) == 20
+        await stopping
