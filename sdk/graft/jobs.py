@@ -58,9 +58,8 @@ class JobHandle:
 
         async with aclosing(connection.resumed(open_stream, finished)) as messages:
             async for message in messages:
-                if message.sequence > seen:
-                    seen = message.sequence
-                    yield convert.job_event(message)
+                seen = message.sequence
+                yield convert.job_event(message)
 
     async def wait(self, check: bool = True) -> Job:
         """Waits for the end.

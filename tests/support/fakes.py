@@ -30,6 +30,7 @@ class FakeTrainer(trainer_grpc.TrainerServiceServicer):
 
     Attributes:
         requests: every CreateJobRequest.
+        watches: after which sequence each watch was asked for.
         break_after: a watch is torn down once, as by a restart, after so many events.
     """
 
@@ -38,7 +39,7 @@ class FakeTrainer(trainer_grpc.TrainerServiceServicer):
         self.jobs: dict[str, trainer_pb2.Job] = {}
         self.events: list[trainer_pb2.JobEvent] = []
         self.break_after: int | None = None
-        self.watches = 0
+        self.watches: list[int] = []
         self._changed = asyncio.Condition()
 
     async def change_state(self, state: trainer_pb2.JobState.ValueType, **fields: Any) -> None:
@@ -97,7 +98,7 @@ class FakeTrainer(trainer_grpc.TrainerServiceServicer):
         self, request: trainer_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[trainer_pb2.JobEvent]:
         job, sent = self._job(request.name), request.after_sequence
-        self.watches += 1
+        self.watches.append(sent)
         while True:
             for event in self.events[sent:]:
                 if self.break_after == sent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +19,18 @@ from rich.progress import (
 )
 
 from graft.adapters import describe
+from graft.cli.adapter_tables import (
+    adapter_row,
+    aliases_by_adapter,
+    version_fields,
+    version_row,
+)
 from graft.cli.output import Output, ago, short_digest, size
 from graft.cli.session import JsonOption, run
 from graft.client import Client
 from graft.errors import GraftError, Reason
 from graft.names import DEFAULT_ALIAS
-from graft.results import Adapter, Alias, Version, short_id
+from graft.results import Alias, short_id
 
 app = typer.Typer(no_args_is_help=True, help="Versions of adapters and where aliases point.")
 AdapterArgument = Annotated[str, typer.Argument(metavar="ADAPTER")]
@@ -45,10 +51,10 @@ def list_adapters(ctx: typer.Context, as_json: JsonOption = False) -> None:
         if as_json:
             out.json(adapters)
         elif adapters:
-            pointing = _by_adapter(aliases)
+            pointing = aliases_by_adapter(aliases)
             out.table(
                 ("ADAPTER", "BASE", "VERSIONS", "ALIASES", "CREATED"),
-                (_row(adapter, pointing[adapter.name]) for adapter in adapters),
+                (adapter_row(adapter, pointing[adapter.name]) for adapter in adapters),
             )
         else:
             out.note("No adapters yet. Train one: graft train DATA --base FOLDER --adapter NAME")
@@ -65,7 +71,7 @@ def show(ctx: typer.Context, reference: ReferenceArgument, as_json: JsonOption =
         version = await client.adapters.version(reference)
         if as_json:
             out.json(version)
-        out.fields(_fields(version))
+        out.fields(version_fields(version))
 
     run(ctx, out, work)
 
@@ -85,7 +91,7 @@ def versions(ctx: typer.Context, adapter: AdapterArgument, as_json: JsonOption =
             pointing[alias.version].append(short_id(alias.name))
         out.table(
             ("VERSION", "ALIASES", "DIGEST", "RANK", "SIZE", "JOB", "LOSS", "CREATED"),
-            (_version_row(version, pointing[version.name]) for version in found),
+            (version_row(version, pointing[version.name]) for version in found),
         )
 
     run(ctx, out, work)
@@ -242,55 +248,3 @@ def _moved(out: Output, alias: Alias) -> None:
     adapter = short_id(alias.name.rpartition("/aliases/")[0])
     before = f" (before: {short_id(alias.previous_version)})" if alias.previous_version else ""
     out.note(f"{adapter}@{short_id(alias.name)} names version {short_id(alias.version)}{before}.")
-
-
-def _by_adapter(aliases: Sequence[Alias]) -> dict[str, list[str]]:
-    found = defaultdict[str, list[str]](list)
-    for alias in aliases:
-        adapter = alias.name.rpartition("/aliases/")[0]
-        found[adapter].append(f"{short_id(alias.name)}:{short_id(alias.version)}")
-    return found
-
-
-def _row(adapter: Adapter, aliases: list[str]) -> tuple[object, ...]:
-    return (
-        short_id(adapter.name),
-        short_id(adapter.base),
-        adapter.latest_version,
-        ", ".join(aliases),
-        ago(adapter.create_time),
-    )
-
-
-def _version_row(version: Version, aliases: list[str]) -> tuple[object, ...]:
-    loss = version.lineage.metrics.get("train_loss")
-    return (
-        version.number,
-        ", ".join(aliases),
-        short_digest(version.digest),
-        version.rank,
-        size(version.size_bytes),
-        short_id(version.lineage.job) if version.lineage.job else "pushed",
-        f"{loss:.4f}" if loss is not None else "",
-        ago(version.create_time),
-    )
-
-
-def _fields(version: Version) -> list[tuple[str, object]]:
-    lineage = version.lineage
-    return [
-        ("version", version.name),
-        ("digest", version.digest),
-        ("base", version.base),
-        ("fingerprint", version.base_fingerprint),
-        ("method", f"{version.peft_type} rank {version.rank} alpha {version.alpha:g}"),
-        ("modules", ", ".join(version.target_modules)),
-        ("parameters", f"{version.parameters:,}"),
-        ("files", "\n".join(f"{one.path}  {size(one.size_bytes)}" for one in version.files)),
-        ("checks", "\n".join(f"{one.name}: {one.detail}" for one in version.checks)),
-        ("job", lineage.job or "pushed by hand"),
-        ("data", f"{lineage.data_rows} rows, {lineage.data_digest}" if lineage.data_rows else None),
-        ("metrics", "\n".join(f"{name} {value:g}" for name, value in lineage.metrics.items())),
-        ("libraries", ", ".join(f"{k} {v}" for k, v in lineage.library_versions.items())),
-        ("created", ago(version.create_time)),
-    ]

@@ -1,0 +1,65 @@
+"""How adapters and versions look in tables."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from graft.cli.output import ago, short_digest, size
+from graft.results import Adapter, Alias, Version, short_id
+
+
+def aliases_by_adapter(aliases: Sequence[Alias]) -> dict[str, list[str]]:
+    """Aliases as "production:3", by the name of their adapter."""
+    found = defaultdict[str, list[str]](list)
+    for alias in aliases:
+        adapter = alias.name.rpartition("/aliases/")[0]
+        found[adapter].append(f"{short_id(alias.name)}:{short_id(alias.version)}")
+    return found
+
+
+def adapter_row(adapter: Adapter, aliases: list[str]) -> tuple[object, ...]:
+    """A line of `graft adapters list`."""
+    return (
+        short_id(adapter.name),
+        short_id(adapter.base),
+        adapter.latest_version,
+        ", ".join(aliases),
+        ago(adapter.create_time),
+    )
+
+
+def version_row(version: Version, aliases: list[str]) -> tuple[object, ...]:
+    """A line of `graft adapters versions`."""
+    loss = version.lineage.metrics.get("train_loss")
+    return (
+        version.number,
+        ", ".join(aliases),
+        short_digest(version.digest),
+        version.rank,
+        size(version.size_bytes),
+        short_id(version.lineage.job) if version.lineage.job else "pushed",
+        f"{loss:.4f}" if loss is not None else "",
+        ago(version.create_time),
+    )
+
+
+def version_fields(version: Version) -> list[tuple[str, object]]:
+    """What `graft adapters show` prints."""
+    lineage = version.lineage
+    return [
+        ("version", version.name),
+        ("digest", version.digest),
+        ("base", version.base),
+        ("fingerprint", version.base_fingerprint),
+        ("method", f"{version.peft_type} rank {version.rank} alpha {version.alpha:g}"),
+        ("modules", ", ".join(version.target_modules)),
+        ("parameters", f"{version.parameters:,}"),
+        ("files", "\n".join(f"{one.path}  {size(one.size_bytes)}" for one in version.files)),
+        ("checks", "\n".join(f"{one.name}: {one.detail}" for one in version.checks)),
+        ("job", lineage.job or "pushed by hand"),
+        ("data", f"{lineage.data_rows} rows, {lineage.data_digest}" if lineage.data_rows else None),
+        ("metrics", "\n".join(f"{name} {value:g}" for name, value in lineage.metrics.items())),
+        ("libraries", ", ".join(f"{k} {v}" for k, v in lineage.library_versions.items())),
+        ("created", ago(version.create_time)),
+    ]
