@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from contextlib import AsyncExitStack
@@ -34,6 +35,8 @@ _SERVICES = tuple(
     for module in (pb, blob_pb)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
+# For calls in flight beside a watch that does not read; an upload that it cuts goes on later.
+_STUCK_DRAIN_S = 2.0
 
 
 class RegistryServer:
@@ -84,14 +87,21 @@ class RegistryServer:
         await feed.start()
         self._opened.push_async_callback(feed.close)
         await server.start()
-        # Watches have no end: they are told first, so that the drain waits for real calls only.
-        self._opened.push_async_callback(server.drain)
-        self._opened.push_async_callback(feed.close)
+        self._opened.push_async_callback(_drain, server, feed)
         self.address, self.metrics_address = server.address, server.metrics_address
 
     async def stop(self) -> None:
         """Ends watches, lets other calls finish within the drain time, and closes everything."""
         await self._opened.aclose()
+
+
+async def _drain(server: GrpcServer, feed: ChangeFeed) -> None:
+    # Watches have no end: they are told first, so that the drain waits for real calls only. One
+    # whose client does not read cannot even be told, and would hold the transport to the last.
+    if await feed.close():
+        await asyncio.gather(server.drain(), server.grpc.stop(_STUCK_DRAIN_S))
+    else:
+        await server.drain()
 
 
 async def _fill(

@@ -21,8 +21,8 @@ from services.registry.catalogue.base import Catalogue
 from services.registry.domain import Event
 from services.registry.pulse import Pulse
 
-_BATCH = 256
-_RECENT = 1024
+_BATCH = 128
+_RECENT = 256
 # Only a reader whose database failed waits that long; changes of this process wake it at once.
 _RETRY_S = 1.0
 _CLOSE_S = 1.0
@@ -73,20 +73,25 @@ class ChangeFeed:
         self._head = await self._catalogue.revision()
         self._reader = asyncio.create_task(self._read_on())
 
-    async def close(self) -> None:
-        """Ends all watches, with UNAVAILABLE, within about a second, and the reader."""
+    async def close(self) -> int:
+        """Ends all watches, with UNAVAILABLE, within about a second, and the reader.
+
+        Returns:
+            How many had to be cut because their clients do not read.
+        """
         self._closing = True
         self._moved.fire()
+        stuck: set[asyncio.Task[object]] = set()
         tasks = [one.task for one in self._watchers if one.task is not None]
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=_CLOSE_S)
             for task in stuck:
-                # In sending to a client that does not read.
                 task.cancel()
         if self._reader is not None:
             self._reader.cancel()
             with suppress(asyncio.CancelledError):
                 await self._reader
+        return len(stuck)
 
     @property
     def watchers(self) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,18 @@ class SmallDisk(Disk):
         super().append(handle, data, at)
 
 
+class SlowDisk(Disk):
+    """A disk whose writes wait until they are let on."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def append(self, handle: int, data: bytes, at: int) -> None:
+        self.began.set()
+        assert self.go_on.wait(20)
+        super().append(handle, data, at)
+
+
 class TestFilesystemBlobStore(BlobStoreContract):
     """Blobs as files."""
 
@@ -244,6 +257,21 @@ class TestFilesystemBlobStore(BlobStoreContract):
         await again.finish()
         await again.close()
         assert await get(store) == DATA
+
+    async def test_a_write_that_its_caller_left_is_waited_for(self, tmp_path: Path) -> None:
+        disk = SlowDisk()
+        store = FilesystemBlobStore(tmp_path, disk)
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        task = asyncio.create_task(upload.append(0, DATA[:500_000]))
+        await asyncio.to_thread(disk.began.wait, 20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        closing = asyncio.create_task(upload.close())
+        done, _ = await asyncio.wait([closing], timeout=0.1)
+        assert not done
+        disk.go_on.set()
+        assert await closing == BlobStatus(500_000, complete=False)
 
     async def test_nothing_but_whole_blobs_lies_among_the_blobs(self, tmp_path: Path) -> None:
         store = FilesystemBlobStore(tmp_path)

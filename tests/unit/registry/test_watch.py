@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -145,25 +146,26 @@ async def test_bookmarks_come_also_while_only_others_change(
     assert revisions[-1] > 1
 
 
+async def record_large_bases(calls: RegistryCalls, base: pb.Base, count: int) -> None:
+    """Events of 1 MB each: more than the transport buffers for a watcher that does not read."""
+    for number in range(count):
+        large = pb.Base()
+        large.CopyFrom(base)
+        large.name = f"{base.name}-{number}"
+        large.config_json = json.dumps({"model_type": "llama", "notes": "x" * 1_000_000})
+        await calls.create_base_message(large)
+
+
 async def test_a_watcher_that_does_not_read_keeps_nobody_waiting(
     calls: RegistryCalls, registry: RegistryServer, base: pb.Base
 ) -> None:
     async with registry_calls(registry.address) as other, watching(other) as slow:
         assert await take(slow, 1) == [(1, "base")]
         async with watching(calls) as fast:
-            # More than the transport buffers for who does not read.
-            for number in range(150):
-                adapter = pb.Adapter(
-                    name=f"namespaces/default/adapters/a{number}",
-                    base=base.name,
-                    description="x" * 9_000,
-                )
-                await calls.stub.CreateAdapter(pb.CreateAdapterRequest(adapter=adapter))
-            seen = [kind for _, kind in await take(fast, 153)]
-            assert seen.count("adapter") == 151
-        assert [revision for revision, kind in await take(slow, 152) if kind == "adapter"] == list(
-            range(2, 153)
-        )
+            await record_large_bases(calls, base, 20)
+            assert [kind for _, kind in await take(fast, 23)].count("base") == 21
+        revisions = [revision for revision, kind in await take(slow, 22) if kind == "base"]
+        assert revisions == list(range(3, 23))
 
 
 async def test_a_revision_of_another_registry_means_list_again(calls: RegistryCalls) -> None:
@@ -187,19 +189,30 @@ async def test_watches_end_at_once_when_the_registry_stops(
 async def test_a_watcher_that_does_not_read_does_not_hold_up_the_end(
     tmp_path: Path, tiny_base: Path
 ) -> None:
-    server = await start_registry(tmp_path)
-    async with registry_calls(server.address) as calls, watching(calls) as call:
+    server = await start_registry(tmp_path, drain_timeout_s=10 * DEADLINE_S)
+    async with registry_calls(server.address) as calls:
         base = await calls.create_base(tiny_base)
-        for number in range(100):
-            adapter = pb.Adapter(
-                name=f"namespaces/default/adapters/a{number}",
-                base=base.name,
-                description="x" * 9_000,
-            )
-            await calls.stub.CreateAdapter(pb.CreateAdapterRequest(adapter=adapter))
-        async with asyncio.timeout(DEADLINE_S):
-            await server.stop()
-        assert (await calls.next_of(call)).WhichOneof("change") in (None, "base")
+        async with registry_calls(server.address) as other, watching(other) as slow:
+            assert await take(slow, 1) == [(1, "base")]
+            await record_large_bases(calls, base, 20)
+            async with asyncio.timeout(DEADLINE_S):
+                await server.stop()
+
+
+async def test_what_was_stored_before_a_restart_is_replayed_after_it(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    for number in range(3):
+        server = await start_registry(tmp_path)
+        async with registry_calls(server.address) as calls:
+            await calls.create_base(tiny_base)
+            for name in ("a", "b"):
+                await calls.create_adapter(f"{name}{number}")
+            async with watching(calls) as call:
+                kinds = await take(call, 4 + 2 * number)
+        await server.stop()
+        adapters = [(revision, "adapter") for revision in range(2, 4 + 2 * number)]
+        assert kinds == [(1, "base"), *adapters, (3 + 2 * number, "bookmark")]
 
 
 async def test_metrics_tell_what_there_is_and_who_watches(
