@@ -9,7 +9,7 @@ from pathlib import Path
 from graft.channel import open_channel
 from graft.errors import UnavailableError
 from graft.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
-from graft.names import base_name
+from graft.names import base_name, default_base_id
 from prometheus_client import CollectorRegistry
 
 from services.common.logs import get_logger
@@ -69,7 +69,8 @@ class InferenceServer:
             GraftError: NOT_A_MODEL, ALREADY_EXISTS when the registry knows another base by this name.
         """
         settings = self._settings
-        name = base_name(settings.namespace, settings.base_name or settings.base.resolve().name)
+        base_id = settings.base_name or default_base_id(str(settings.base.absolute()))
+        name = base_name(settings.namespace, base_id)
         await self.engine.start()
         fingerprint = await self._record_base(name)
         self._build(Base(name, fingerprint))
