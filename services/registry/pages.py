@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 
 from graft.errors import GraftError, Reason
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def page_limit(page_size: int) -> int:
@@ -34,8 +36,14 @@ def make_token(listing: str, parent: str, key: str | None) -> str:
     return base64.urlsafe_b64encode(json.dumps([listing, parent, key]).encode()).decode()
 
 
-def read_token(listing: str, parent: str, token: str) -> str | None:
+def read_token(listing: str, parent: str, token: str, is_number: bool = False) -> str | None:
     """The key in a token; None for an empty token.
+
+    Args:
+        listing: the RPC.
+        parent: of what it lists.
+        token: from its last answer.
+        is_number: whether its keys are numbers.
 
     Raises:
         GraftError: INVALID_PAGE_TOKEN.
@@ -44,11 +52,12 @@ def read_token(listing: str, parent: str, token: str) -> str | None:
         return None
     try:
         content = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         content = None
     match content:
         case [str(of), str(under), str(key)] if (of, under) == (listing, parent):
-            return key
+            if not is_number or _NUMBER.fullmatch(key):
+                return key
     raise GraftError(
         Reason.INVALID_PAGE_TOKEN,
         f"The page token was not given by {listing} of {parent}",

@@ -97,7 +97,7 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         self, request: pb.ListVersionsRequest, context: Context
     ) -> pb.ListVersionsResponse:
         parse_name(request.parent, convert.ADAPTER)
-        after = read_token("ListVersions", request.parent, request.page_token)
+        after = read_token("ListVersions", request.parent, request.page_token, is_number=True)
         page = await self._catalogue.list_versions(
             request.parent, page_limit(request.page_size), after
         )
@@ -138,7 +138,7 @@ class RegistryServicer(rpc.RegistryServiceServicer):
         self, request: pb.ListAliasHistoryRequest, context: Context
     ) -> pb.ListAliasHistoryResponse:
         parse_name(request.name, convert.ALIAS)
-        after = read_token("ListAliasHistory", request.name, request.page_token)
+        after = read_token("ListAliasHistory", request.name, request.page_token, is_number=True)
         page = await self._catalogue.list_alias_history(
             request.name, page_limit(request.page_size), after
         )
