@@ -31,7 +31,7 @@ def trained(stack: Stack, example_base: Path) -> dict[str, str]:
             "--adapter", adapter, "--alias", "production", "--detach", "--json",
         )  # fmt: skip
         assert result.code == 0, result.err
-        jobs[adapter] = result.lines()[0]["name"]
+        jobs[adapter] = result.lines()[0]["job"]
     for adapter, job in jobs.items():
         result = stack.graft("jobs", "watch", job.rpartition("/")[2], "--json")
         assert result.code == 0, (adapter, result.out[-3000:], result.err)
