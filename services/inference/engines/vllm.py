@@ -8,7 +8,6 @@ base beside adapters is computed with the adapter of the last slot (index -1 wra
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import os
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -150,9 +149,8 @@ class VllmEngine(Engine):
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
-            del engine
-            # It sits in a reference cycle, and at the interpreter's end its destructor complains.
-            gc.collect()
+            # Its destructor would do it again at the interpreter's end, when vLLM's modules are gone.
+            engine.shutdown = _nothing
 
     async def wait_dead(self) -> None:
         # vLLM says it in a flag alone.
@@ -274,6 +272,10 @@ class VllmEngine(Engine):
         if self._engine is None or self._engine.errored:
             raise _dead()
         return self._engine
+
+
+def _nothing(timeout: float | None = None) -> None:
+    """Takes the place of a shutdown that was done."""
 
 
 def _set_environment(options: VllmOptions) -> None:
