@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import graft
 import pytest
 
-from tests.support.models import make_adapter, make_base
+from tests.support.models import REPOSITORY, make_adapter, make_base
+from tests.support.stack import Stack, graft_up
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +22,24 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rank 8 adapter of tiny_base; treat it as read-only."""
     return make_adapter(tmp_path_factory.mktemp("adapters") / "tiny", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def example_base() -> Path:
+    return REPOSITORY / "examples/base"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, example_base: Path) -> Iterator[Stack]:
+    """Registry, trainer with two slots, and inference on the example base."""
+    home = tmp_path_factory.mktemp("home")
+    with graft_up(home, "--base", example_base, "--slots", "2") as running:
+        yield running
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[graft.Client]:
+    async with graft.Client(
+        registry=stack.registry, trainer=stack.trainer, inference=stack.inference, actor="tester"
+    ) as client:
+        yield client

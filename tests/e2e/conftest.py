@@ -1,38 +1,14 @@
-"""One running Graft for all end-to-end tests, with the example base and the real engine."""
+"""What only the end-to-end tests need."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import graft
 import pytest
 
 from tests.support.models import REPOSITORY
-from tests.support.stack import Stack, graft_up
 
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
-def example_base() -> Path:
-    return REPOSITORY / "examples/base"
-
-
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, example_base: Path) -> Iterator[Stack]:
-    """Registry, trainer with two slots, and inference on the example base."""
-    home = tmp_path_factory.mktemp("home")
-    with graft_up(home, "--base", example_base, "--slots", "2") as running:
-        yield running
-
-
-@pytest.fixture
-async def client(stack: Stack) -> AsyncIterator[graft.Client]:
-    async with graft.Client(
-        registry=stack.registry, trainer=stack.trainer, inference=stack.inference, actor="tester"
-    ) as client:
-        yield client
 
 
 @pytest.fixture(scope="session")
