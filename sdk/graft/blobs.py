@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from graft.channel import rpc_errors
+from graft.channel import call_metadata, rpc_errors
 from graft.common.v1.common_pb2 import File
 from graft.digests import CHUNK_BYTES, digest_file
 from graft.errors import GraftError, Reason, UnavailableError
@@ -38,16 +38,21 @@ class BlobClient:
     Args:
         channel: an open channel to the registry.
         attempts: how often a broken transfer goes on before its error is raised.
+        actor: who asks, for the registry's log.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, attempts: int = 5) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, attempts: int = 5, actor: str | None = None
+    ) -> None:
         self._stub = BlobServiceStub(channel)
-        self._attempts = attempts
+        self._attempts, self._actor = attempts, actor
 
     async def missing(self, digests: Sequence[str]) -> set[str]:
         """Those of the digests that the store does not have."""
         with rpc_errors(_PEER):
-            answer = await self._stub.FindMissing(pb.FindMissingRequest(digests=digests))
+            answer = await self._stub.FindMissing(
+                pb.FindMissingRequest(digests=digests), metadata=call_metadata(actor=self._actor)
+            )
         return set(answer.missing)
 
     async def upload(self, path: Path, file: File, progress: Progress | None = None) -> None:
@@ -76,14 +81,15 @@ class BlobClient:
         )
 
     async def _upload_rest(self, path: Path, file: File, progress: Progress | None) -> bool:
+        metadata = call_metadata(actor=self._actor)
         with rpc_errors(_PEER):
             status = await self._stub.QueryWriteStatus(
-                pb.QueryWriteStatusRequest(digest=file.digest)
+                pb.QueryWriteStatusRequest(digest=file.digest), metadata=metadata
             )
             if status.complete:
                 return True
             answer = await self._stub.Write(
-                _chunks(path, file, status.committed_size_bytes, progress)
+                _chunks(path, file, status.committed_size_bytes, progress), metadata=metadata
             )
         return bool(answer.complete)
 
@@ -114,7 +120,8 @@ class BlobClient:
                 hasher.update(chunk)
             request = pb.ReadRequest(digest=file.digest, read_offset=out.tell())
             with rpc_errors(_PEER):
-                async for answer in self._stub.Read(request):
+                metadata = call_metadata(actor=self._actor)
+                async for answer in self._stub.Read(request, metadata=metadata):
                     out.write(answer.data)
                     hasher.update(answer.data)
                     if progress:

@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import grpc
 
@@ -16,6 +17,8 @@ from graft.errors import from_rpc_error
 
 REQUEST_ID_HEADER = "x-request-id"
 ACTOR_HEADER = "x-graft-actor"
+# Id of the call that is being answered; a service sets it, so that what it asks others carries it on.
+REQUEST_ID: ContextVar[str | None] = ContextVar("graft_request_id", default=None)
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _SERVICE_CONFIG = json.dumps(
     {
@@ -53,8 +56,11 @@ def open_channel(address: str, options: Sequence[tuple[str, str | int]] = ()) ->
 def call_metadata(
     request_id: str | None = None, actor: str | None = None
 ) -> tuple[tuple[str, str], ...]:
-    """Metadata of a call: a request id that every service on its way logs, and who asks."""
-    pairs = [(REQUEST_ID_HEADER, request_id or uuid.uuid4().hex)]
+    """Metadata of a call: a request id that every service on its way logs, and who asks.
+
+    Without one of its own, a call made while another is answered carries that one's id.
+    """
+    pairs = [(REQUEST_ID_HEADER, request_id or REQUEST_ID.get() or uuid.uuid4().hex)]
     if actor:
         pairs.append((ACTOR_HEADER, actor))
     return tuple(pairs)

@@ -64,7 +64,7 @@ class Connection:
     @cached_property
     def blobs(self) -> BlobClient:
         """The registry's blob store."""
-        return BlobClient(self._channel(self.endpoints.registry))
+        return BlobClient(self._channel(self.endpoints.registry), actor=self._actor)
 
     @cached_property
     def trainer(self) -> TrainerServiceAsyncStub:

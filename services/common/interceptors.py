@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from graft.channel import ACTOR_HEADER, REQUEST_ID_HEADER
+from graft.channel import ACTOR_HEADER, REQUEST_ID, REQUEST_ID_HEADER
 from graft.errors import GraftError, Reason, to_status
 from grpc_status import rpc_status
 
@@ -91,6 +91,7 @@ class _Observed:
     async def __aenter__(self) -> None:
         metadata = dict(self._context.invocation_metadata() or ())
         request_id = str(metadata.get(REQUEST_ID_HEADER) or uuid.uuid4().hex)
+        REQUEST_ID.set(request_id)
         structlog.contextvars.bind_contextvars(
             request_id=request_id, actor=str(metadata.get(ACTOR_HEADER, ""))
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 from graft.bases import read_base
 from graft.blobs import BlobClient
-from graft.channel import rpc_errors
+from graft.channel import call_metadata, rpc_errors
 from graft.errors import GraftError, NotFoundError, Reason
 from graft.names import (
     DEFAULT_ALIAS,
@@ -27,6 +27,7 @@ from services.inference.domain import AdapterFile, AdapterSeen, AdapterVersion, 
 from services.inference.registry.base import Registry
 
 _PEER = "the registry"
+_ACTOR = "inference"
 _PAGE_SIZE = 1000
 
 
@@ -36,20 +37,24 @@ class RemoteRegistry(Registry):
     def __init__(self, channel: grpc.aio.Channel, namespace: str) -> None:
         self._channel = channel
         self._stub = RegistryServiceStub(channel)
-        self._blobs = BlobClient(channel)
+        self._blobs = BlobClient(channel, actor=_ACTOR)
         self._namespace = namespace
 
     async def record_base(self, folder: Path, name: str) -> str:
         base = await asyncio.to_thread(read_base, folder, name)
         with rpc_errors(_PEER):
-            await self._stub.CreateBase(pb.CreateBaseRequest(base=base))
+            await self._stub.CreateBase(
+                pb.CreateBaseRequest(base=base), metadata=call_metadata(actor=_ACTOR)
+            )
         return base.fingerprint.digest
 
     async def snapshot(self) -> Snapshot:
         # Aliases first: what happens between the two calls is in the watch after their revision.
         parent = f"{namespace_name(self._namespace)}/adapters/-"
         with rpc_errors(_PEER):
-            aliases = await self._stub.ListAliases(pb.ListAliasesRequest(parent=parent))
+            aliases = await self._stub.ListAliases(
+                pb.ListAliasesRequest(parent=parent), metadata=call_metadata(actor=_ACTOR)
+            )
         adapters = await self._adapters()
         return Snapshot(
             aliases.revision,
@@ -64,7 +69,7 @@ class RemoteRegistry(Registry):
         )
         while True:
             with rpc_errors(_PEER):
-                page = await self._stub.ListAdapters(request)
+                page = await self._stub.ListAdapters(request, metadata=call_metadata(actor=_ACTOR))
             found.extend(convert.adapter_seen(adapter) for adapter in page.adapters)
             if not page.next_page_token:
                 return tuple(found)
@@ -75,13 +80,15 @@ class RemoteRegistry(Registry):
             parent=namespace_name(self._namespace), after_revision=after_revision
         )
         with rpc_errors(_PEER):
-            async for message in self._stub.Watch(request):
+            async for message in self._stub.Watch(request, metadata=call_metadata(actor=_ACTOR)):
                 yield convert.event(message)
         raise GraftError(Reason.UNAVAILABLE, "the registry ended the watch")
 
     async def version(self, name: str) -> AdapterVersion:
         with rpc_errors(_PEER):
-            found = await self._stub.GetVersion(pb.GetVersionRequest(name=name))
+            found = await self._stub.GetVersion(
+                pb.GetVersionRequest(name=name), metadata=call_metadata(actor=_ACTOR)
+            )
         return convert.adapter_version(found)
 
     async def find(self, reference: ModelReference) -> AdapterVersion:
@@ -100,7 +107,8 @@ class RemoteRegistry(Registry):
     async def _newest(self, adapter: str) -> AdapterVersion:
         with rpc_errors(_PEER):
             page = await self._stub.ListVersions(
-                pb.ListVersionsRequest(parent=adapter, page_size=1)
+                pb.ListVersionsRequest(parent=adapter, page_size=1),
+                metadata=call_metadata(actor=_ACTOR),
             )
         if not page.versions:
             raise GraftError(
