@@ -18,12 +18,9 @@ from graft.errors import GraftError, Reason
 from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling
 from services.inference.metrics import InferenceMetrics, VersionSeries
+from services.inference.pace import Pace
 from services.inference.residency import Residency
 from services.inference.router import Router
-
-# Below this a timer costs more than it collects.
-_LEAST_FLUSH_S = 0.002
-_FLUSH_PER_STREAM_S = 0.0003
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +114,6 @@ class Answer:
             if stream and self.completion_tokens > 1:
                 passed_s = time.perf_counter() - first_s
                 series.per_token.observe(passed_s / (self.completion_tokens - 1))
-
-
-class Pace:
-    """How long a stream collects tokens before it sends them: the more streams, the longer.
-
-    A message costs far more than a token, so under load the messages, not the tokens, would be what
-    the machine is busy with. A single stream is not slowed.
-    """
-
-    def __init__(self, max_interval_s: float) -> None:
-        self._max_interval_s = max_interval_s
-        self.streams = 0
-
-    @property
-    def interval_s(self) -> float:
-        """Time to collect for, now; 0 for not at all."""
-        interval_s = min(self.streams * _FLUSH_PER_STREAM_S, self._max_interval_s)
-        return interval_s if interval_s >= _LEAST_FLUSH_S else 0.0
 
 
 class Answers:

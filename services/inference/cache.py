@@ -18,6 +18,7 @@ from graft.digests import digest_file, is_digest
 from graft.errors import GraftError, Reason
 
 from services.inference.domain import AdapterFile, AdapterVersion
+from services.inference.fitness import unusable
 from services.inference.metrics import InferenceMetrics
 from services.inference.registry.base import Registry
 
@@ -47,7 +48,7 @@ class AdapterCache:
             GraftError: DIGEST_MISMATCH, BLOB_NOT_FOUND, ADAPTER_UNUSABLE, STORAGE_FULL, UNAVAILABLE.
         """
         if not is_digest(version.digest):
-            raise _unusable(version, f"its digest {version.digest!r} is none")
+            raise unusable(version, f"its digest {version.digest!r} is none")
         files = _needed_files(version)
         folder = self._root / version.digest.removeprefix("sha256:")
         with self._metrics.stage("verify"):
@@ -93,9 +94,9 @@ def read_config(version: AdapterVersion, folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
     except (ValueError, RecursionError) as error:
-        raise _unusable(version, f"its adapter_config.json is not JSON ({error})") from None
+        raise unusable(version, f"its adapter_config.json is not JSON ({error})") from None
     if not isinstance(config, dict):
-        raise _unusable(version, "its adapter_config.json is not an object")
+        raise unusable(version, "its adapter_config.json is not an object")
     return config
 
 
@@ -103,7 +104,7 @@ def _needed_files(version: AdapterVersion) -> list[AdapterFile]:
     by_path = {file.path: file for file in version.files}
     missing = [path for path in _NEEDED if path not in by_path]
     if missing:
-        raise _unusable(version, f"it has no {missing[0]}")
+        raise unusable(version, f"it has no {missing[0]}")
     return [by_path[path] for path in _NEEDED]
 
 
@@ -123,11 +124,3 @@ def _put_in_place(part: Path, folder: Path) -> None:
         folder.rename(aside)
         part.rename(folder)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _unusable(version: AdapterVersion, why: str) -> GraftError:
-    return GraftError(
-        Reason.ADAPTER_UNUSABLE,
-        f"{version.name} cannot be served: {why}",
-        next_step="Commit a version with adapter_config.json and adapter_model.safetensors.",
-    )

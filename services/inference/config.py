@@ -25,7 +25,8 @@ class InferenceSettings(ServiceSettings):
     )
     base: Path = Field(description="folder of the base model")
     base_name: str = Field(
-        default="", description="id of the base in the registry; its folder's name if empty"
+        default="",
+        description="id of the base in the registry; if empty, its folder's name made to fit",
     )
     cache_dir: Path | None = Field(
         default=None,

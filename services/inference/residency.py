@@ -21,6 +21,7 @@ from services.common.logs import get_logger
 from services.inference.cache import AdapterCache, read_config
 from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Engine, EngineAdapter
+from services.inference.fitness import check_config, check_version
 from services.inference.metrics import InferenceMetrics
 
 # Trying again may help: such a failure says nothing about the version.
@@ -184,9 +185,10 @@ class Residency:
     async def _load(self, resident: Resident) -> None:
         version = resident.version
         try:
-            self._check(version)
+            limits = self._engine.limits
+            check_version(version, self._base, limits)
             folder = await self._cache.take(version)
-            self._check_config(version, read_config(version, folder))
+            check_config(version, read_config(version, folder), limits)
             await self._take_slot()
             name = f"{version.adapter_id}@{version.digest}"
             resident.adapter = EngineAdapter(resident.number, name, folder)
@@ -208,38 +210,6 @@ class Residency:
             if self._slots.waiters:
                 self._make_room()
         self._show()
-
-    def _check(self, version: AdapterVersion) -> None:
-        limits = self._engine.limits
-        if version.base_fingerprint != self._base.fingerprint:
-            raise GraftError(
-                Reason.WRONG_BASE,
-                f"{version.name} was trained on another base ({version.base_fingerprint}) "
-                f"than {self._base.name} ({self._base.fingerprint})",
-                next_step="Ask the service that serves its base, or train it on this one.",
-            )
-        if version.peft_type != "LORA":
-            raise _unusable(version, f"it is {version.peft_type}, and this engine serves LORA")
-        self._check_rank(version, version.rank)
-        if limits.max_adapters == 0:
-            raise _unusable(version, "this service serves the base alone (max_adapters=0)")
-
-    def _check_config(self, version: AdapterVersion, config: dict[str, object]) -> None:
-        pattern = config.get("rank_pattern") or {}
-        ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
-        for rank in ranks:
-            if not isinstance(rank, int) or rank < 1:
-                raise _unusable(version, f"its adapter_config.json has the rank {rank!r}")
-            self._check_rank(version, rank)
-
-    def _check_rank(self, version: AdapterVersion, rank: int) -> None:
-        if rank > self._engine.limits.max_rank:
-            raise GraftError(
-                Reason.RANK_TOO_LARGE,
-                f"{version.name} has rank {rank}, and this engine takes up to "
-                f"{self._engine.limits.max_rank}",
-                next_step="Start the service with a larger GRAFT_INFERENCE_MAX_LORA_RANK.",
-            )
 
     def _fail(self, resident: Resident, error: GraftError) -> None:
         version = resident.version
@@ -320,8 +290,9 @@ class Residency:
             with self._metrics.stage("unload"):
                 await self._engine.unload(resident.adapter)
             get_logger().info("adapter unloaded", version=version.name)
-        except GraftError as error:
-            get_logger().error("adapter not unloaded", version=version.name, error=str(error))
+        except Exception as error:
+            # The engine has died, or is about to: it says so itself.
+            get_logger().error("adapter not unloaded", version=version.name, exc_info=error)
         self._draining.discard(resident)
         if version.name not in self._current:
             self._metrics.forget(version.adapter_id, str(version.number))
@@ -354,10 +325,6 @@ class Residency:
 
 def _copy(error: GraftError) -> GraftError:
     return GraftError(error.reason, error.message, next_step=error.next_step, **error.metadata)
-
-
-def _unusable(version: AdapterVersion, why: str) -> GraftError:
-    return GraftError(Reason.ADAPTER_UNUSABLE, f"{version.name} cannot be served: {why}")
 
 
 def _overloaded(why: str) -> GraftError:

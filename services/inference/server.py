@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.logs import get_logger
 from services.common.server import GrpcServer
-from services.inference.answers import Answers, Pace
+from services.inference.answers import Answers
 from services.inference.cache import AdapterCache
 from services.inference.catalogue import Catalogue
 from services.inference.config import InferenceSettings
@@ -25,6 +25,7 @@ from services.inference.engines.vllm import VllmEngine, VllmOptions
 from services.inference.follower import Follower
 from services.inference.metrics import InferenceMetrics
 from services.inference.models import Models
+from services.inference.pace import Pace
 from services.inference.registry.base import Registry
 from services.inference.registry.memory import MemoryRegistry
 from services.inference.registry.remote import RemoteRegistry

@@ -23,13 +23,11 @@ from services.inference.engines.base import (
     EngineAdapter,
     Finish,
     Limits,
-    Position,
     Sampling,
-    TokenLogprob,
 )
+from services.inference.engines.vllm_params import positions, sampling_params
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -210,14 +208,14 @@ class VllmEngine(Engine):
         prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}
         answers = None
         try:
-            params = _sampling_params(sampling, stream)
+            params = sampling_params(sampling, stream)
             answers = engine.generate(prompt, params, request_id, lora_request=lora)
             async for answer in answers:
                 output = answer.outputs[0]
                 yield Delta(
                     output.text,
                     output.token_ids,
-                    _positions(output.token_ids, output.logprobs, sampling.logprobs)
+                    positions(output.token_ids, output.logprobs, sampling.logprobs)
                     if output.logprobs
                     else (),
                     _FINISH.get(output.finish_reason, Finish.ABORTED)
@@ -290,48 +288,6 @@ def _set_environment(options: VllmOptions) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _sampling_params(sampling: Sampling, stream: bool) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        seed=sampling.seed,
-        stop=list(sampling.stop) or None,
-        stop_token_ids=list(sampling.stop_token_ids) or None,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs,
-        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _positions(
-    token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]], top: int | None
-) -> tuple[Position, ...]:
-    positions = []
-    for token_id, found in zip(token_ids, logprobs, strict=True):
-        ranked = sorted(found.items(), key=lambda item: item[1].rank or 0)
-        positions.append(
-            Position(
-                _token(token_id, found[token_id]),
-                tuple(_token(other, value) for other, value in ranked[: top or 0]),
-            )
-        )
-    return tuple(positions)
-
-
-def _token(token_id: int, value: Any) -> TokenLogprob:
-    return TokenLogprob(token_id, value.logprob, value.decoded_token or "")
 
 
 def _dead() -> GraftError:
