@@ -62,7 +62,7 @@ _MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 def run(short: bool = False) -> Report:
     """Measures all contenders in turns; short only shows that they run."""
-    bench = _Bench(rows=32 if short else 128)
+    bench = _Bench(rows=32 if short else 96)
     report = compare(
         "training",
         {
@@ -71,7 +71,7 @@ def run(short: bool = False) -> Report:
             "trl alone": bench.trl,
             "tutorial (Trainer, max_length)": bench.tutorial,
         },
-        rounds=1 if short else 5,
+        rounds=1 if short else 3,
         warm_up_rounds=0 if short else 1,
         settings=bench.settings,
     )

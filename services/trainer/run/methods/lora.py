@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from services.trainer.run.methods.base import Method
+from services.trainer.run.methods.fused import fuse_lora
 from services.trainer.spec import LoraSpec
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -59,6 +60,7 @@ class Lora(Method):
                 task_type="CAUSAL_LM",
             ),
         )
+        fuse_lora(adapted)
         adapted.peft_config["default"].base_model_name_or_path = self._base_name
         return adapted
 

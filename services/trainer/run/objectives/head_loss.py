@@ -42,8 +42,10 @@ def summed_loss(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = causal.base_model(
         input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
-    ).last_hidden_state[:, :-1]
-    targets = inputs["labels"][:, 1:]
+    ).last_hidden_state
+    # Position i predicts token i + 1; the last position predicts nothing.
+    targets = inputs["labels"].roll(-1, dims=1)
+    targets[:, -1] = IGNORED
     learned = targets != IGNORED
     hidden, targets = hidden[learned], targets[learned]
     head = causal.get_output_embeddings()
