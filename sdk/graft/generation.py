@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -77,10 +78,28 @@ def chat_request(
         messages = [{"role": "user", "content": messages}]
     request = pb.ChatRequest(model=model, sampling=sampling_params(sampling))
     for number, message in enumerate(messages, 1):
-        _parse(message, request.messages.add(), f"Message {number}")
-    for number, tool in enumerate(tools, 1):
-        _parse(tool, request.tools.add(), f"Tool {number}")
+        _parse(_with_json_arguments(message), request.messages.add(), f"Message {number}")
+    # As JSON text: a model is asked with the order of keys that it was trained on.
+    request.tools_json.extend(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
     return request
+
+
+def _with_json_arguments(message: Message) -> Message:
+    """A message whose tool calls, in OpenAI's form or in ours, keep their arguments' order of keys."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [_tool_call(call) for call in calls]}
+
+
+def _tool_call(call: Any) -> Any:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or "arguments" not in function:
+        return call
+    arguments = function["arguments"]
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {"name": function.get("name", ""), "arguments_json": arguments}
 
 
 def _parse(source: Message, target: Any, what: str) -> None:

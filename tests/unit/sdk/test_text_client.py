@@ -70,8 +70,8 @@ async def test_a_text_is_a_conversation_of_one_message(
     assert isinstance(first, pb.ChatRequest)
     assert isinstance(second, pb.ChatRequest)
     assert (first.messages[0].role, first.messages[0].content) == ("user", "hi")
-    assert second.messages[0].tool_calls[0].arguments["a"] == 1
-    assert second.tools[0]["type"] == "function"
+    assert second.messages[0].tool_calls[0].arguments_json == '{"a": 1}'
+    assert list(second.tools_json) == ['{"type": "function"}']
 
 
 async def test_a_message_with_an_unknown_field_is_named(client: graft.Client) -> None:
