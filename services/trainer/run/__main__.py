@@ -38,20 +38,21 @@ def main(arguments: list[str]) -> int:
     stop.listen()
     loop = BackgroundLoop()
     reporter = _reporter(settings, loop, stop)
-    code, finished = _attempt(spec_path, settings, loop, reporter, stop)
+    code, finished = attempt(spec_path, settings, loop, reporter, stop)
     with suppress(PreemptedError):  # Told to stop while it only waits to be heard.
         reporter.finish(finished)
         loop.close()
     return code
 
 
-def _attempt(
+def attempt(
     spec_path: Path,
     settings: WorkerSettings,
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
 ) -> tuple[ExitCode, Finished]:
+    """Does the attempt; returns how it ended, whatever happens."""
     try:
         given = read_spec_file(spec_path)
         spec = parse_spec(given)

@@ -15,7 +15,7 @@ from typing import Any
 
 from graft.digests import digest_file
 
-from services.trainer.run.__main__ import _attempt
+from services.trainer.run import __main__ as worker
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.reporters import JsonLinesReporter
 from services.trainer.run.settings import read_settings
@@ -91,7 +91,9 @@ def attempt(spec: dict[str, Any], work_dir: Path, registry: str = "") -> Outcome
     }
     out, loop = io.StringIO(), BackgroundLoop()
     reporter = JsonLinesReporter(out)
-    code, finished = _attempt(path, read_settings(variables, path), loop, reporter, StopSignal())
+    code, finished = worker.attempt(
+        path, read_settings(variables, path), loop, reporter, StopSignal()
+    )
     reporter.finish(finished)
     loop.close()
     return Outcome(code, [json.loads(line) for line in out.getvalue().splitlines()], work_dir)

@@ -37,7 +37,7 @@ def inputs() -> dict[str, torch.Tensor]:
 
 def loss_and_gradients(model: Any, loss: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
     model.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach()), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from services.trainer.run.objectives import sft
 from tests.unit.trainer_worker.support import Outcome
 
 pytestmark = [
@@ -97,6 +98,18 @@ def test_packed_rows_do_not_see_each_other(train: Train) -> None:
     packed = {"micro_batch_size": 48, "packing": True, "max_length_tokens": 200, "max_steps": 3}
     together = train("b", hyperparameters=packed, **plain)
     assert together.losses == pytest.approx(apart.losses, rel=1e-4)
+
+
+def test_trls_own_head_gives_the_same_losses(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, Any] = {
+        "dataset": {"eval_fraction": 0.25},
+        "hyperparameters": {"max_steps": 4, "gradient_accumulation_steps": 2},
+    }
+    ours = train("a", **changes)
+    monkeypatch.setattr(sft, "has_plain_head", lambda _: False)
+    theirs = train("b", **changes)
+    assert theirs.code == 0, theirs.message
+    assert theirs.losses == pytest.approx(ours.losses, rel=1e-4)
 
 
 def test_a_base_with_nan_weights_stops_before_anything_is_committed(
