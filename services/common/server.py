@@ -107,10 +107,17 @@ async def serve_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    starting, told = asyncio.ensure_future(start()), asyncio.ensure_future(stopping.wait())
     try:
-        await start()
-        await stopping.wait()
+        # A start may wait long, for a registry that is away: it ends when it is told to as well.
+        await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            await told
         get_logger().info("draining")
     finally:
+        for task in (starting, told):
+            task.cancel()
+        await asyncio.gather(starting, told, return_exceptions=True)
         await stop()
     get_logger().info("stopped")
