@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from wsgiref.simple_server import WSGIServer
+from threading import Thread
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 from prometheus_client.process_collector import ProcessCollector
 
+# How long closing the endpoint may take.
+_POLL_S = 0.05
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -35,8 +39,10 @@ class MetricsEndpoint:
 
     def __init__(self, listen: str, registry: CollectorRegistry) -> None:
         host, _, port = listen.rpartition(":")
-        self._server: WSGIServer
-        self._server, self._thread = start_http_server(int(port), host, registry)
+        app = make_wsgi_app(registry)
+        self._server = make_server(host, int(port), app, ThreadingWSGIServer, _SilentHandler)
+        self._thread = Thread(target=self._server.serve_forever, args=(_POLL_S,), daemon=True)
+        self._thread.start()
         self.address = f"{host}:{self._server.server_port}"
 
     def close(self) -> None:
@@ -44,3 +50,10 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _SilentHandler(WSGIRequestHandler):
+    """Writes no line per scrape."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        return None
