@@ -59,7 +59,9 @@ def attempt(
         _quiet_libraries(spec.base.source, spec.resources.cpu_threads)
         spec_json = canonical_json(given).decode()
         worker = Worker(spec, spec_json, settings, loop, reporter, stop)
-        return ExitCode.DONE, Finished(version=worker.run())
+        version = worker.run()
+        message = "" if version else f"The result is in {settings.result_dir}"
+        return ExitCode.DONE, Finished(version=version, message=message)
     except BaseException as error:
         traceback.print_exc()
         return exit_of(error, settings.work_dir)

@@ -31,7 +31,7 @@ class CheckpointStore:
     Args:
         folder: where they are kept.
         keep: how many of the newest are kept.
-        run_key: what they belong to (spec and data); those of another key are not used.
+        run_key: what they belong to (spec, data and base); those of another key are not used.
         log: takes a line for people when one cannot be used.
     """
 
@@ -79,7 +79,7 @@ class CheckpointStore:
         return None
 
     def _steps(self) -> list[int]:
-        names = [path.name for path in self._folder.glob(f"{_PREFIX}*")]
+        names = [path.name for path in self._folder.glob(f"{_PREFIX}[0-9]*")]
         return sorted(int(name.removeprefix(_PREFIX)) for name in names)
 
     def _path(self, step: int) -> Path:
@@ -107,7 +107,7 @@ def _problem(folder: Path, run_key: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "it has no readable manifest"
     if key != run_key:
-        return "it belongs to another spec or other data"
+        return "it belongs to another spec, base or data"
     for name, digest in files.items():
         if not (folder / name).is_file():
             return f"its file {name} is missing"

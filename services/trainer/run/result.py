@@ -40,13 +40,14 @@ def store_result(folder: Path, partial: Path, request: CommitVersionRequest) -> 
     return Result(folder, request)
 
 
-def find_result(folder: Path, spec_json: str) -> Result | None:
-    """The stored result of an earlier attempt, if there is one of this spec and its files are whole."""
+def find_result(folder: Path, spec_json: str, base_fingerprint: str) -> Result | None:
+    """The stored result of an earlier attempt, if there is one of this spec and base and it is whole."""
     try:
         request = Parse((folder / _REQUEST).read_text("utf-8"), CommitVersionRequest())
     except (OSError, ValueError, ParseError):
         return None
-    if request.lineage.spec_json != spec_json or not all(_whole(folder, f) for f in request.files):
+    same = request.lineage.spec_json == spec_json and request.base_fingerprint == base_fingerprint
+    if not same or not all(_whole(folder, file) for file in request.files):
         return None
     return Result(folder, request)
 

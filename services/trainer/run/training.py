@@ -76,7 +76,7 @@ class Training:
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         method = Lora(spec.method, spec.base.name, spec.hyperparameters.gradient_checkpointing)
         progress = Progress(self._reporter, self._stop)
-        store = self._checkpoints(examples)
+        store = self._checkpoints(examples, base)
         trainer = SupervisedTrainer(
             method.apply(model),
             tokenizer,
@@ -113,11 +113,12 @@ class Training:
             self._reporter.log(line)
         return rows
 
-    def _checkpoints(self, examples: Examples) -> CheckpointStore:
+    def _checkpoints(self, examples: Examples, base: BaseFolder) -> CheckpointStore:
+        belongs_to = (self._spec_json, examples.digest, base.record.fingerprint.digest)
         return CheckpointStore(
             self._settings.checkpoints_dir,
             self._spec.checkpointing.keep,
-            digest_bytes(f"{self._spec_json}\n{examples.digest}".encode()),
+            digest_bytes("\n".join(belongs_to).encode()),
             self._reporter.log,
         )
 

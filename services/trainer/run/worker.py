@@ -63,7 +63,8 @@ class Worker:
         base = open_base(self._spec.base, self._settings.namespace)
         if self._settings.registry_address:
             self._loop.run(self._prepare_registry(base))
-        result = find_result(self._settings.result_dir, self._spec_json)
+        fingerprint = base.record.fingerprint.digest
+        result = find_result(self._settings.result_dir, self._spec_json, fingerprint)
         if result is None:
             result = self._train(base)
         self._reporter.finalizing()
