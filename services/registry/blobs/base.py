@@ -143,7 +143,9 @@ def storage_full(digest: str, needed_bytes: int, free_bytes: int) -> GraftError:
     """STORAGE_FULL, with what is needed and what is there."""
     return GraftError(
         Reason.STORAGE_FULL,
-        f"The registry's disk has {free_bytes} bytes free, and {digest} needs {needed_bytes} more",
+        f"The registry's disk has {free_bytes} bytes free, and {digest} needs {needed_bytes} more"
+        if needed_bytes
+        else f"The registry's disk is full or its quota used up, so {digest} cannot be stored",
         next_step="Free space below its data folder, then upload again: it goes on where it stopped.",
         needed_bytes=needed_bytes,
         free_bytes=free_bytes,

@@ -14,6 +14,14 @@ class Disk:
         """Bytes that can still be written below folder."""
         return shutil.disk_usage(folder).free
 
+    def open(self, path: Path) -> int:
+        """Opens a file for reading and writing, and makes it where it does not exist.
+
+        Raises:
+            OSError: ENOSPC or EDQUOT when there is no room for it.
+        """
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
     def append(self, handle: int, data: bytes, at: int) -> None:
         """Writes all of data at position `at`.
 
@@ -26,5 +34,9 @@ class Disk:
             view, at = view[written:], at + written
 
     def sync(self, handle: int) -> None:
-        """Returns when the file's bytes are on the medium."""
+        """Returns when the file's bytes are on the medium.
+
+        Raises:
+            OSError: ENOSPC or EDQUOT, on file systems that allocate late.
+        """
         os.fsync(handle)

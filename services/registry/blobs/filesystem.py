@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,8 +121,20 @@ class _FileSink(Sink):
 
     def _open(self) -> int:
         if self._handle is None:
-            self._handle = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
+            with self._refusing_a_full_disk(0):
+                self._handle = self._disk.open(self._part)
         return self._handle
+
+    @contextmanager
+    def _refusing_a_full_disk(self, needed_bytes: int) -> Iterator[None]:
+        """A disk may be found full at any of open, write, fsync and rename."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            free_bytes = self._disk.free_bytes(self._part.parent)
+            raise storage_full("sha256:" + self._part.stem, needed_bytes, free_bytes) from error
 
     def published(self) -> bool:
         return self._target.is_file()
@@ -135,22 +148,22 @@ class _FileSink(Sink):
 
     def append(self, data: bytes, at: int) -> None:
         handle = self._open()
-        try:
-            self._disk.append(handle, data, at)
-        except OSError as error:
-            os.ftruncate(handle, at)
-            if error.errno in _FULL:
-                free_bytes = self._disk.free_bytes(self._part.parent)
-                raise storage_full("sha256:" + self._part.stem, len(data), free_bytes) from error
-            raise
+        with self._refusing_a_full_disk(len(data)):
+            try:
+                self._disk.append(handle, data, at)
+            except OSError:
+                os.ftruncate(handle, at)
+                raise
 
     def publish(self) -> None:
-        self._disk.sync(self._open())
-        if not self._target.parent.is_dir():
-            self._target.parent.mkdir(exist_ok=True)
-            fsync_folder(self._target.parent.parent)
-        self._part.replace(self._target)
-        fsync_folder(self._target.parent)
+        handle = self._open()
+        with self._refusing_a_full_disk(0):
+            self._disk.sync(handle)
+            if not self._target.parent.is_dir():
+                self._target.parent.mkdir(exist_ok=True)
+                fsync_folder(self._target.parent.parent)
+            self._part.replace(self._target)
+            fsync_folder(self._target.parent)
 
     def discard(self) -> None:
         self.close()

@@ -159,6 +159,48 @@ async def test_a_chunk_or_a_blob_that_is_too_large_is_refused(service: Calls) ->
     assert raised.value.reason is Reason.TOO_LARGE
 
 
+class LateFullDisk(Disk):
+    """Says that it is full at one operation only, as a disk that allocates late does."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def open(self, path: Path) -> int:
+        self._refuse("open")
+        return super().open(path)
+
+    def sync(self, handle: int) -> None:
+        self._refuse("sync")
+        super().sync(handle)
+
+    def _refuse(self, operation: str) -> None:
+        if self.at == operation:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+@pytest.mark.parametrize("operation", ["open", "sync"])
+async def test_a_disk_that_turns_out_full_late_is_said_and_the_upload_goes_on_afterwards(
+    operation: str, tmp_path: Path
+) -> None:
+    disk = LateFullDisk(operation)
+    store = FilesystemBlobStore(tmp_path / "blobs", disk)
+    server = RegistryServer(RegistrySettings(data_dir=tmp_path), blobs=store)
+    await server.start()
+    try:
+        async with open_channel(server.address) as channel:
+            service = Calls(RegistryCalls(channel))
+            with pytest.raises(UnavailableError) as raised:
+                await service.write(chunks())
+            assert raised.value.reason is Reason.STORAGE_FULL
+            disk.at = "never"
+            source = tmp_path / "source"
+            source.write_bytes(DATA)
+            await BlobClient(channel).upload(source, describe_file(tmp_path, source))
+            assert await service.read() == DATA
+    finally:
+        await server.stop()
+
+
 class FullDisk(Disk):
     """Is full as soon as it is told so, though it promised room."""
 
