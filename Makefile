@@ -9,7 +9,7 @@ PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
 SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
 CODE := sdk services tests bench examples
 
-.PHONY: help install demo test lint format proto check-proto bench lock clean
+.PHONY: help install reinstall demo test lint format proto check-proto bench lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,10 @@ install: $(VENV)/.installed  ## Make the virtual environment (CPU)
 $(VENV)/.installed: requirements/cpu.lock requirements/dev.lock requirements/install.sh pyproject.toml
 	requirements/install.sh "$(PYTHON)" "$(VENV)"
 	touch $@
+
+reinstall:  ## Install again into the virtual environment
+	rm -f $(VENV)/.installed
+	$(MAKE) install
 
 demo: install  ## Train two adapters, serve both, swap one under load (about 4 minutes)
 	$(BIN)/python -m examples.demo
@@ -46,7 +50,7 @@ proto: install  ## Generate the stubs in sdk/graft from proto/
 	find sdk/graft -type d -name v1 -exec touch {}/__init__.py {}/../__init__.py \;
 
 check-proto: proto  ## Fail when the committed stubs are not what proto/ says
-	@test -z "$$(git status --porcelain sdk/graft proto)" || { git status --porcelain sdk/graft proto; echo "The stubs differ from proto/: run 'make proto' and commit."; exit 1; }
+	@test -z "$$(git status --porcelain proto 'sdk/graft/*_pb2*')" || { git status --porcelain proto 'sdk/graft/*_pb2*'; echo "The stubs differ from proto/: run 'make proto' and commit."; exit 1; }
 
 bench: install  ## Ours beside its peers, in one run; writes out/bench/*.json
 	$(BIN)/python -m bench

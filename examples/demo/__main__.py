@@ -126,12 +126,15 @@ def _measure(result: DemoResult, old: list[Question], new: list[Question]) -> No
         for number, questions in (("1", old), ("2", new))
     }
     answered = [record for record in records if not record.error]
+    other = {"1": right["2"], "2": right["1"]}
     exact = sum(right[_number(r)].get(r.question) == r.text for r in answered)
+    result.crossed = sum(other[_number(r)].get(r.question) == r.text for r in answered)
     after = [r for r in answered if _number(r) == "2"]
     seconds = records[-1].ended_s - records[0].began_s
     facts["requests during the swap"] = str(len(records))
     facts["failed requests"] = str(len(records) - len(answered))
     facts["answered by version 1, by version 2"] = f"{len(answered) - len(after)}, {len(after)}"
+    facts["answers that belong to the other version"] = str(result.crossed)
     facts["answers right for their version"] = f"{exact / max(1, len(answered)):.1%}"
     if after:
         first_s = min(r.first_token_s for r in after) - result.promoted_s
@@ -151,6 +154,7 @@ def _conclude(console: Console, result: DemoResult) -> int:
     problems = [
         *(["an adapter answers too few questions"] if min(shares) < LEAST_EXACT_MATCH else []),
         *(["requests failed"] if result.facts["failed requests"] != "0" else []),
+        *(["a version answered as the other does"] if result.crossed else []),
         *(["version 2 never answered"] if not _has_version_2(result) else []),
     ]
     for problem in problems:

@@ -29,6 +29,7 @@ class DemoResult:
         exact_match: what was asked of what -> share of held-out questions answered exactly, 0 to 1.
         samples: (model, question, answer) triples.
         records: requests of the load, on the monotonic clock.
+        crossed: answers that name one version and are the other's.
         promoted_s: when the alias was moved, on the same clock.
         facts: what was measured, as label -> words.
     """
@@ -37,6 +38,7 @@ class DemoResult:
     exact_match: dict[str, float] = field(default_factory=dict)
     samples: list[tuple[str, str, str]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    crossed: int = 0
     promoted_s: float = 0.0
     facts: dict[str, str] = field(default_factory=dict)
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def graft_home() -> Path:
     """Where Graft keeps its data on one machine: $GRAFT_HOME, else ~/.graft."""
     return Path(os.environ.get("GRAFT_HOME") or Path.home() / ".graft")
+
+
+def _host_and_port(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not host:port, for example 127.0.0.1:0")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_host_and_port)]
 
 
 class ServiceSettings(BaseSettings):
@@ -22,15 +33,19 @@ class ServiceSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file=".env")
 
-    listen: str = Field(
+    listen: Address = Field(
         default="127.0.0.1:0", description="host:port for gRPC; port 0 takes a free one"
     )
-    metrics_listen: str = Field(default="127.0.0.1:0", description="host:port for Prometheus")
+    metrics_listen: Address = Field(default="127.0.0.1:0", description="host:port for Prometheus")
     data_dir: Path = Field(default_factory=graft_home, description="where the service keeps files")
-    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR")
-    log_format: str = Field(default="json", description="json, or console for people")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="json, or console for people"
+    )
     drain_timeout_s: float = Field(
-        default=30.0, description="how long calls in flight may go on after SIGTERM"
+        default=30.0, ge=0, description="how long calls in flight may go on after SIGTERM"
     )
     ready_file: Path | None = Field(
         default=None,

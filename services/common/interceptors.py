@@ -105,13 +105,16 @@ class _Observed:
         self._metrics.in_flight.labels(self._method).dec()
         self._metrics.calls.labels(self._method, code).inc()
         self._metrics.seconds.labels(self._method).observe(seconds)
-        log, fields = get_logger(), {"method": self._method, "code": code, "seconds": seconds}
+        log, fields = (
+            get_logger(),
+            {"method": self._method, "code": code, "seconds": round(seconds, 6)},
+        )
         if refused is not None and refused.reason is Reason.INTERNAL:
             log.error("call failed", exc_info=error, **fields)
         elif refused is not None:
             log.info("call refused", reason=refused.reason.value, error=refused.message, **fields)
         else:
-            log.debug("call answered", **fields)
+            log.info("call answered", **fields)
         if refused is not None:
             status = rpc_status.to_status(to_status(refused))
             await self._context.abort(

@@ -34,11 +34,23 @@ def test_help_lists_every_setting_with_its_variable(service: str) -> None:
     assert f"GRAFT_{service.upper()}_DRAIN_TIMEOUT_S  (30.0)" in done.stdout
 
 
-@pytest.mark.parametrize("service", SERVICES)
-def test_a_wrong_setting_is_named_by_its_variable(service: str) -> None:
-    done = start(service, **{f"GRAFT_{service.upper()}_DRAIN_TIMEOUT_S": "soon"})
+@pytest.mark.parametrize(
+    ("service", "setting", "value"),
+    [
+        ("registry", "DRAIN_TIMEOUT_S", "soon"),
+        ("registry", "DRAIN_TIMEOUT_S", "-1"),
+        ("registry", "LOG_FORMAT", "xml"),
+        ("registry", "METRICS_LISTEN", "nonsense"),
+        ("registry", "LISTEN", "127.0.0.1:99999"),
+        ("trainer", "LOG_LEVEL", "verbose"),
+        ("inference", "LOG_LEVEL", "verbose"),
+    ],
+)
+def test_a_wrong_setting_is_named_by_its_variable(service: str, setting: str, value: str) -> None:
+    variable = f"GRAFT_{service.upper()}_{setting}"
+    done = start(service, **{variable: value})
     assert done.returncode == 2
-    assert f"GRAFT_{service.upper()}_DRAIN_TIMEOUT_S: " in done.stderr
+    assert f"{variable}: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
