@@ -13,7 +13,7 @@ from typing import Literal
 
 from graft.digests import is_digest
 from graft.errors import GraftError, Reason
-from graft.names import check_id
+from graft.names import check_id, default_base_id
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 MAX_RANK = 512
@@ -152,23 +152,20 @@ def _base(base: pb.BaseSpec) -> BaseSpec:
         raise invalid_field("base.quantization", base.quantization, "none or nf4")
     return BaseSpec(
         source=base.source,
-        name=_id("base.name", base.name) if base.name else default_base_name(base.source),
+        name=_base_name(base),
         quantization=_QUANTIZATIONS[base.quantization],
         dtype=_choice("base.dtype", base.dtype, _DTYPES),
     )
 
 
-def default_base_name(source: str) -> str:
-    """The registry's name of a base that the spec does not name: the last part of its source.
-
-    Raises:
-        GraftError: INVALID_SPEC, when nothing of it can be a name.
-    """
-    last = source.rstrip("/").rsplit("/", 1)[-1].lower()
-    name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-")[:63].rstrip("._-")
-    if not name:
-        raise invalid_field("base.name", "", f"a name, because none can be made from {source!r}")
-    return name
+def _base_name(base: pb.BaseSpec) -> str:
+    if base.name:
+        return _id("base.name", base.name)
+    try:
+        return default_base_id(base.source)
+    except GraftError:
+        allowed = f"a name, because none can be made from {base.source!r}"
+        raise invalid_field("base.name", "", allowed) from None
 
 
 def _dataset(dataset: pb.DatasetSpec) -> DatasetSpec:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from graft.digests import canonical_json
 from graft.errors import GraftError
+from graft.spec_file import read_spec_file
 from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 
 from services.trainer.run.background import BackgroundLoop
@@ -20,7 +21,6 @@ from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.worker import Worker
 from services.trainer.spec import parse_spec
-from services.trainer.spec_file import read_spec_file
 
 
 def main(arguments: list[str]) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from graft.errors import GraftError
 from graft.names import default_base_id
+from graft.spec_file import spec_from_dict
 
-from services.trainer.spec import default_base_name
+from services.trainer.spec import parse_spec
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,10 @@ from services.trainer.spec import default_base_name
 def test_a_base_is_called_the_same_by_the_trainer_and_by_everybody_else(
     source: str, name: str
 ) -> None:
-    assert default_base_id(source) == default_base_name(source) == name
+    spec = spec_from_dict(
+        {"base": {"source": source}, "dataset": {"path": "x"}, "output": {"adapter": "bot"}}
+    )
+    assert default_base_id(source) == parse_spec(spec).base.name == name
 
 
 def test_a_source_without_a_letter_or_digit_has_to_be_named() -> None:

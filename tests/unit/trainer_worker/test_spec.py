@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from graft.errors import GraftError, Reason
+from graft.spec_file import read_spec_file, spec_from_dict
 
-from services.trainer.spec import JobSpec, default_base_name, parse_spec
-from services.trainer.spec_file import read_spec_file, spec_from_dict
+from services.trainer.spec import JobSpec, parse_spec
 
 SMALLEST: dict[str, Any] = {
     "base": {"source": "models/Qwen2.5-0.5B"},
@@ -94,7 +94,7 @@ def test_all_linear_means_every_linear_layer() -> None:
 
 
 def test_a_base_is_named_after_the_last_part_of_its_source() -> None:
-    assert default_base_name("/models/My Llama (v2)/") == "my-llama-v2"
+    assert spec_with(base={"source": "/models/My Llama (v2)/"}).base.name == "my-llama-v2"
 
 
 def test_yaml_and_json_in_either_spelling_say_the_same(tmp_path: Path) -> None:

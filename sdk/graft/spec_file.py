@@ -1,13 +1,15 @@
 """Reads a job spec from a file: YAML or JSON, in the protobuf message's JSON form.
 
-Checks what the file says against the contract's fields, not whether the values make sense (see spec.py).
+The one reader of the SDK, the CLI and the worker. Checks what the file says against the contract's
+fields, not whether the values make sense: the trainer does that.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import yaml
@@ -15,6 +17,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
 from graft.errors import GraftError, Reason
 from graft.trainer.v1 import job_spec_pb2 as pb
 
@@ -31,6 +34,8 @@ def read_spec_file(path: Path) -> pb.JobSpec:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         raise _refused(f"There is no spec file {path}", "Name a file that exists.") from None
+    except OSError as error:
+        raise _refused(f"{path} cannot be read ({error.strerror})", "Name a file.") from None
     except UnicodeDecodeError as error:
         raise _refused(f"{path} is not UTF-8 (byte {error.start})", "Save it as UTF-8.") from None
     return spec_from_dict(_parse(path, text), str(path))
@@ -42,11 +47,26 @@ def spec_from_dict(values: Any, where: str = "The spec") -> pb.JobSpec:
     Raises:
         GraftError: INVALID_SPEC, naming the field.
     """
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         raise _refused(f"{where} holds {_kind(values)}, not fields", "Write base:, dataset:, ...")
     spec = pb.JobSpec()
     _fill(spec, values, "")
     return spec
+
+
+def replace_field(spec: pb.JobSpec, path: str, value: Any) -> None:
+    """Sets one field, for example "method.lora.rank", whatever it held; "" leaves it unset.
+
+    Raises:
+        GraftError: INVALID_SPEC, naming the field, when the value is not one for it.
+    """
+    message: Message = spec
+    *outer, name = path.split(".")
+    for part in outer:
+        message = getattr(message, part)
+    message.ClearField(name)
+    if value != "":
+        _set(message, _descriptor(message).fields_by_name[name], value, path)
 
 
 def _parse(path: Path, text: str) -> Any:
@@ -66,7 +86,7 @@ def _parse(path: Path, text: str) -> Any:
         ) from None
 
 
-def _fill(message: Message, values: dict[Any, Any], prefix: str) -> None:
+def _fill(message: Message, values: Mapping[Any, Any], prefix: str) -> None:
     fields = _fields(_descriptor(message))
     seen: dict[str, str] = {}
     for key, value in values.items():
@@ -82,7 +102,7 @@ def _fill(message: Message, values: dict[Any, Any], prefix: str) -> None:
 
 def _set(message: Message, field: FieldDescriptor, value: Any, path: str) -> None:
     if field.message_type is not None:
-        if not isinstance(value, dict):
+        if not isinstance(value, Mapping):
             raise _refused(
                 f"{path} holds {_kind(value)}; it must hold fields",
                 f"Known: {', '.join(f.name for f in field.message_type.fields)}.",
@@ -94,7 +114,9 @@ def _set(message: Message, field: FieldDescriptor, value: Any, path: str) -> Non
     if field.enum_type is not None:
         value = _enum_value(field.enum_type, value, path)
     try:
-        parsed = json_format.ParseDict({field.name: value}, GetMessageClass(_descriptor(message))())
+        parsed = json_format.ParseDict(
+            {field.name: _plain(value)}, GetMessageClass(_descriptor(message))()
+        )
     except json_format.ParseError:
         wanted = "a list of " if field.is_repeated else "a "
         raise _refused(
@@ -102,6 +124,13 @@ def _set(message: Message, field: FieldDescriptor, value: Any, path: str) -> Non
             f"Change {path} in the job's spec.",
         ) from None
     message.MergeFrom(parsed)
+
+
+def _plain(value: Any) -> Any:
+    """What Python code may write in a mapping and JSON does not have."""
+    if isinstance(value, PurePath):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _enum_value(enum: EnumDescriptor, value: Any, path: str) -> Any:
@@ -115,7 +144,7 @@ def _enum_value(enum: EnumDescriptor, value: Any, path: str) -> Any:
     short = [name.removeprefix(prefix).lower() for name in full[1:]]
     raise _refused(
         f"{path} is {value!r}; it must be one of {', '.join(short)}",
-        _nearest(value.lower(), short) or f"Change {path} in the job's spec.",
+        did_you_mean(value.lower(), short) or f"Change {path} in the job's spec.",
     )
 
 
@@ -138,11 +167,12 @@ def _fields(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
 
 def _unknown(path: str, key: str, descriptor: Descriptor) -> GraftError:
     known = [field.name for field in descriptor.fields]
-    hint = _nearest(key, known) or f"Known here: {', '.join(known)}."
+    hint = did_you_mean(key, known) or f"Known here: {', '.join(known)}."
     return _refused(f"The job spec has no field {path}", hint)
 
 
-def _nearest(given: str, known: list[str]) -> str:
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question that names what is spelled most like it; "" when nothing is."""
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     return f"Did you mean {near[0]}?" if near else ""
 
