@@ -88,7 +88,9 @@ class _Bench:
 
     def __post_init__(self) -> None:
         path = os.environ.get("GRAFT_BENCH_DATA", "")
-        self._folder = Path(tempfile.mkdtemp(prefix="graft-bench-"))
+        # Removed with the bench, so it must be kept.
+        self._temporary = tempfile.TemporaryDirectory(prefix="graft-bench-")
+        self._folder = Path(self._temporary.name)
         data = Path(path) if path else _made_up(self._folder / "rows.json")
         examples = load_examples(data, "alpaca").rows
         self.tokenizer = _tokenizer(examples)
