@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
+
+import grpc
 
 from graft import catalogue, convert
 from graft.adapters import Adapters
@@ -20,6 +22,7 @@ from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
 
 _PEER = "inference"
+Request = TypeVar("Request", pb.GenerateRequest, pb.ChatRequest)
 
 
 class Client:
@@ -123,14 +126,9 @@ class Client:
             GraftError: MODEL_NOT_FOUND, PROMPT_TOO_LONG, WRONG_BASE, INVALID_REQUEST.
         """
         request = generate_request(model, prompt, sampling)
-        stub, timeout_s = self._connection.inference, self._generate_timeout_s
-        return convert.answer(
-            await self._connection.call(
-                stub.Generate, request, _PEER, timeout_s=timeout_s, request_id=request_id
-            )
-        )
+        return await self._answer(self._connection.inference.Generate, request, request_id)
 
-    async def stream(
+    def stream(
         self,
         model: str,
         prompt: Prompt,
@@ -138,15 +136,12 @@ class Client:
         request_id: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Answer, None]:
-        """Continues a prompt and yields what is new; leaving the iteration aborts the request."""
+        """Continues a prompt and yields what is new; leaving the iteration aborts the request.
+
+        Args and errors as generate.
+        """
         request = generate_request(model, prompt, sampling)
-        stub, timeout_s = self._connection.inference, self._generate_timeout_s
-        stream = self._connection.stream(
-            stub.StreamGenerate, request, _PEER, timeout_s=timeout_s, request_id=request_id
-        )
-        async with aclosing(stream):
-            async for message in stream:
-                yield convert.answer(message)
+        return self._pieces(self._connection.inference.StreamGenerate, request, request_id)
 
     async def chat(
         self,
@@ -170,14 +165,9 @@ class Client:
             GraftError: as generate.
         """
         request = chat_request(model, messages, tools, sampling)
-        stub, timeout_s = self._connection.inference, self._generate_timeout_s
-        return convert.answer(
-            await self._connection.call(
-                stub.Chat, request, _PEER, timeout_s=timeout_s, request_id=request_id
-            )
-        )
+        return await self._answer(self._connection.inference.Chat, request, request_id)
 
-    async def stream_chat(
+    def stream_chat(
         self,
         model: str,
         messages: Sequence[Message] | str,
@@ -186,11 +176,32 @@ class Client:
         request_id: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Answer, None]:
-        """Answers a conversation and yields what is new; leaving the iteration aborts the request."""
+        """Answers a conversation and yields what is new; leaving the iteration aborts the request.
+
+        Args and errors as chat.
+        """
         request = chat_request(model, messages, tools, sampling)
-        stub, timeout_s = self._connection.inference, self._generate_timeout_s
+        return self._pieces(self._connection.inference.StreamChat, request, request_id)
+
+    async def _answer(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, pb.GenerateResponse],
+        request: Request,
+        request_id: str | None,
+    ) -> Answer:
+        message = await self._connection.call(
+            method, request, _PEER, timeout_s=self._generate_timeout_s, request_id=request_id
+        )
+        return convert.answer(message)
+
+    async def _pieces(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, pb.GenerateResponse],
+        request: Request,
+        request_id: str | None,
+    ) -> AsyncGenerator[Answer, None]:
         stream = self._connection.stream(
-            stub.StreamChat, request, _PEER, timeout_s=timeout_s, request_id=request_id
+            method, request, _PEER, timeout_s=self._generate_timeout_s, request_id=request_id
         )
         async with aclosing(stream):
             async for message in stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -14,6 +15,7 @@ from graft.cli.session import JsonOption, run
 from graft.client import Client
 from graft.endpoints import graft_home, served_base
 from graft.errors import GraftError, Reason
+from graft.jobs import JobHandle
 from graft.results import short_id
 from graft.specs import TrainOptions
 
@@ -42,38 +44,49 @@ def train(
     rank: Annotated[int | None, typer.Option(rich_help_panel=_LORA)] = None,
     alpha: Annotated[float | None, typer.Option(rich_help_panel=_LORA)] = None,
     dropout: Annotated[float | None, typer.Option(rich_help_panel=_LORA)] = None,
-    target: Annotated[
+    target_modules: Annotated[
         list[str] | None,
-        typer.Option(help="Module to adapt, for example q_proj; repeat it.", rich_help_panel=_LORA),
+        typer.Option(
+            "--target",
+            help="Module to adapt, for example q_proj; repeat it.",
+            rich_help_panel=_LORA,
+        ),
     ] = None,
     qlora: Annotated[
         bool | None,
-        typer.Option("--qlora", help="Hold the base in 4-bit NF4.", rich_help_panel=_LORA),
+        typer.Option(
+            "--qlora/--no-qlora", help="Hold the base in 4-bit NF4.", rich_help_panel=_LORA
+        ),
     ] = None,
     epochs: Annotated[float | None, typer.Option(rich_help_panel=_LOOP)] = None,
     max_steps: Annotated[int | None, typer.Option(rich_help_panel=_LOOP)] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=_LOOP)
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=_LOOP)
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Sequences per forward pass.", rich_help_panel=_LOOP)
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Sequences per forward pass.", rich_help_panel=_LOOP),
     ] = None,
-    gradient_accumulation: Annotated[int | None, typer.Option(rich_help_panel=_LOOP)] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest sequence in tokens.", rich_help_panel=_LOOP)
+    gradient_accumulation_steps: Annotated[
+        int | None, typer.Option("--gradient-accumulation", rich_help_panel=_LOOP)
+    ] = None,
+    max_length_tokens: Annotated[
+        int | None,
+        typer.Option("--max-length", help="Longest sequence in tokens.", rich_help_panel=_LOOP),
     ] = None,
     packing: Annotated[
         bool | None,
-        typer.Option("--packing", help="Several rows in one sequence.", rich_help_panel=_LOOP),
+        typer.Option(
+            "--packing/--no-packing", help="Several rows in one sequence.", rich_help_panel=_LOOP
+        ),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="linear, cosine or constant.", rich_help_panel=_LOOP)
     ] = None,
     seed: Annotated[int | None, typer.Option(rich_help_panel=_LOOP)] = None,
-    data_format: Annotated[
+    format: Annotated[
         str | None,
         typer.Option(
-            "--format",
             help="alpaca, sharegpt, messages, prompt_completion or text; found out if not given.",
             rich_help_panel=_DATA,
         ),
@@ -99,53 +112,35 @@ def train(
     Exit codes: 0 done, 64 bad config, 65 bad data, 66 out of memory, 67 refused by the registry,
     70 internal, 79 cancelled.
     """
-    chosen = {
-        "data": data,
-        "base": base,
-        "adapter": adapter,
-        "alias": alias,
-        "rank": rank,
-        "alpha": alpha,
-        "dropout": dropout,
-        "target_modules": target,
-        "qlora": qlora,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "learning_rate": lr,
-        "micro_batch_size": batch_size,
-        "gradient_accumulation_steps": gradient_accumulation,
-        "max_length_tokens": max_length,
-        "packing": packing,
-        "schedule": schedule,
-        "seed": seed,
-        "format": data_format,
-        "eval_fraction": eval_fraction,
-        "max_rows": max_rows,
-        "slots": slots,
-    }
-    out = Output(as_json)
+    # Parameters that a spec has too are named as in TrainOptions.
+    out, chosen = Output(as_json), _given(ctx.params)
 
     async def work(client: Client) -> int | None:
         if data is not None and (upload or _is_here(client.endpoints.trainer)):
             _check_data(data)
-        if base is None and spec is None:
-            chosen["base"] = served_base(graft_home())
-        handle = await client.train(spec, upload=upload, **_given(chosen))
-        if out.as_json:
-            out.json({"event": "created", "job": handle.name})
-        out.note(f"{short_id(handle.name)} is created.")
-        if detach:
-            out.note(f"Watch it: graft jobs watch {short_id(handle.name)}")
-            return None
-        return await follow(out, handle, may_cancel=True)
+        if base is None and spec is None and (served := served_base(graft_home())):
+            chosen["base"] = served
+        handle = await client.train(spec, upload=upload, **chosen)
+        return await _show(out, handle, detach)
 
     run(ctx, out, work)
 
 
-def _given(chosen: dict[str, Any]) -> TrainOptions:
-    return cast(
-        TrainOptions, {name: value for name, value in chosen.items() if value not in (None, [])}
-    )
+async def _show(out: Output, handle: JobHandle, detach: bool) -> int | None:
+    if out.as_json:
+        out.json({"event": "created", "job": handle.name})
+    out.note(f"{short_id(handle.name)} is created.")
+    if detach:
+        out.note(f"Watch it: graft jobs watch {short_id(handle.name)}")
+        return None
+    return await follow(out, handle, may_cancel=True)
+
+
+def _given(params: Mapping[str, Any]) -> TrainOptions:
+    """The options that stood on the command line, also those of 0, false or no text."""
+    given = {name: params.get(name) for name in TrainOptions.__annotations__}
+    # An option that may be repeated and never was is an empty list.
+    return cast(TrainOptions, {k: v for k, v in given.items() if v not in (None, [], ())})
 
 
 def _is_here(address: str) -> bool:

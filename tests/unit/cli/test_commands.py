@@ -86,6 +86,27 @@ def test_a_job_file_and_a_detached_job_that_is_watched_later(
     assert "Error:" in again.err
 
 
+def test_options_of_zero_and_no_override_a_job_file(
+    graft: Graft, rows: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    spec = tmp_path / "job.yaml"
+    spec.write_text(
+        f"base: {{source: {tiny_base}, quantization: nf4}}\n"
+        f"dataset: {{path: {rows}, eval_fraction: 0.2}}\n"
+        "hyperparameters: {packing: true, epochs: 2}\n"
+        "output: {adapter: zero, alias: production}\nseed: 7\n"
+    )
+    options = ("--seed", 0, "--eval-fraction", 0, "--alias", "", "--no-packing", "--no-qlora")
+    created = graft("train", "-f", spec, *options, "--detach", "--json")
+    assert created.code == 0, created.err
+    stored = graft("jobs", "get", json.loads(created.out)["job"], "--json").json()["spec"]
+    assert stored["base"]["quantization"] == "QUANTIZATION_NONE"
+    assert stored["hyperparameters"] == {"epochs": 2.0}
+    assert stored["output"] == {"adapter": "zero"}
+    assert "eval_fraction" not in stored["dataset"]
+    assert "seed" not in stored
+
+
 def test_adapters_are_listed_shown_and_pulled(graft: Graft, pushed: str, tmp_path: Path) -> None:
     assert pushed in graft("adapters", "list").out
     assert pushed in graft("adapters", "list", "--json").out
