@@ -8,27 +8,19 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from graft.errors import GraftError, Reason
 
 from services.inference.domain import AdapterVersion, Base
-from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling
+from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling, engine_dead
 from services.inference.metrics import InferenceMetrics, VersionSeries
 from services.inference.pace import Pace
+from services.inference.prompts import Prompt, Prompts
 from services.inference.residency import Residency
 from services.inference.router import Router
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Messages and tools as the chat template takes them."""
-
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +28,7 @@ class Question:
     """A request. max_tokens of 0 in sampling means what is left of the context."""
 
     model: str
-    prompt: str | Sequence[int] | Conversation
+    prompt: Prompt
     sampling: Sampling
 
 
@@ -74,7 +66,11 @@ class Answer:
         async with aclosing(self._deltas(stream=False)) as deltas:
             async for delta in deltas:
                 return delta
-        raise GraftError(Reason.INTERNAL, "The engine ended an answer without a word")
+        raise GraftError(
+            Reason.INTERNAL,
+            "The engine ended an answer without a word",
+            next_step="Ask again; if it comes back, read the log of the service.",
+        )
 
     async def parts(self) -> AsyncGenerator[Delta, None]:
         """What is new, as it comes: the first token at once, then what is ready at the stream's pace."""
@@ -124,28 +120,31 @@ class Answers:
         engine: Engine,
         router: Router,
         residency: Residency,
+        prompts: Prompts,
         base: Base,
         metrics: InferenceMetrics,
         pace: Pace,
     ) -> None:
         self._engine, self._router, self._residency = engine, router, residency
-        self._base, self._metrics, self._pace = base, metrics, pace
+        self._prompts, self._base = prompts, base
+        self._metrics, self._pace = metrics, pace
 
     @asynccontextmanager
     async def admit(self, question: Question) -> AsyncIterator[Answer]:
         """Resolves, checks and takes the version; it is let go when the context ends.
 
         Raises:
-            GraftError: of Router.resolve, of Residency.acquire; INVALID_REQUEST, PROMPT_TOO_LONG,
+            GraftError: of Router.resolve, Prompts.token_ids, Residency.acquire; INVALID_REQUEST,
                 ENGINE_DEAD.
         """
         arrived_s = time.perf_counter()
         try:
             if not self._engine.healthy:
-                raise _dead()
-            version = await self._router.resolve(question.model)
-            prompt_token_ids = self._prompt(question.prompt)
+                raise engine_dead()
+            prompt_token_ids = await self._prompts.token_ids(question.prompt)
             sampling = self._complete(question.sampling, len(prompt_token_ids))
+            # Last: what a name means now is what is taken, with nothing to wait for in between.
+            version = await self._router.resolve(question.model)
             resident = None if version is None else await self._residency.acquire(version)
         except GraftError as error:
             self._metrics.refusals.labels(error.reason.value).inc()
@@ -168,29 +167,6 @@ class Answers:
             if resident is not None:
                 self._residency.release(resident)
 
-    def _prompt(self, prompt: str | Sequence[int] | Conversation) -> Sequence[int]:
-        limits = self._engine.limits
-        if isinstance(prompt, Conversation):
-            text = self._engine.render_chat(prompt.messages, prompt.tools)
-            ids: Sequence[int] = self._engine.tokenize(text, special_tokens=False)
-        elif isinstance(prompt, str):
-            # No token has more bytes than this; what is longer need not be tokenized to be refused.
-            if len(prompt) > 256 * limits.max_context_tokens:
-                raise self._too_long(f"{len(prompt)} characters")
-            ids = self._engine.tokenize(prompt, special_tokens=True) if prompt else ()
-        else:
-            ids = prompt
-            wrong = next((each for each in ids if not 0 <= each < limits.vocab_size), None)
-            if wrong is not None:
-                raise _invalid(
-                    f"prompt_token_ids has {wrong}, and the vocabulary is 0 to {limits.vocab_size - 1}"
-                )
-        if not ids:
-            raise _invalid("the prompt is empty")
-        if len(ids) >= limits.max_context_tokens:
-            raise self._too_long(f"{len(ids)} tokens")
-        return ids
-
     def _complete(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         limits = self._engine.limits
         left = limits.max_context_tokens - prompt_tokens
@@ -198,26 +174,18 @@ class Answers:
         if wrong is not None:
             raise _invalid(
                 f"sampling.stop_token_ids has {wrong}, and the vocabulary ends at "
-                f"{limits.vocab_size - 1}"
+                f"{limits.vocab_size - 1}",
+                "Name tokens of the base's vocabulary.",
             )
         if sampling.min_tokens > left:
             raise _invalid(
                 f"sampling.min_tokens is {sampling.min_tokens}, and {left} tokens are left of the "
-                f"context of {limits.max_context_tokens}"
+                f"context of {limits.max_context_tokens}",
+                "Lower sampling.min_tokens, or shorten the prompt.",
             )
         if 0 < sampling.max_tokens <= left:
             return sampling
         return replace(sampling, max_tokens=left)
-
-    def _too_long(self, length: str) -> GraftError:
-        context = self._engine.limits.max_context_tokens
-        return GraftError(
-            Reason.PROMPT_TOO_LONG,
-            f"The prompt has {length}, and the context of {self._base.base_id} is {context} tokens "
-            "with at least one for the answer",
-            next_step="Shorten the prompt.",
-            max_context_tokens=context,
-        )
 
 
 def _labels(base: Base, version: AdapterVersion | None) -> tuple[str, str]:
@@ -226,13 +194,5 @@ def _labels(base: Base, version: AdapterVersion | None) -> tuple[str, str]:
     return version.adapter_id, str(version.number)
 
 
-def _invalid(what: str) -> GraftError:
-    return GraftError(Reason.INVALID_REQUEST, what)
-
-
-def _dead() -> GraftError:
-    return GraftError(
-        Reason.ENGINE_DEAD,
-        "The engine of this service is not running",
-        next_step="Try again on another replica; restart this one, and read its log.",
-    )
+def _invalid(what: str, next_step: str) -> GraftError:
+    return GraftError(Reason.INVALID_REQUEST, what, next_step=next_step)

@@ -14,7 +14,7 @@ from graft.errors import GraftError, Reason
 from graft.inference.v1 import inference_service_pb2 as pb
 from graft.registry.v1 import registry_service_pb2 as registry_pb
 
-from services.inference.answers import Conversation, Provenance, Question
+from services.inference.answers import Provenance, Question
 from services.inference.domain import (
     AdapterFile,
     AdapterSeen,
@@ -24,10 +24,12 @@ from services.inference.domain import (
     Event,
 )
 from services.inference.engines.base import Delta, Finish, Position, Sampling, TokenLogprob
+from services.inference.prompts import Conversation
 from services.inference.residency import Failure, Resident, State
 
 _ROLES = ("system", "user", "assistant", "tool")
 _MAX_STOP = 16
+_MAX_STOP_TOKENS = 1024
 _MAX_LOGPROBS = 20
 _MAX_INT32 = 2**31 - 1
 _FINISH = {
@@ -48,8 +50,9 @@ def generate_question(request: pb.GenerateRequest) -> Question:
     kind = request.WhichOneof("input")
     if kind is None:
         raise _invalid("prompt", "is missing", "Set prompt or prompt_token_ids.")
+    # Not copied: it may be far longer than the context.
     prompt: str | Sequence[int] = (
-        request.prompt if kind == "prompt" else tuple(request.prompt_token_ids.ids)
+        request.prompt if kind == "prompt" else request.prompt_token_ids.ids
     )
     return Question(_model(request.model), prompt, sampling(request.sampling))
 
@@ -61,7 +64,7 @@ def chat_question(request: pb.ChatRequest) -> Question:
     messages = [_message(index, message) for index, message in enumerate(request.messages)]
     if messages[-1]["role"] == "assistant":
         raise _invalid("messages", "ends with the assistant's", "Let a user's or tool's be last.")
-    conversation = Conversation(messages, _tools(request))
+    conversation = Conversation(messages, _tools(request), request.ByteSize())
     return Question(_model(request.model), conversation, sampling(request.sampling))
 
 
@@ -74,7 +77,9 @@ def _model(model: str) -> str:
 def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
     field = f"messages[{index}]"
     if message.role not in _ROLES:
-        raise _invalid(f"{field}.role", f"is {message.role!r}", f"Use one of {', '.join(_ROLES)}.")
+        raise _invalid(
+            f"{field}.role", f"is {message.role[:40]!r}", f"Use one of {', '.join(_ROLES)}."
+        )
     result: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         if message.role != "assistant":
@@ -88,7 +93,7 @@ def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
 
 def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
     if not call.name:
-        raise _invalid(f"{field}.name", "is empty")
+        raise _invalid(f"{field}.name", "is empty", "Name the function that is called.")
     arguments = (
         _json_object(f"{field}.arguments_json", call.arguments_json)
         if call.arguments_json
@@ -117,10 +122,13 @@ def _tools(request: pb.ChatRequest) -> list[dict[str, Any]]:
 def _json_object(field: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
+        if "\\u" in text:
+            # Half of a surrogate pair is JSON, but no tokenizer takes it.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise _invalid(field, f"is not JSON ({error})") from None
+        raise _invalid(field, f"is not JSON ({error})", "Send one JSON object as text.") from None
     if not isinstance(value, dict):
-        raise _invalid(field, "is not a JSON object")
+        raise _invalid(field, "is not a JSON object", 'Send one, as {"name": "value"}.')
     return value
 
 
@@ -191,6 +199,12 @@ def _check(params: pb.SamplingParams, value: Sampling) -> None:
         raise _invalid("sampling.stop", f"has {len(value.stop)} strings", "16 at most.")
     if not all(value.stop):
         raise _invalid("sampling.stop", "has an empty string", "Leave it out.")
+    if len(value.stop_token_ids) > _MAX_STOP_TOKENS:
+        raise _invalid(
+            "sampling.stop_token_ids",
+            f"has {len(value.stop_token_ids)} tokens",
+            f"{_MAX_STOP_TOKENS} at most.",
+        )
     for token in value.stop_token_ids:
         _within("stop_token_ids", token, 0, _MAX_INT32)
 
@@ -201,7 +215,7 @@ def _within(field: str, value: float, least: float, most: float) -> None:
         raise _invalid(f"sampling.{field}", f"is {value}", f"It is {least} to {most}.")
 
 
-def _invalid(field: str, what: str, next_step: str = "") -> GraftError:
+def _invalid(field: str, what: str, next_step: str) -> GraftError:
     return GraftError(Reason.INVALID_REQUEST, f"{field} {what}", next_step=next_step, field=field)
 
 

@@ -202,7 +202,7 @@ class Residency:
             self._fail(resident, error)
         except Exception as error:
             get_logger().error("load failed", version=version.name, exc_info=error)
-            self._fail(resident, GraftError(Reason.INTERNAL, f"Loading {version.name}: {error!r}"))
+            self._fail(resident, _failed_inside(version, error))
         else:
             resident.state = State.READY
             resident.ready.set_result(None)
@@ -325,6 +325,14 @@ class Residency:
 
 def _copy(error: GraftError) -> GraftError:
     return GraftError(error.reason, error.message, next_step=error.next_step, **error.metadata)
+
+
+def _failed_inside(version: AdapterVersion, error: Exception) -> GraftError:
+    return GraftError(
+        Reason.INTERNAL,
+        f"Loading {version.name} failed inside the service ({error!r})",
+        next_step="Its log has the traceback; try another version meanwhile.",
+    )
 
 
 def _overloaded(why: str) -> GraftError:

@@ -26,6 +26,7 @@ from services.inference.follower import Follower
 from services.inference.metrics import InferenceMetrics
 from services.inference.models import Models
 from services.inference.pace import Pace
+from services.inference.prompts import Prompts
 from services.inference.registry.base import Registry
 from services.inference.registry.memory import MemoryRegistry
 from services.inference.registry.remote import RemoteRegistry
@@ -101,9 +102,10 @@ class InferenceServer:
         limit = self.engine.limits.max_adapters
         self._follower = Follower(self.registry, base, catalogue, swaps, metrics, limit)
         pace = Pace(settings.max_flush_interval_s)
-        answers = Answers(self.engine, router, residency, base, metrics, pace)
+        prompts = Prompts(self.engine, base)
+        answers = Answers(self.engine, router, residency, prompts, base, metrics, pace)
         models = Models(base, catalogue, swaps, residency)
-        servicer = InferenceServicer(answers, models, residency, self._follower, base)
+        servicer = InferenceServicer(answers, prompts, models, residency, self._follower, base)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self.grpc.grpc)
         self._close = [swaps, residency]
 

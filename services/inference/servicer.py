@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 
 from graft.inference.v1 import inference_service_pb2 as pb
@@ -13,6 +14,7 @@ from services.inference.answers import Answers, Question
 from services.inference.domain import Base
 from services.inference.follower import Follower
 from services.inference.models import Models
+from services.inference.prompts import LONG_BYTES, Prompts
 from services.inference.residency import Residency
 
 
@@ -22,25 +24,32 @@ class InferenceServicer(InferenceServiceServicer):
     def __init__(
         self,
         answers: Answers,
+        prompts: Prompts,
         models: Models,
         residency: Residency,
         follower: Follower,
         base: Base,
     ) -> None:
-        self._answers, self._models = answers, models
+        self._answers, self._prompts, self._models = answers, prompts, models
         self._residency, self._follower, self._base = residency, follower, base
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         return await self._whole(convert.generate_question(request))
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.GenerateResponse:
-        return await self._whole(convert.chat_question(request))
+        return await self._whole(await self._chat_question(request))
 
     async def StreamGenerate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         await self._stream(convert.generate_question(request), context)
 
     async def StreamChat(self, request: pb.ChatRequest, context: Context) -> None:  # type: ignore[override]
-        await self._stream(convert.chat_question(request), context)
+        await self._stream(await self._chat_question(request), context)
+
+    async def _chat_question(self, request: pb.ChatRequest) -> Question:
+        if request.ByteSize() <= LONG_BYTES:
+            return convert.chat_question(request)
+        self._prompts.check_messages(len(request.messages))
+        return await asyncio.to_thread(convert.chat_question, request)
 
     async def _whole(self, question: Question) -> pb.GenerateResponse:
         async with self._answers.admit(question) as answer:

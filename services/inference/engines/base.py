@@ -13,6 +13,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from graft.errors import GraftError, Reason
+
 
 class Finish(Enum):
     """Why an answer ended."""
@@ -31,12 +33,14 @@ class Limits:
         max_rank: largest LoRA rank.
         max_context_tokens: prompt and answer together.
         vocab_size: token ids are below it.
+        max_token_characters: characters of text that one token stands for, at most.
     """
 
     max_adapters: int
     max_rank: int
     max_context_tokens: int
     vocab_size: int
+    max_token_characters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,10 @@ class Engine(ABC):
 
     @abstractmethod
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
-        """Token ids of a text; special_tokens adds what the base's tokenizer adds by itself."""
+        """Token ids of a text; special_tokens adds what the base's tokenizer adds by itself.
+
+        May be called in any thread, as render_chat. Takes about 0.6 us for each character.
+        """
 
     @abstractmethod
     def render_chat(
@@ -178,3 +185,12 @@ class Engine(ABC):
     @abstractmethod
     def unfinished(self) -> int:
         """Requests that the engine still works on."""
+
+
+def engine_dead() -> GraftError:
+    """ENGINE_DEAD, in the same words wherever it shows."""
+    return GraftError(
+        Reason.ENGINE_DEAD,
+        "The engine of this service has died",
+        next_step="Try again on another replica; restart this one, and read its log.",
+    )

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from graft.digests import digest_file
-from graft.errors import GraftError, Reason
 
 from services.inference.engines.base import (
     Delta,
@@ -23,6 +22,7 @@ from services.inference.engines.base import (
     Position,
     Sampling,
     TokenLogprob,
+    engine_dead,
 )
 
 _VOCAB_SIZE = 1024
@@ -45,7 +45,9 @@ class FakeEngine(Engine):
         max_context_tokens: int = 512,
         token_s: float = 0.0,
     ) -> None:
-        self._limits = Limits(max_adapters, max_rank, max_context_tokens, _VOCAB_SIZE)
+        self._limits = Limits(
+            max_adapters, max_rank, max_context_tokens, _VOCAB_SIZE, max_token_characters=1
+        )
         self._token_s = token_s
         self._died = asyncio.Event()
         self._running = False
@@ -167,7 +169,7 @@ class FakeEngine(Engine):
 
     def _check_alive(self) -> None:
         if not self.healthy:
-            raise GraftError(Reason.ENGINE_DEAD, "The engine of this service has died")
+            raise engine_dead()
 
 
 def _text(ids: Sequence[int]) -> str:

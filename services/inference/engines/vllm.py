@@ -24,6 +24,7 @@ from services.inference.engines.base import (
     Finish,
     Limits,
     Sampling,
+    engine_dead,
 )
 from services.inference.engines.vllm_params import positions, sampling_params
 
@@ -105,6 +106,8 @@ class VllmEngine(Engine):
             max_rank=self._options.max_lora_rank if self._options.max_adapters else 0,
             max_context_tokens=model.max_model_len,
             vocab_size=model.get_vocab_size(),
+            # A byte-level token has a character per byte, any other one per character of its text.
+            max_token_characters=max(map(len, self._tokenizer.get_vocab())),
         )
 
     def _build(self) -> AsyncLLM:
@@ -167,7 +170,7 @@ class VllmEngine(Engine):
         except BaseException as error:
             del self._requests[adapter]
             if not self.healthy:
-                raise _dead() from error
+                raise engine_dead() from error
             # A failed add may leave its number registered, and garbage would be served under it.
             await asyncio.shield(engine.remove_lora(adapter.number))
             if not isinstance(error, Exception):
@@ -187,7 +190,7 @@ class VllmEngine(Engine):
                 await engine.remove_lora(adapter.number)
         except Exception as error:
             if not self.healthy:
-                raise _dead() from error
+                raise engine_dead() from error
             raise
 
     async def generate(
@@ -223,12 +226,18 @@ class VllmEngine(Engine):
                     else None,
                 )
         except EngineDeadError as error:
-            raise _dead() from error
+            raise engine_dead() from error
         except VLLMValidationError as error:
-            raise GraftError(Reason.INVALID_REQUEST, f"The engine refuses: {error}") from error
+            raise GraftError(
+                Reason.INVALID_REQUEST,
+                f"The engine refuses the request: {error}",
+                next_step="Change the sampling parameters or the prompt that it names.",
+            ) from error
         except EngineGenerateError as error:
             raise GraftError(
-                Reason.INTERNAL, f"The engine failed on this request: {error.__cause__ or error}"
+                Reason.INTERNAL,
+                f"The engine failed on this request: {error.__cause__ or error}",
+                next_step="Ask again; if it comes back, read the log of the service.",
             ) from error
         finally:
             # Aborts what is unfinished now, not when the garbage collector comes by.
@@ -251,7 +260,14 @@ class VllmEngine(Engine):
                 tokenize=False,
                 add_generation_prompt=True,
             )
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+        except (
+            TemplateError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise GraftError(
                 Reason.INVALID_REQUEST,
                 f"The base's chat template refuses the conversation: {error}",
@@ -268,7 +284,7 @@ class VllmEngine(Engine):
 
     def _running(self) -> AsyncLLM:
         if self._engine is None or self._engine.errored:
-            raise _dead()
+            raise engine_dead()
         return self._engine
 
 
@@ -288,14 +304,6 @@ def _set_environment(options: VllmOptions) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _dead() -> GraftError:
-    return GraftError(
-        Reason.ENGINE_DEAD,
-        "The engine of this service has died",
-        next_step="Try again on another replica; restart this one, and read its log.",
-    )
 
 
 def _unusable(adapter: EngineAdapter, why: str) -> GraftError:

@@ -104,7 +104,11 @@ class MemoryRegistry(Registry):
 
     def _check(self) -> None:
         if not self.available:
-            raise GraftError(Reason.UNAVAILABLE, "the registry cannot be reached")
+            raise GraftError(
+                Reason.UNAVAILABLE,
+                "the registry cannot be reached",
+                next_step="Try again later.",
+            )
 
     async def record_base(self, folder: Path, name: str) -> str:
         self._check()
@@ -132,30 +136,34 @@ class MemoryRegistry(Registry):
         self._check()
         found = self._versions.get(name)
         if found is None:
-            raise GraftError(Reason.VERSION_NOT_FOUND, f"{name} does not exist")
+            raise _missing(Reason.VERSION_NOT_FOUND, f"{name} does not exist")
         return found
 
     async def find(self, reference: ModelReference) -> AdapterVersion:
         self._check()
         adapter = adapter_name(reference.namespace, reference.name)
         if adapter not in self._latest:
-            raise GraftError(Reason.ADAPTER_NOT_FOUND, f"{adapter} does not exist")
+            raise _missing(Reason.ADAPTER_NOT_FOUND, f"{adapter} does not exist")
         if reference.version is not None:
             return await self.version(version_name(adapter, reference.version))
         alias = self._aliases.get((adapter, reference.alias or DEFAULT_ALIAS))
         if alias is not None:
             return await self.version(alias.version)
         if reference.alias is not None:
-            raise GraftError(Reason.ALIAS_NOT_FOUND, f"{adapter} has no alias {reference.alias!r}")
+            raise _missing(Reason.ALIAS_NOT_FOUND, f"{adapter} has no alias {reference.alias!r}")
         return await self.version(version_name(adapter, self._latest[adapter].latest))
 
     async def fetch(self, file: AdapterFile, target: Path) -> None:
         self._check()
         source = self._blobs.get(file.digest)
         if source is None:
-            raise GraftError(Reason.BLOB_NOT_FOUND, f"{file.digest} is not stored")
+            raise _missing(Reason.BLOB_NOT_FOUND, f"{file.digest} is not stored")
         shutil.copyfile(source, target)
         self.fetched.append(file.digest)
 
     async def close(self) -> None:
         self.available = False
+
+
+def _missing(reason: Reason, what: str) -> GraftError:
+    return GraftError(reason, what, next_step="ListModels names what can be asked.")

@@ -82,7 +82,11 @@ class RemoteRegistry(Registry):
         with rpc_errors(_PEER):
             async for message in self._stub.Watch(request, metadata=call_metadata(actor=_ACTOR)):
                 yield convert.event(message)
-        raise GraftError(Reason.UNAVAILABLE, "the registry ended the watch")
+        raise GraftError(
+            Reason.UNAVAILABLE,
+            "the registry ended the watch",
+            next_step="The service asks again by itself.",
+        )
 
     async def version(self, name: str) -> AdapterVersion:
         with rpc_errors(_PEER):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from graft.inference.v1 import inference_service_pb2 as pb
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.inference import convert
-from services.inference.answers import Conversation
 from services.inference.engines.base import Sampling
+from services.inference.engines.fake import FakeEngine
+from services.inference.prompts import LONG_BYTES, Conversation
 from tests.support.inference import FINGERPRINT, RunningInference, question, start_inference
 from tests.support.waiting import eventually
 
@@ -130,6 +132,7 @@ def test_wrong_sampling_is_refused_with_the_name_of_its_field(
     with pytest.raises(GraftError, match=rf"sampling\.{field} ") as caught:
         convert.sampling(params)
     assert caught.value.reason is Reason.INVALID_REQUEST
+    assert caught.value.next_step
 
 
 def test_sampling_that_is_left_out_takes_the_defaults_of_the_contract() -> None:
@@ -169,12 +172,24 @@ WRONG_REQUESTS = [
         Reason.INVALID_REQUEST,
         "min_tokens",
     ),
-    (question("tiny", "x" * 600), Reason.PROMPT_TOO_LONG, "601"),
+    (question("tiny", stop_token_ids=[1] * 2000), Reason.INVALID_REQUEST, "2000"),
+    (question("tiny", "x" * 511), Reason.PROMPT_TOO_LONG, "512 tokens"),
+    (question("tiny", "x" * 512), Reason.PROMPT_TOO_LONG, "512 characters"),
     (question("tiny", "x" * 10**6), Reason.PROMPT_TOO_LONG, "512"),
     (
         pb.GenerateRequest(model="tiny", prompt_token_ids=pb.TokenIds(ids=[1, 2000])),
         Reason.INVALID_REQUEST,
         "2000",
+    ),
+    (
+        pb.GenerateRequest(model="tiny", prompt_token_ids=pb.TokenIds()),
+        Reason.INVALID_REQUEST,
+        "empty",
+    ),
+    (
+        pb.GenerateRequest(model="tiny", prompt_token_ids=pb.TokenIds(ids=[2000] * 512)),
+        Reason.PROMPT_TOO_LONG,
+        "512 tokens",
     ),
     (question("no/thing/x"), Reason.INVALID_REFERENCE, "no/thing"),
     (question("nobody"), Reason.ADAPTER_NOT_FOUND, "nobody"),
@@ -190,6 +205,7 @@ async def test_a_wrong_request_is_a_clear_status_and_never_reaches_the_engine(
         error = await refusal(service.stub.Generate(request))
         assert error.reason is reason
         assert word in error.message
+        assert error.next_step
 
 
 WRONG_CONVERSATIONS = [
@@ -205,6 +221,76 @@ async def test_a_wrong_conversation_is_refused(service: RunningInference) -> Non
         error = await refusal(service.stub.Chat(pb.ChatRequest(model="tiny", messages=messages)))
         assert error.reason is Reason.INVALID_REQUEST
         assert word in error.message
+        assert error.next_step
+
+
+def chat(*contents: str) -> pb.ChatRequest:
+    messages = [pb.ChatMessage(role="user", content=content) for content in contents]
+    return pb.ChatRequest(model="tiny", messages=messages, sampling=pb.SamplingParams(max_tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("overlong", "words"),
+    [
+        (chat("x" * 15_000_000), "15000000 characters"),
+        (chat("x" * 400, "y" * 400), "800 characters"),
+        (chat(*["x"] * 100_000), "100000 messages"),
+    ],
+    ids=["one long message", "long together", "many messages"],
+)
+async def test_an_overlong_conversation_is_refused_before_anything_is_done_with_it(
+    service: RunningInference, monkeypatch: pytest.MonkeyPatch, overlong: pb.ChatRequest, words: str
+) -> None:
+    calls: list[str] = []
+    for name in ("render_chat", "tokenize"):
+        monkeypatch.setattr(service.engine, name, lambda *_, name=name, **__: calls.append(name))
+    error = await refusal(service.stub.Chat(overlong))
+    assert error.reason is Reason.PROMPT_TOO_LONG
+    assert words in error.message
+    assert error.next_step
+    assert not calls
+
+
+async def test_a_conversation_that_its_template_makes_too_long_is_not_tokenized(
+    service: RunningInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(service.engine, "tokenize", lambda *_, **__: calls.append("tokenize"))
+    error = await refusal(service.stub.Chat(chat("x" * 500)))
+    assert error.reason is Reason.PROMPT_TOO_LONG
+    assert f"{len('user: ' + 'x' * 500 + chr(10) + 'assistant: ')} characters" in error.message
+    assert not calls
+
+
+@pytest.mark.parametrize("kind", ["prompt", "chat"])
+async def test_while_a_long_prompt_is_tokenized_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    long = "x" * (LONG_BYTES + 1)
+    engine = FakeEngine(max_context_tokens=2 * len(long))
+    began, go_on = threading.Event(), threading.Event()
+    tokenize = engine.tokenize
+
+    def slowly(text: str, *, special_tokens: bool) -> list[int]:
+        if long in text:
+            began.set()
+            assert go_on.wait(10), "nobody was answered meanwhile"
+        return tokenize(text, special_tokens=special_tokens)
+
+    monkeypatch.setattr(engine, "tokenize", slowly)
+    async with start_inference(tmp_path, engine=engine) as service:
+        call = (
+            service.stub.Generate(question("tiny", long))
+            if kind == "prompt"
+            else service.stub.Chat(chat(long))
+        )
+        slow = asyncio.ensure_future(call)
+        await eventually(began.is_set, "the long prompt's turn")
+        parts = [part async for part in service.stub.StreamGenerate(question("tiny"))]
+        assert parts[-1].usage.completion_tokens == 8
+        assert not slow.done()
+        go_on.set()
+        assert (await slow).usage.prompt_tokens > len(long)
 
 
 def test_tools_and_arguments_as_json_keep_their_order() -> None:
@@ -226,13 +312,17 @@ def test_tools_and_arguments_as_json_keep_their_order() -> None:
     assert repr(function) == "{'name': 'f', 'arguments': {'b': 1, 'a': 2.0}}"
 
 
-def test_arguments_that_are_not_json_are_refused_by_name() -> None:
+@pytest.mark.parametrize("arguments", ["[1]", "{", '{"a": "\\ud800"}', "[" * 100_000])
+def test_arguments_that_are_not_json_are_refused_by_name(arguments: str) -> None:
+    call = pb.ToolCall(name="f", arguments_json=arguments)
     messages = [
-        pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(name="f", arguments_json="[1]")]),
+        pb.ChatMessage(role="assistant", tool_calls=[call]),
         pb.ChatMessage(role="user", content="x"),
     ]
-    with pytest.raises(GraftError, match=r"messages\[0\].tool_calls\[0\].arguments_json"):
+    field = r"messages\[0\].tool_calls\[0\].arguments_json"
+    with pytest.raises(GraftError, match=field) as caught:
         convert.chat_question(pb.ChatRequest(model="tiny", messages=messages))
+    assert caught.value.next_step
 
 
 async def test_a_tool_without_a_name_is_refused(service: RunningInference) -> None:
