@@ -126,7 +126,6 @@ class Attempt:
     trainer_address: str
     start_time: datetime
     handle: str = ""
-    heartbeat_time: datetime | None = None
     last_report: int = 0
     finished: Finished | None = None
     exit_code: int | None = None

@@ -139,7 +139,7 @@ def reported(number: int, reports: Sequence[tuple[int, Report]]) -> Decision:
     def decide(job: Job, attempt: Attempt | None) -> Change:
         if attempt is None or attempt.number != number or attempt.end_time or job.ended:
             raise attempt_over(job.name, number)
-        change = Change(job, replace(attempt, heartbeat_time=now()))
+        change = Change(job, attempt)
         for report_number, report in reports:
             assert change.attempt is not None
             if report_number > change.attempt.last_report:

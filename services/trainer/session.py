@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from graft.errors import GraftError
+from graft.errors import GraftError, Reason
 
+from services.common.logs import get_logger
 from services.trainer.jobs import Report
 
 
@@ -85,9 +86,14 @@ class Link:
                     return
         finally:
             # The stream broke; a worker that is gone cannot repeat what it said last.
-            with suppress(GraftError):
+            try:
                 await self._record_rest(record)
-            self._closed.set()
+            except GraftError as error:
+                # A worker that goes on repeats them; one whose attempt is over is not heard any more.
+                if error.reason is not Reason.JOB_ENDED:
+                    get_logger().error("last reports of a stream not stored", error=str(error))
+            finally:
+                self._closed.set()
 
     async def _record_rest(self, record: Record) -> None:
         rest = []

@@ -181,7 +181,7 @@ class ScriptedWorker:
                 await asyncio.wait_for(self._changed.wait(), self._script.heartbeat_s)
             except TimeoutError:
                 if not self._script.silent:
-                    yield pb.SessionRequest(heartbeat=pb.Heartbeat(step=self._step))
+                    yield pb.SessionRequest(heartbeat=pb.Heartbeat())
 
     def _obey(self, answer: pb.SessionResponse) -> None:
         if answer.HasField("acknowledged_report_number"):

@@ -49,13 +49,12 @@ class Progress:
         self._new_tokens += tokens
         self.tokens += tokens
 
-    def step_done(self, step: int) -> None:
+    def step_done(self) -> None:
         """Takes the time of an optimizer step."""
         now = time.monotonic()
         step_s, self._stepped_at = now - self._stepped_at, now
         old = self._step_s or step_s
         self._step_s = _SMOOTHING * old + (1 - _SMOOTHING) * step_s
-        self._reporter.at_step(step)
 
     def report(self, state: Any, grad_norm: float, learning_rate: float) -> None:
         """Reports what was counted since the last report."""
@@ -146,7 +145,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decides what follows the step."""
         step = state.global_step
-        self._progress.step_done(step)
+        self._progress.step_done()
         last = step >= state.max_steps
         control.should_log = control.should_log or last
         control.should_evaluate = self._evaluates and (

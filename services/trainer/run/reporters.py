@@ -24,9 +24,6 @@ class Reporter(ABC):
     def finish(self, report: Finished) -> None:
         """Takes the last report and waits, within reason, until it has arrived."""
 
-    def at_step(self, step: int) -> None:  # noqa: B027 - only a session has heartbeats.
-        """Tells the step for the next sign of life."""
-
     def started(self, started: Started) -> None:
         """Reports that training begins."""
         self.send(SessionRequest(started=started))

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
@@ -48,7 +50,8 @@ class SessionReporter(Reporter):
         address: the trainer's "host:port".
         hello: who this worker is.
         patience_s: how long finish() waits for a trainer that is away.
-        may_die: whether a cancellation can still be obeyed; asked before the process ends.
+        may_die: waits for a commit that is on its way, and says whether the process may still end
+            as if there was none; asked before it does.
     """
 
     def __init__(
@@ -67,8 +70,9 @@ class SessionReporter(Reporter):
         self._lock = threading.Lock()
         self._waiting: deque[SessionRequest] = deque()
         self._number = 0
-        self._step = 0
         self._streams = 0
+        self._broken = False
+        self._disowned = False
         self._news = asyncio.Event()
         self._all_arrived = threading.Event()
         loop.start(self._keep_connected())
@@ -78,7 +82,8 @@ class SessionReporter(Reporter):
             self._number += 1
             report.report_number = self._number
             self._waiting.append(report)
-            self._all_arrived.clear()
+            if not self._disowned:
+                self._all_arrived.clear()
             if len(self._waiting) > _MOST_WAITING:
                 self._thin_out()
         self._loop.call(self._news.set)
@@ -87,9 +92,6 @@ class SessionReporter(Reporter):
         self.send(SessionRequest(finished=report))
         # Whoever preempts goes away soon, and the exit code says the same.
         self._all_arrived.wait(_PREEMPTED_PATIENCE_S if report.preempted else self._patience_s)
-
-    def at_step(self, step: int) -> None:
-        self._step = step
 
     def _thin_out(self) -> None:
         """Drops every other report of figures: the curve stays, at half its resolution."""
@@ -102,17 +104,34 @@ class SessionReporter(Reporter):
 
     async def _keep_connected(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while not self._disowned:
             try:
                 async with open_channel(self._address) as channel:
                     async for answer in WorkerServiceStub(channel).Session(self._requests()):
                         pause_s = _FIRST_PAUSE_S
+                        self._connected()
                         self._obey(answer)
+                self._disconnected("the trainer ended it")
             except grpc.aio.AioRpcError as error:
+                self._disconnected(f"{error.code().name}: {error.details()}")
                 if error.code() in _DISOWNED:
-                    os._exit(ExitCode.CANCELLED)
+                    # On a thread: the commit that may be on its way needs this loop.
+                    await asyncio.to_thread(self._be_disowned)
+            except Exception:  # A fault of ours: the training is worth more than its reports.
+                traceback.print_exc()
+                self._disconnected("see above")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _connected(self) -> None:
+        if self._broken:
+            _say(f"The trainer at {self._address} is reached again.")
+        self._broken = False
+
+    def _disconnected(self, why: str) -> None:
+        if not self._broken:
+            _say(f"The session with the trainer at {self._address} broke ({why}); trying again.")
+        self._broken = True
 
     async def _requests(self) -> AsyncIterator[SessionRequest]:
         """One stream: hello, everything that is not acknowledged, then what comes, with signs of life."""
@@ -131,15 +150,17 @@ class SessionReporter(Reporter):
             try:
                 await asyncio.wait_for(self._news.wait(), _HEARTBEAT_S)
             except TimeoutError:
-                yield SessionRequest(heartbeat=Heartbeat(step=self._step))
+                yield SessionRequest(heartbeat=Heartbeat())
 
     def _obey(self, answer: SessionResponse) -> None:
         command = answer.WhichOneof("command")
         if command == "acknowledged_report_number":
             self._forget(answer.acknowledged_report_number)
         elif command == "preempt":
+            _say(f"Told to write a checkpoint and stop: {answer.preempt.reason}")
             os.kill(os.getpid(), signal.SIGTERM)
         elif command == "cancel":
+            _say(f"Told to cancel: {answer.cancel.reason or 'no reason was given'}")
             threading.Thread(target=self._die, args=(answer.cancel.reason,), daemon=True).start()
 
     def _forget(self, number: int) -> None:
@@ -155,3 +176,15 @@ class SessionReporter(Reporter):
         self.send(SessionRequest(finished=Finished(cancelled=True, message=reason)))
         self._all_arrived.wait(_CANCEL_PATIENCE_S)
         os._exit(ExitCode.CANCELLED)
+
+    def _be_disowned(self) -> None:
+        """Ends a worker that the trainer knows no more, but for one that has committed: it ends by itself."""
+        if self._may_die():
+            os._exit(ExitCode.CANCELLED)
+        self._disowned = True
+        self._all_arrived.set()
+
+
+def _say(line: str) -> None:
+    """Into the attempt's log: what the trainer itself did need not be reported to it."""
+    print(line, file=sys.stderr, flush=True)

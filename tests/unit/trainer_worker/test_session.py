@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -33,6 +35,7 @@ class Trainer(WorkerServiceServicer):
         self.hellos: list[pb.Hello] = []
         self.acknowledges = True
         self.break_after = 0
+        self.knows_the_worker = True
         self.commands: asyncio.Queue[pb.SessionResponse] = asyncio.Queue()
 
     async def Session(
@@ -40,6 +43,8 @@ class Trainer(WorkerServiceServicer):
         request_iterator: AsyncIterator[pb.SessionRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[pb.SessionResponse]:
+        if not self.knows_the_worker:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "another attempt runs")
         async for request in request_iterator:
             if request.HasField("hello"):
                 self.hellos.append(request.hello)
@@ -72,7 +77,7 @@ async def loop() -> AsyncIterator[BackgroundLoop]:
 
 
 async def test_reports_that_were_not_acknowledged_are_repeated_on_the_next_stream(
-    trainer: tuple[Trainer, str], loop: BackgroundLoop
+    trainer: tuple[Trainer, str], loop: BackgroundLoop, capfd: pytest.CaptureFixture[str]
 ) -> None:
     servicer, address = trainer
     servicer.break_after = 2
@@ -85,12 +90,32 @@ async def test_reports_that_were_not_acknowledged_are_repeated_on_the_next_strea
     assert numbers.count(2) == 2
     assert numbers[-1] == 4
     assert servicer.hellos == [HELLO, HELLO]
+    said = capfd.readouterr().err
+    assert "; trying again." in said
+    assert "is reached again." in said
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_worker_that_its_trainer_disowns_stops_unless_it_has_committed(
+    committed: bool,
+    trainer: tuple[Trainer, str],
+    loop: BackgroundLoop,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    servicer, address = trainer
+    servicer.knows_the_worker = False
+    reporter = SessionReporter(loop, address, HELLO, _WITHIN_S, lambda: not committed)
+    reporter.log("one")
+    async with asyncio.timeout(_WITHIN_S / 2):
+        await asyncio.to_thread(reporter.finish, pb.Finished(version="v"))
+    assert exits == ([] if committed else [79])
 
 
 async def test_reports_wait_for_a_trainer_that_is_away(loop: BackgroundLoop) -> None:
-    free = grpc.aio.server()
-    port = free.add_insecure_port("127.0.0.1:0")
-    await free.stop(None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     reporter = SessionReporter(loop, f"127.0.0.1:{port}", HELLO, _WITHIN_S, lambda: True)
     reporter.log("one")
     servicer, server = Trainer(), grpc.aio.server()
