@@ -84,12 +84,13 @@ def check_spec(spec: JobSpec) -> None:
     Raises:
         GraftError: NOT_A_MODEL, INVALID_SPEC or BAD_DATA.
     """
-    folder = Path(spec.base.source)
+    folder = Path(spec.base.source).expanduser()
     # What is not on this machine (a hub id, an uploaded blob) is fetched, and then checked, by the worker.
     if folder.exists() or _HUB_ID.fullmatch(spec.base.source) is None:
         _check_targets(folder, spec.method.target_modules)
     if spec.dataset.path:
-        load_examples(Path(spec.dataset.path), spec.dataset.format, spec.dataset.max_rows)
+        path = Path(spec.dataset.path).expanduser()
+        load_examples(path, spec.dataset.format, spec.dataset.max_rows)
 
 
 def _check_targets(folder: Path, targets: tuple[str, ...]) -> None:

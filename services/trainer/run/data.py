@@ -9,7 +9,7 @@ from pathlib import Path
 from graft.blobs import BlobClient
 from graft.channel import open_channel
 from graft.common.v1.common_pb2 import File
-from graft.errors import GraftError, Reason
+from graft.errors import GraftError, NotFoundError, Reason
 
 from services.trainer.formats import Example, Examples, load_examples
 from services.trainer.run.background import BackgroundLoop
@@ -35,17 +35,25 @@ def read_examples(
                 next_step="Use dataset.path, or set GRAFT_WORKER_REGISTRY.",
             )
         if not path.exists():
-            loop.run(_fetch(settings.registry_address, spec, path))
+            loop.run(_fetch(settings, spec, path))
     examples = load_examples(path, spec.format, spec.max_rows)
     log(f"Read {len(examples.rows)} rows of {path.name} ({examples.format}).")
     return examples
 
 
-async def _fetch(address: str, spec: DatasetSpec, path: Path) -> None:
+async def _fetch(settings: WorkerSettings, spec: DatasetSpec, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    async with open_channel(address) as channel:
-        file = File(path=spec.blob_name, digest=spec.blob_digest)
-        await BlobClient(channel).fetch(file, path)
+    file = File(path=spec.blob_name, digest=spec.blob_digest)
+    async with open_channel(settings.registry_address) as channel:
+        try:
+            await BlobClient(channel, actor=settings.job).fetch(file, path)
+        except NotFoundError:
+            raise GraftError(
+                Reason.BAD_DATA,
+                f"The registry does not hold {spec.blob_name} ({spec.blob_digest})",
+                next_step="Upload it before the job is created, as train(upload=True) does.",
+                file=spec.blob_name,
+            ) from None
 
 
 def split(

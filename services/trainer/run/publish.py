@@ -1,5 +1,7 @@
 """Brings a result into the registry: its base and adapter, its files by digest, one version, and its alias.
 
+Before the training it only looks: an attempt that fails leaves nothing there.
+
 Every step may be repeated: the registry knows files by digest and the commit by its request id.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,15 +52,36 @@ class Publisher:
         check_stop: Callable[[], None],
     ) -> None:
         self._registry = RegistryServiceStub(channel)
-        self._blobs = BlobClient(channel)
+        self._blobs = BlobClient(channel, actor=actor)
         self._metadata = call_metadata(actor=actor)
         self._actor = actor
         self._patience_s = patience_s
         self._log = log
         self._check_stop = check_stop
 
+    async def check(self, base: pb.Base, adapter: str) -> None:
+        """Makes sure that base and adapter can be what prepare() makes them, before any time is spent.
+
+        Raises:
+            RegistryRefusedError: they exist and are others.
+            GraftError: UNAVAILABLE.
+        """
+        await self._patiently(lambda: self._check(base, adapter))
+
+    async def _check(self, base: pb.Base, adapter: str) -> None:
+        with suppress(NotFoundError), rpc_errors(_PEER):
+            stored = await self._registry.GetBase(
+                pb.GetBaseRequest(name=base.name), metadata=self._metadata
+            )
+            _check_same(stored, base)
+        with suppress(NotFoundError), rpc_errors(_PEER):
+            found = await self._registry.GetAdapter(
+                pb.GetAdapterRequest(name=adapter), metadata=self._metadata
+            )
+            _check_base(found, base)
+
     async def prepare(self, base: pb.Base, adapter: str) -> None:
-        """Makes sure that base and adapter exist and belong together, before any time is spent.
+        """Records base and adapter, where they are not yet.
 
         Raises:
             RegistryRefusedError: they exist and are others.
@@ -78,12 +101,7 @@ class Publisher:
                 )
         except NotFoundError:
             found = await self._create_adapter(base, adapter)
-        if found.base != base.name:
-            raise GraftError(
-                Reason.WRONG_BASE,
-                f"{adapter} belongs to {found.base}, not to {base.name}",
-                next_step="Name another adapter in output.adapter, or train on its base.",
-            )
+        _check_base(found, base)
 
     async def _create_adapter(self, base: pb.Base, adapter: str) -> pb.Adapter:
         request = pb.CreateAdapterRequest(
@@ -189,3 +207,22 @@ class Publisher:
             self._check_stop()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _check_same(stored: pb.Base, base: pb.Base) -> None:
+    if stored.fingerprint.digest != base.fingerprint.digest:
+        raise GraftError(
+            Reason.WRONG_BASE,
+            f"{base.name} is another model in the registry: its fingerprint is "
+            f"{stored.fingerprint.digest}, that of {base.source} is {base.fingerprint.digest}",
+            next_step="Name this one otherwise in base.name, or train on the recorded one.",
+        )
+
+
+def _check_base(adapter: pb.Adapter, base: pb.Base) -> None:
+    if adapter.base != base.name:
+        raise GraftError(
+            Reason.WRONG_BASE,
+            f"{adapter.name} belongs to {adapter.base}, not to {base.name}",
+            next_step="Name another adapter in output.adapter, or train on its base.",
+        )

@@ -64,6 +64,6 @@ def library_versions(quantized: bool) -> dict[str, str]:
 
 
 def describe(result: Result) -> str:
-    """Where a result is, for people."""
+    """Where a result is, for people; without the machine's own paths, which others read as well."""
     size_bytes = sum(file.size_bytes for file in result.request.files)
-    return f"The adapter is in {result.folder} ({size_bytes:,} bytes)."
+    return f"The adapter ({size_bytes:,} bytes) is in {result.folder.name}/ of the job's folder."

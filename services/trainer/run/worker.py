@@ -6,8 +6,11 @@ before torch is loaded, and a result that only waits for the registry is committ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import grpc
-from graft.channel import open_channel
+from graft.channel import REQUEST_ID, open_channel
 from graft.names import adapter_name, alias_name
 from graft.registry.v1.registry_service_pb2 import Version
 
@@ -60,9 +63,13 @@ class Worker:
             RegistryRefusedError: the registry does not take the result.
         """
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        with _calls_named(f"{self._settings.job}/{self._settings.attempt}"):
+            return self._run()
+
+    def _run(self) -> str:
         base = open_base(self._spec.base, self._settings.namespace)
         if self._settings.registry_address:
-            self._loop.run(self._prepare_registry(base))
+            self._loop.run(self._check_registry(base))
         fingerprint = base.record.fingerprint.digest
         result = find_result(self._settings.result_dir, self._spec_json, fingerprint)
         if result is None:
@@ -71,11 +78,11 @@ class Worker:
         self._reporter.log(describe(result))
         if not self._settings.registry_address:
             return ""
-        return self._loop.run(self._publish(result)).name
+        return self._loop.run(self._publish(base, result)).name
 
-    async def _prepare_registry(self, base: BaseFolder) -> None:
+    async def _check_registry(self, base: BaseFolder) -> None:
         async with open_channel(self._settings.registry_address) as channel:
-            await self._publisher(channel).prepare(base.record, self._adapter)
+            await self._publisher(channel).check(base.record, self._adapter)
 
     def _train(self, base: BaseFolder) -> Result:
         spec = self._spec
@@ -85,9 +92,10 @@ class Worker:
         training = Training(spec, self._spec_json, self._settings, self._reporter, self._stop)
         return training.run(base, examples, self._adapter)
 
-    async def _publish(self, result: Result) -> Version:
+    async def _publish(self, base: BaseFolder, result: Result) -> Version:
         async with open_channel(self._settings.registry_address) as channel:
             publisher = self._publisher(channel)
+            await publisher.prepare(base.record, self._adapter)
             await publisher.upload(result)
             version = await publisher.commit(result, self._stop.committing)
             if self._spec.output.alias:
@@ -102,3 +110,13 @@ class Worker:
             self._reporter.log,
             self._stop.check,
         )
+
+
+@contextmanager
+def _calls_named(request_id: str) -> Iterator[None]:
+    """Calls made inside carry this id, so that the registry's log lines are found by the job's name."""
+    before = REQUEST_ID.set(request_id)
+    try:
+        yield
+    finally:
+        REQUEST_ID.reset(before)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from graft.blobs import describe_file
 from graft.registry.v1 import registry_service_pb2 as pb
 
 from tests.support.models import make_base
@@ -82,7 +83,49 @@ async def test_another_base_under_a_known_name_is_refused_in_the_registrys_words
     await calls.create_base(make_base(tmp_path / "other", seed=3), "tiny")
     outcome = await asyncio.to_thread(train, registry=address)
     assert outcome.code == 67
-    assert "bases/tiny" in outcome.message
+    assert "bases/tiny is another model in the registry" in outcome.message
+    assert not outcome.losses
+
+
+async def test_a_job_refused_for_its_data_leaves_nothing_in_the_registry(
+    registry: tuple[str, RegistryCalls], train: Train
+) -> None:
+    address, calls = registry
+    outcome = await asyncio.to_thread(train, registry=address, dataset={"path": "/no/data.jsonl"})
+    assert outcome.code == 65
+    assert await calls.list_adapters() == []
+    bases = await calls.stub.ListBases(pb.ListBasesRequest(parent="namespaces/default"))
+    assert list(bases.bases) == []
+
+
+async def test_data_comes_from_the_registry_and_its_rows_are_named_in_errors(
+    registry: tuple[str, RegistryCalls], train: Train, task: Path, tmp_path: Path
+) -> None:
+    address, calls = registry
+    good = await upload(calls, task)
+    outcome = await asyncio.to_thread(train, registry=address, dataset=good, hyperparameters=STEPS)
+    assert outcome.code == 0, outcome.message
+    assert "Read 48 rows of colours.jsonl" in outcome.log
+    (version,) = await versions(calls)
+    assert version.manifest.lineage.data_digest == good["blob_digest"]
+
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(task.read_text() + '{"instruction": "red"}\n')
+    dataset = await upload(calls, bad)
+    outcome = await asyncio.to_thread(train, "bad", registry=address, dataset=dataset)
+    assert outcome.code == 65
+    assert "bad.jsonl, row 49" in outcome.message
+
+    unknown = dataset | {"blob_digest": "sha256:" + 64 * "0"}
+    outcome = await asyncio.to_thread(train, "unknown", registry=address, dataset=unknown)
+    assert outcome.code == 65
+    assert "does not hold bad.jsonl" in outcome.message
+
+
+async def upload(calls: RegistryCalls, path: Path) -> dict[str, str]:
+    file = describe_file(path.parent, path)
+    await calls.blobs.upload(path, file)
+    return {"path": "", "blob_digest": file.digest, "blob_name": path.name}
 
 
 async def test_a_result_waits_in_its_folder_for_a_registry_that_is_away(
