@@ -188,8 +188,33 @@ _START_STEP = {
 }
 
 
+_READ_ITS_LOG = "Read that service's log; `graft doctor` says what runs where."
+_ASK_THE_PROXY = "Ask whoever runs the proxy before the service for access."
+_OTHER_VERSION = (
+    "Check with `graft doctor` that the address is that service's, and with `graft version` that "
+    "client and service are of one version."
+)
+# What the transport, a proxy or another version of a service says by itself.
+_FOREIGN = {
+    _CODE.CANCELLED: (Reason.CANCELLED, "Send it again if the answer is still wanted."),
+    _CODE.DEADLINE_EXCEEDED: (
+        Reason.UNAVAILABLE,
+        "Try again with more time (timeout_s, for text generate_timeout_s); `graft doctor` says "
+        "whether the service is well.",
+    ),
+    _CODE.RESOURCE_EXHAUSTED: (
+        Reason.OVERLOADED,
+        "Try again later; if it says that the message is too large, send a smaller one.",
+    ),
+    _CODE.PERMISSION_DENIED: (Reason.PERMISSION_DENIED, _ASK_THE_PROXY),
+    _CODE.UNAUTHENTICATED: (Reason.PERMISSION_DENIED, _ASK_THE_PROXY),
+    _CODE.INVALID_ARGUMENT: (Reason.INVALID_REQUEST, _OTHER_VERSION),
+    _CODE.UNIMPLEMENTED: (Reason.INTERNAL, _OTHER_VERSION),
+}
+
+
 def to_status(error: GraftError) -> status_pb2.Status:
-    """The google.rpc.Status of an error, with ErrorInfo and, for a next step, Help in words."""
+    """The google.rpc.Status of an error, with ErrorInfo and, for a next step, a LocalizedMessage."""
     info = error_details_pb2.ErrorInfo(
         reason=error.reason.value, domain=DOMAIN, metadata=error.metadata
     )
@@ -218,13 +243,8 @@ def from_rpc_error(
             f"{peer} cannot be reached: {details}",
             next_step=_START_STEP.get(peer, _START_STEP[""]),
         )
-    reason = {
-        _CODE.CANCELLED: Reason.CANCELLED,
-        _CODE.DEADLINE_EXCEEDED: Reason.UNAVAILABLE,
-        _CODE.RESOURCE_EXHAUSTED: Reason.OVERLOADED,
-        _CODE.INVALID_ARGUMENT: Reason.INVALID_REQUEST,
-    }.get(code, Reason.INTERNAL)
-    return GraftError(reason, f"{peer} answered {code.name}: {details}")
+    reason, next_step = _FOREIGN.get(code, (Reason.INTERNAL, _READ_ITS_LOG))
+    return GraftError(reason, f"{peer} answered {code.name}: {details}", next_step=next_step)
 
 
 def _from_status(status: status_pb2.Status) -> GraftError | None:
@@ -237,7 +257,10 @@ def _from_status(status: status_pb2.Status) -> GraftError | None:
     if info.domain != DOMAIN or info.reason not in Reason.__members__:
         return None
     return GraftError(
-        Reason(info.reason), status.message, next_step=help_text.message, **dict(info.metadata)
+        Reason(info.reason),
+        status.message,
+        next_step=help_text.message or _READ_ITS_LOG,
+        **dict(info.metadata),
     )
 
 

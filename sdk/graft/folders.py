@@ -92,7 +92,10 @@ def inside(folder: Path, path: str) -> Path:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise GraftError(
-            Reason.ADAPTER_UNUSABLE, f"The version names a file outside its folder: {path!r}"
+            Reason.ADAPTER_UNUSABLE,
+            f"The version names a file outside its folder: {path!r}",
+            next_step="Do not use this version: push the adapter again from its PEFT folder.",
+            path=path,
         )
     target = folder.joinpath(*pure.parts)
     target.parent.mkdir(parents=True, exist_ok=True)
