@@ -92,7 +92,11 @@ class WorkerServicer(WorkerServiceServicer):
         """Reports up, acknowledgements and commands down."""
         first = await anext(request_iterator, None)
         if first is None:
-            raise GraftError(Reason.INVALID_REQUEST, "The session ended before it began")
+            raise GraftError(
+                Reason.INVALID_REQUEST,
+                "The session ended before it began",
+                next_step="Send hello with the job, the attempt and its token first.",
+            )
         reports = _reports(request_iterator)
         async for answer in self._supervisor.session(convert.hello(first), reports):
             yield convert.answer(answer)

@@ -99,7 +99,12 @@ def job_not_found(name: str) -> GraftError:
 
 def already_exists(name: str) -> GraftError:
     """The error for a job whose name is taken."""
-    return GraftError(Reason.ALREADY_EXISTS, f"There is a job {name} already", job=name)
+    return GraftError(
+        Reason.ALREADY_EXISTS,
+        f"There is a job {name} already",
+        next_step="Create it again: it gets another name.",
+        job=name,
+    )
 
 
 def check_same_request(key: RequestKey, stored_digest: str) -> None:
