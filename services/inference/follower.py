@@ -43,7 +43,16 @@ class Follower:
         self._catalogue, self._swaps = catalogue, swaps
         self._metrics, self._warm_limit = metrics, warm_limit
         self._task: asyncio.Task[None] | None = None
+        self._connected, self._event_lag_s, self._heard_s = False, 0.0, time.monotonic()
+        metrics.watch_lag.set_function(lambda: self.lag_s)
         self.revision = 0
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the last event when it was acted upon; while disconnected, time since the last word."""
+        if self._connected:
+            return self._event_lag_s
+        return time.monotonic() - self._heard_s
 
     async def start(self) -> None:
         """Returns after the first snapshot, once its production versions were loaded or refused."""
@@ -88,9 +97,9 @@ class Follower:
         while True:
             try:
                 async for event in self._registry.watch(self.revision):
-                    self._metrics.watch_connected.set(1)
-                    delay_s = _FIRST_RETRY_S
                     self._act(event)
+                    self._set_connected(True)
+                    delay_s = _FIRST_RETRY_S
             except GraftError as error:
                 get_logger().warning("watch broken", after=self.revision, error=error.message)
                 if error.reason is Reason.REVISION_COMPACTED:
@@ -99,7 +108,7 @@ class Follower:
             except Exception as error:
                 # Serving goes on; the growing lag shows that something is wrong.
                 get_logger().error("watch failed", after=self.revision, exc_info=error)
-            self._metrics.watch_connected.set(0)
+            self._set_connected(False)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LAST_RETRY_S)
 
@@ -111,7 +120,7 @@ class Follower:
                     self._act_on_alias(change)
                 case AdapterVersion():
                     self._act_on_version(change)
-        self._metrics.watch_lag.set(max(0.0, time.time() - event.time_s))
+        self._event_lag_s = max(0.0, time.time() - event.time_s)
         self._seen(event.revision)
 
     def _act_on_alias(self, alias: AliasSeen) -> None:
@@ -130,6 +139,11 @@ class Follower:
         entry = self._catalogue.adapters.get(adapter)
         return entry is not None and entry.base in ("", self._base.name)
 
+    def _set_connected(self, connected: bool) -> None:
+        self._connected = connected
+        self._metrics.watch_connected.set(connected)
+
     def _seen(self, revision: int) -> None:
+        self._heard_s = time.monotonic()
         self.revision = max(self.revision, revision)
         self._metrics.revision.set(self.revision)

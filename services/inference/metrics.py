@@ -7,7 +7,7 @@ bounded by the engine's slots and not by time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,75 +35,69 @@ class InferenceMetrics:
     """Everything that this service counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "graft_inference_requests",
-            "Requests that reached the engine",
-            [*_LABELS, "outcome"],
-            registry=registry,
+        self._versions = _Versions(registry)
+        self.series, self.forget = self._versions.series, self._versions.forget
+        self.refusals = _counter(
+            registry, "refusals", "Requests that the engine never saw", "reason"
         )
-        self.refusals = Counter(
-            "graft_inference_refusals",
-            "Requests that the engine never saw",
-            ["reason"],
-            registry=registry,
+        self._stages = _histogram(
+            registry,
+            "swap_stage_seconds",
+            "Time of a stage of bringing a version in or out",
+            "stage",
         )
-        self._first_token = Histogram(
-            "graft_inference_time_to_first_token_seconds",
-            "From a request's arrival to its first token",
-            _LABELS,
-            buckets=_LATENCY,
-            registry=registry,
+        self.swaps = _counter(
+            registry, "swaps", "Wishes for a route: moved, unchanged or failed", "outcome"
         )
-        self._per_token = Histogram(
-            "graft_inference_time_per_output_token_seconds",
-            "Mean time between the tokens of a request",
-            _LABELS,
-            buckets=_TOKEN,
-            registry=registry,
-        )
-        self._prompt_tokens = Counter(
-            "graft_inference_prompt_tokens", "Tokens of prompts", _LABELS, registry=registry
-        )
-        self._completion_tokens = Counter(
-            "graft_inference_completion_tokens", "Tokens of answers", _LABELS, registry=registry
-        )
-        self._in_flight = Gauge(
-            "graft_inference_in_flight", "Requests on the engine", _LABELS, registry=registry
-        )
-        self._stages = Histogram(
-            "graft_inference_swap_stage_seconds",
-            "Time of one stage of bringing a version in or out",
-            ["stage"],
-            buckets=_LATENCY,
-            registry=registry,
-        )
-        self.swaps = Counter(
-            "graft_inference_swaps", "Routes moved to another version", ["outcome"],
-            registry=registry,
+        self.swap_seconds = _histogram(
+            registry, "swap_seconds", "From the registry's event to the moved route, or to the "
+            "failure to move it", "outcome",
         )  # fmt: skip
-        self.swap_seconds = Histogram(
-            "graft_inference_swap_seconds",
-            "From the registry's event to the moved route",
-            buckets=_LATENCY,
-            registry=registry,
-        )
-        self.residency = Gauge(
-            "graft_inference_residency", "Versions on the engine", ["state"], registry=registry
-        )
-        self.slot_waiters = Gauge(
-            "graft_inference_slot_waiters", "Loads that wait for a slot", registry=registry
-        )
-        self.revision = Gauge(
-            "graft_inference_watch_revision", "Last registry revision acted upon", registry=registry
-        )
-        self.watch_lag = Gauge(
-            "graft_inference_watch_lag_seconds", "Age of the last event when it was acted upon",
-            registry=registry,
+        self.residency = _gauge(registry, "residency", "Versions on the engine", "state")
+        self.slot_waiters = _gauge(registry, "slot_waiters", "Loads that wait for a slot")
+        self.revision = _gauge(registry, "watch_revision", "Last registry revision acted upon")
+        self.watch_lag = _gauge(
+            registry, "watch_lag_seconds", "Age of the last event when it was acted upon; while the "
+            "watch is broken, time since the registry was heard of last",
         )  # fmt: skip
-        self.watch_connected = Gauge(
-            "graft_inference_watch_connected", "1 while the registry's events arrive",
-            registry=registry,
+        self.watch_connected = _gauge(
+            registry, "watch_connected", "1 while the registry's events arrive"
+        )
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """One stage took so long: resolve, fetch, verify, load, switch, drain or unload."""
+        self._stages.labels(stage).observe(seconds)
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[None]:
+        """Times what is inside as a stage."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.observe_stage(stage, time.perf_counter() - began_s)
+
+
+class _Versions:
+    """What is counted for each version by itself."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = _counter(
+            registry, "requests", "Requests that reached the engine", *_LABELS, "outcome"
+        )
+        self._first_token = _histogram(
+            registry, "time_to_first_token_seconds", "From a request's arrival to its first token",
+            *_LABELS,
         )  # fmt: skip
+        self._per_token = _histogram(
+            registry, "time_per_output_token_seconds", "Mean time between the tokens of a request",
+            *_LABELS, buckets=_TOKEN,
+        )  # fmt: skip
+        self._prompt_tokens = _counter(registry, "prompt_tokens", "Tokens of prompts", *_LABELS)
+        self._completion_tokens = _counter(
+            registry, "completion_tokens", "Tokens of answers", *_LABELS
+        )
+        self._in_flight = _gauge(registry, "in_flight", "Requests on the engine", *_LABELS)
         self._series: dict[tuple[str, str], VersionSeries] = {}
 
     def series(self, adapter: str, version: str) -> VersionSeries:
@@ -136,15 +130,20 @@ class InferenceMetrics:
         ):
             metric.remove(adapter, version)
 
-    def observe_stage(self, stage: str, seconds: float) -> None:
-        """One stage took so long: resolve, fetch, verify, load, switch, drain or unload."""
-        self._stages.labels(stage).observe(seconds)
 
-    @contextmanager
-    def stage(self, stage: str) -> Iterator[None]:
-        """Times what is inside as a stage."""
-        began_s = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.observe_stage(stage, time.perf_counter() - began_s)
+def _counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:
+    return Counter(f"graft_inference_{name}", what, labels, registry=registry)
+
+
+def _gauge(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Gauge:
+    return Gauge(f"graft_inference_{name}", what, labels, registry=registry)
+
+
+def _histogram(
+    registry: CollectorRegistry,
+    name: str,
+    what: str,
+    *labels: str,
+    buckets: Sequence[float] = _LATENCY,
+) -> Histogram:
+    return Histogram(f"graft_inference_{name}", what, labels, registry=registry, buckets=buckets)

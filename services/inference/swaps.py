@@ -78,8 +78,7 @@ class Swaps:
                 wish = name, wanted_s = self._wanted[key]
                 self._changed[key].clear()
                 try:
-                    await self._move(key, name)
-                    outcome = "moved"
+                    outcome = "moved" if await self._move(key, name) else "unchanged"
                 except GraftError as error:
                     if error.reason in TEMPORARY:
                         await self._pause(key, delay_s)
@@ -89,8 +88,7 @@ class Swaps:
                     get_logger().error(
                         "route not moved", alias=key[1], version=name, error=str(error)
                     )
-                self._metrics.swaps.labels(outcome).inc()
-                self._metrics.swap_seconds.observe(time.perf_counter() - wanted_s)
+                self._count(outcome, time.perf_counter() - wanted_s)
                 if self._wanted.get(key) == wish:
                     del self._wanted[key]
         finally:
@@ -104,24 +102,31 @@ class Swaps:
         except TimeoutError:
             return
 
-    async def _move(self, key: RouteKey, name: str) -> None:
+    def _count(self, outcome: str, seconds: float) -> None:
+        self._metrics.swaps.labels(outcome).inc()
+        if outcome != "unchanged":
+            self._metrics.swap_seconds.labels(outcome).observe(seconds)
+
+    async def _move(self, key: RouteKey, name: str) -> bool:
+        """Returns whether the name means another version than before."""
         with self._metrics.stage("resolve"):
             version = await self.describe(name)
         _, alias = key
         old = self._routes.get(key)
         if old == version and (alias != DEFAULT_ALIAS or self._residency.holds(version)):
-            return
+            return False
         in_use = old is not None and self._residency.holds(old)
         if alias != DEFAULT_ALIAS and not in_use:
             # Nobody waits for it: the first request will load it.
             self._switch(key, version)
-            return
+            return old != version
         resident = await self._residency.acquire(version)
         try:
             with self._metrics.stage("switch"):
                 self._switch(key, version)
         finally:
             self._residency.release(resident)
+        return old != version
 
     def _switch(self, key: RouteKey, version: AdapterVersion) -> None:
         adapter, alias = key

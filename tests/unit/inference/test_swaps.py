@@ -37,6 +37,10 @@ async def serves(service: RunningInference, model: str, number: int) -> None:
     await eventually(now, f"{model} -> {number}")
 
 
+def metric(service: RunningInference, name: str, **labels: str) -> float | None:
+    return service.server.metrics_registry.get_sample_value(f"graft_inference_{name}", labels)
+
+
 async def test_production_is_resident_before_anybody_asks(tmp_path: Path) -> None:
     async with start_inference(tmp_path / "first") as first:
         await first.publish("bot", "one")
@@ -205,11 +209,49 @@ async def test_serving_goes_on_while_the_registry_is_away_and_no_event_is_missed
     await service.publish("bot", "one", "two")
     await service.promote("bot", 1)
     await serves(service, "bot", 1)
+    assert metric(service, "watch_connected") == 1
     service.memory.available = False
     await service.promote("bot", 2)
     assert (await service.ask("bot")).provenance.version.endswith("/1")
+    await eventually(lambda: metric(service, "watch_connected") == 0, "the broken watch")
     service.memory.available = True
     await serves(service, "bot", 2)
+    await eventually(lambda: metric(service, "watch_connected") == 1, "the watch")
+
+
+async def test_the_lag_grows_while_the_registry_is_away_and_not_without_events(
+    service: RunningInference,
+) -> None:
+    await service.publish("bot", "one")
+    await eventually(lambda: metric(service, "watch_connected") == 1, "the watch")
+    settled = metric(service, "watch_lag_seconds")
+    assert settled is not None
+    assert metric(service, "watch_lag_seconds") == settled
+    service.memory.available = False
+    await service.memory.break_watches()
+    await eventually(lambda: metric(service, "watch_connected") == 0, "the broken watch")
+    await eventually(lambda: (metric(service, "watch_lag_seconds") or 0) > settled + 0.1, "growth")
+    service.memory.available = True
+    await service.publish("bot", "two")
+    await eventually(lambda: metric(service, "watch_connected") == 1, "the watch")
+    lag_s = metric(service, "watch_lag_seconds")
+    assert metric(service, "watch_lag_seconds") == lag_s
+
+
+async def test_only_what_moved_counts_as_moved(service: RunningInference) -> None:
+    await service.publish("bot", "one", "two")
+    await service.promote("bot", 1)
+    await serves(service, "bot", 1)
+    # Both are there before the first is acted upon: the name means again what it meant.
+    await service.promote("bot", 2)
+    await service.promote("bot", 1)
+    await eventually(lambda: metric(service, "swaps_total", outcome="unchanged") == 1, "the wish")
+    service.fake.load_failures.append(GraftError(Reason.ADAPTER_UNUSABLE, "bad tensors in it"))
+    await service.promote("bot", 2)
+    await eventually(lambda: metric(service, "swaps_total", outcome="failed") == 1, "the failure")
+    assert metric(service, "swaps_total", outcome="moved") == 1
+    for outcome, count in (("moved", 1), ("failed", 1), ("unchanged", None)):
+        assert metric(service, "swap_seconds_count", outcome=outcome) == count
 
 
 async def test_files_with_other_bytes_are_never_loaded(service: RunningInference) -> None:
