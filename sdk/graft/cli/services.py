@@ -42,6 +42,7 @@ class Service:
         folder: where its ready file lies.
         log: file that its output is added to.
         ready_timeout_s: how long it may take until it serves.
+        exit_code: how its last process ended, below 0 for a signal; None while it runs or never did.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Service:
     address: str = ""
     metrics_address: str = ""
     restarts: int = 0
+    exit_code: int | None = None
     process: asyncio.subprocess.Process | None = field(default=None, repr=False)
     _log_start: int = 0
 
@@ -102,20 +104,27 @@ class Service:
 
     async def stop(self, timeout_s: float) -> None:
         """Asks it to drain and waits; it is killed, with its children, when that takes too long."""
-        process = self.process
-        if process is None or process.returncode is not None:
+        process, served = self.process, self.state is not ServiceState.STARTING
+        if process is None:
             self.state = _ended(self.state)
             return
-        self.state = ServiceState.DRAINING
-        _signal(process.pid, signal.SIGTERM, group=False)
-        try:
-            async with asyncio.timeout(timeout_s):
+        if process.returncode is None:
+            self.state = ServiceState.DRAINING
+            _signal(process.pid, signal.SIGTERM, group=False)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await process.wait()
+            except TimeoutError:
+                _signal(process.pid, signal.SIGKILL, group=True)
                 await process.wait()
-        except TimeoutError:
-            _signal(process.pid, signal.SIGKILL, group=True)
-            await process.wait()
         self.ready_file.unlink(missing_ok=True)
-        self.state = ServiceState.STOPPED
+        self.state, self.exit_code = _ended(self.state), process.returncode
+        if not served and self.exit_code == -signal.SIGTERM:
+            self.exit_code = 0  # So early that it did not listen to signals yet.
+
+    def ill_end(self) -> str:
+        """How it ended where that was not as it should; "" for a clean end, or none."""
+        return f"{self.name} with {_describe_exit(self.exit_code)}" if self.exit_code else ""
 
     def tail(self, lines: int = 12) -> str:
         """The last lines of its log since it was started."""

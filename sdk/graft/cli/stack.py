@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from graft.files import write_atomic
 
 DEFAULT_PORT = 7431
 _METRICS_OFFSET = 2000
-_DRAIN_S = 60.0
+# A service drains twice, first its workers or its watches and then its calls, and closes what it has.
+_DRAINS = 2
+_DRAIN_TIMEOUT_S = 30.0
+_CLOSE_S = 15.0
 _MOST_RESTARTS = 5
 _READY_TIMEOUT_S = {"registry": 60.0, "trainer": 60.0, "inference": 1800.0}
 
@@ -130,11 +134,26 @@ class Stack:
             await service.start()
 
     async def stop(self) -> None:
-        """Drains inference, then the trainer, then the registry that both need."""
+        """Drains inference, then the trainer, then the registry that both need; see check_ends()."""
         for service in reversed(self.services):
-            await service.stop(_DRAIN_S)
+            await service.stop(stop_timeout_s(service.name))
         if self.services:
             endpoints_file(self._settings.home).unlink(missing_ok=True)
+
+    def check_ends(self) -> None:
+        """Says what did not end as it should.
+
+        Raises:
+            GraftError: INTERNAL, naming each service that was killed or failed, and its exit code.
+        """
+        ill = [end for service in self.services if (end := service.ill_end())]
+        if ill:
+            raise GraftError(
+                Reason.INTERNAL,
+                f"Not every service drained to its end: {', '.join(ill)}",
+                next_step=f"Read its log in {self._settings.home / 'logs'}; the next `graft up` "
+                "goes on from what is stored.",
+            )
 
     def kill(self) -> None:
         """Ends at once what still runs, without a drain."""
@@ -167,6 +186,16 @@ class Stack:
             },
         }
         return {key: str(value) for key, value in everybody[name].items() if value is not None}
+
+
+def stop_timeout_s(service: str) -> float:
+    """How long a service may take from SIGTERM to its end: more than it needs for its drain time."""
+    given = os.environ.get(f"GRAFT_{service.upper()}_DRAIN_TIMEOUT_S", "")
+    try:
+        drain_timeout_s = float(given or _DRAIN_TIMEOUT_S)
+    except ValueError:  # The service refuses it at its start, in its own words.
+        drain_timeout_s = _DRAIN_TIMEOUT_S
+    return _DRAINS * drain_timeout_s + _CLOSE_S
 
 
 def _check_free(host: str, port: int, service: str) -> None:

@@ -19,12 +19,10 @@ from graft.cli.home_lock import ask_to_stop, only_one, running
 from graft.cli.output import Output
 from graft.cli.services import import_path
 from graft.cli.session import JsonOption, options, reported
-from graft.cli.stack import DEFAULT_PORT, Stack, StackSettings
+from graft.cli.stack import DEFAULT_PORT, Stack, StackSettings, stop_timeout_s
 from graft.cli.stack_display import StackDisplay
-from graft.endpoints import graft_home
+from graft.endpoints import SERVICES, graft_home
 from graft.errors import GraftError, Reason
-
-_DOWN_TIMEOUT_S = 200.0
 
 HomeOption = Annotated[
     Path | None,
@@ -65,7 +63,10 @@ def up(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start registry, trainer and inference on this machine; Ctrl-C drains and stops them."""
+    """Start registry, trainer and inference on this machine; Ctrl-C drains and stops them.
+
+    Exits with 0 only when each of them drained to its end.
+    """
     out = Output(as_json)
     settings = StackSettings(
         home=(home or graft_home()).absolute(),
@@ -98,12 +99,13 @@ def down(ctx: typer.Context, home: HomeOption = None, as_json: JsonOption = Fals
                 next_step="Name its folder with --home, or start one with `graft up`.",
             )
         ask_to_stop(pid)
-        deadline_s = time.monotonic() + _DOWN_TIMEOUT_S
+        timeout_s = sum(map(stop_timeout_s, SERVICES))
+        deadline_s = time.monotonic() + timeout_s
         while running(folder) == pid:
             if time.monotonic() > deadline_s:
                 raise GraftError(
                     Reason.UNAVAILABLE,
-                    f"`graft up` (process {pid}) still drains after {_DOWN_TIMEOUT_S:.0f} s",
+                    f"`graft up` (process {pid}) still drains after {timeout_s:.0f} s",
                     next_step=f"Look into {folder / 'logs'}.",
                 )
             time.sleep(0.05)
@@ -133,6 +135,7 @@ async def _run(out: Output, settings: StackSettings) -> None:
                 await _unless(stopping, stack.watch())
         finally:
             await stack.stop()
+    stack.check_ends()
     if out.as_json:
         out.json({"event": "stopped"})
     out.note("Stopped.")

