@@ -52,7 +52,7 @@ def sampling_params(sampling: Sampling) -> pb.SamplingParams:
         raise GraftError(
             Reason.INVALID_REQUEST,
             f"The sampling parameters cannot be used: {error}",
-            next_step="SamplingParams in inference_service.proto lists them with their types.",
+            next_step=f"Known: {', '.join(Sampling.__annotations__)}.",
         ) from None
 
 

@@ -80,8 +80,9 @@ async def test_a_message_with_an_unknown_field_is_named(client: graft.Client) ->
 
 
 async def test_a_sampling_parameter_of_the_wrong_type_is_refused(client: graft.Client) -> None:
-    with pytest.raises(graft.InvalidError, match="sampling parameters"):
+    with pytest.raises(graft.InvalidError, match="sampling parameters") as caught:
         await client.generate("bot", "x", max_tokens="many")  # type: ignore[arg-type]
+    assert "max_tokens, temperature" in caught.value.next_step
 
 
 async def test_the_services_error_arrives_with_its_reason_and_next_step(
