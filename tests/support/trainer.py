@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -22,14 +19,13 @@ from services.trainer.config import TrainerSettings
 from services.trainer.launchers.base import Launcher
 from services.trainer.preflight import Preflight
 from services.trainer.server import TrainerServer
+from tests.support.processes import ServiceProcess
 
 if TYPE_CHECKING:
     from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
-ROOT = Path(__file__).parents[2]
 STUB_WORKER = Path(__file__).with_name("stub_worker.py")
 ENDED = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
-_START_S = 60.0
 
 
 @asynccontextmanager
@@ -63,63 +59,11 @@ async def start_trainer(
         await server.stop()
 
 
-class TrainerProcess:
-    """A trainer in a process of its own, for what only a process can suffer. Use as a context manager.
-
-    Args:
-        data_dir: its folder.
-        settings: TrainerSettings by name; values as their environment variables hold them.
-    """
+class TrainerProcess(ServiceProcess):
+    """A trainer in a process of its own, with two slots unless settings say otherwise."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
-        ready = data_dir / "ready.json"
-        ready.unlink(missing_ok=True)
-        data_dir.mkdir(parents=True, exist_ok=True)
-        self.log_path = data_dir / "trainer.log"
-        variables = {"data_dir": str(data_dir), "ready_file": str(ready), "slots": "2"} | settings
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.trainer"],
-                cwd=ROOT,
-                env=process_environment()
-                | {f"GRAFT_TRAINER_{name.upper()}": value for name, value in variables.items()},
-                stderr=log,
-            )
-        self._ready = ready
-        self.address = ""
-
-    async def ready(self) -> TrainerProcess:
-        """Waits until it serves."""
-        await until(lambda: self._ready.exists() or self.process.poll() is not None, _START_S)
-        assert self._ready.exists(), self.log_path.read_text("utf-8")
-        self.address = json.loads(self._ready.read_text("utf-8"))["address"]
-        return self
-
-    def kill(self) -> None:
-        """kill -9."""
-        self.process.kill()
-        self.process.wait()
-
-    async def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(self.process.wait, 60)
-
-    def __enter__(self) -> TrainerProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-
-def process_environment() -> dict[str, str]:
-    """The environment of a service that a test starts as a process."""
-    return dict(os.environ) | {"PYTHONPATH": f"{ROOT / 'sdk'}{os.pathsep}{ROOT}"}
+        super().__init__("trainer", data_dir, **({"slots": "2"} | settings))
 
 
 def stub_worker_command(**script: object) -> tuple[str, ...]:

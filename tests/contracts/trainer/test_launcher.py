@@ -18,7 +18,8 @@ from services.trainer.launchers.base import Launch, Launcher, Worker
 from services.trainer.launchers.fake import FakeLauncher
 from services.trainer.launchers.local import LocalLauncher, worker_environment
 from services.trainer.launchers.scripted import Script
-from tests.support.trainer import process_environment, stub_worker_command, until
+from tests.support.processes import process_environment
+from tests.support.trainer import stub_worker_command, until
 
 ENDLESS = Script(steps=10_000, step_s=0.05)
 DEADLINE_S = 20.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.trainer import process_environment
+from tests.support.processes import process_environment
 
 
 @pytest.fixture(scope="session")

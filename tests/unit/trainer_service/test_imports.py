@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from tests.support.trainer import process_environment
+from tests.support.processes import process_environment
 
 
 async def test_the_service_and_its_preflight_load_no_torch() -> None:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 from graft.common.v1 import common_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
+from tests.support.processes import worker_processes
 from tests.support.trainer import (
     TrainerProcess,
     follow,
@@ -32,21 +32,8 @@ STATE = pb.JobState.Name
 async def folder(tmp_path: Path) -> AsyncIterator[Path]:
     """The trainer's folder; what a failed test leaves running is ended."""
     yield tmp_path
-    for process in workers(tmp_path):
+    for process in worker_processes(tmp_path):
         process.kill()
-
-
-def workers(folder: Path) -> list[psutil.Process]:
-    """Processes that work in a trainer's folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-        except psutil.NoSuchProcess:
-            continue
-        if line and line[-1].startswith(str(folder)) and line[-1].endswith("spec.json"):
-            found.append(process)
-    return found
 
 
 def start(folder: Path, settings: dict[str, str] | None = None, **script: object) -> TrainerProcess:
@@ -93,7 +80,7 @@ async def test_a_killed_trainer_finds_its_running_job_and_it_finishes_exactly_on
         async with trainer_stub(address) as stub:
             name = await create(stub, base_folder, data_file)
             await until_step(stub, name, 3)
-        (worker,) = workers(folder)
+        (worker,) = worker_processes(folder)
         first.kill()
         assert worker.is_running()
     with start(folder, {"slots": "1", "listen": address}, steps=2) as second:
@@ -108,7 +95,7 @@ async def test_a_killed_trainer_finds_its_running_job_and_it_finishes_exactly_on
             ended = (await stub.GetJob(pb.GetJobRequest(name=name))).end_time
             begun = (await stub.GetJob(pb.GetJobRequest(name=next_name))).start_time
             assert begun.ToDatetime() >= ended.ToDatetime()
-        await until(lambda: workers(folder) == [])
+        await until(lambda: worker_processes(folder) == [])
 
 
 async def test_a_cancellation_outlives_a_killed_trainer(
@@ -126,7 +113,7 @@ async def test_a_cancellation_outlives_a_killed_trainer(
         await second.ready()
         async with trainer_stub(address) as stub:
             assert states(await follow(stub, name))[-1] == "CANCELLED"
-            assert workers(folder) == []
+            assert worker_processes(folder) == []
 
 
 async def test_a_job_whose_worker_died_with_the_trainer_is_started_again(
@@ -138,7 +125,7 @@ async def test_a_job_whose_worker_died_with_the_trainer_is_started_again(
             name = await create(stub, base_folder, data_file)
             await until_step(stub, name, 3)
         first.kill()
-        for worker in workers(folder):
+        for worker in worker_processes(folder):
             worker.kill()
     with start(folder, steps=100) as second:
         await second.ready()
@@ -178,9 +165,9 @@ async def test_sigterm_ends_the_trainer_with_0_and_leaves_no_process(
             names = [await create(stub, base_folder, data_file) for _ in range(3)]
             await until_step(stub, names[0], 2)
             await until_step(stub, names[1], 2)
-        assert len(workers(folder)) == 2
+        assert len(worker_processes(folder)) == 2
         assert await trainer.stop() == 0
-        assert workers(folder) == []
+        assert worker_processes(folder) == []
     with start(folder, steps=20) as again:
         await again.ready()
         async with trainer_stub(again.address) as stub:
@@ -199,7 +186,7 @@ async def test_a_cancelled_job_leaves_no_process(
             await until_step(stub, name, 2)
             await stub.CancelJob(pb.CancelJobRequest(name=name))
             assert states(await follow(stub, name))[-1] == "CANCELLED"
-            assert workers(folder) == []
+            assert worker_processes(folder) == []
 
 
 async def test_a_job_cancelled_before_its_worker_speaks_ends_at_once(
@@ -210,10 +197,10 @@ async def test_a_job_cancelled_before_its_worker_speaks_ends_at_once(
         await trainer.ready()
         async with trainer_stub(trainer.address) as stub:
             name = await create(stub, base_folder, data_file)
-            await until(lambda: workers(folder) != [])
+            await until(lambda: worker_processes(folder) != [])
             await stub.CancelJob(pb.CancelJobRequest(name=name))
             assert states(await follow(stub, name))[-1] == "CANCELLED"
-            assert workers(folder) == []
+            assert worker_processes(folder) == []
 
 
 async def test_bad_data_fails_the_job_before_any_worker_starts(
