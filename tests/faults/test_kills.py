@@ -245,7 +245,7 @@ async def test_sigterm_to_the_trainer_leaves_no_process_and_the_job_goes_on_when
 
 async def test_results_wait_for_a_killed_registry_and_are_committed_exactly_once(lab: Lab) -> None:
     """One job finds the registry away when it has trained, the other loses it while it commits."""
-    first, second = await lab.create("commits"), await lab.create("waits", "packed")
+    first, second = await lab.create("commits", "packed"), await lab.create("waits")
     await lab.checkpoint(second)
     async with lab.jobs() as stub:
         await until_state(stub, first, pb.JOB_STATE_FINALIZING)
@@ -253,7 +253,7 @@ async def test_results_wait_for_a_killed_registry_and_are_committed_exactly_once
         await until_state(stub, second, pb.JOB_STATE_FINALIZING)
         assert len(lab.workers(second)) == 1
     await lab.restart_registry()
-    for job, adapter, kind in ((first, "commits", "padded"), (second, "waits", "packed")):
+    for job, adapter, kind in ((first, "commits", "packed"), (second, "waits", "padded")):
         events = await lab.succeeded(job)
         assert {event.attempt for event in events} == {0, 1}
         assert await lab.weights(adapter) == await lab.undisturbed(kind)

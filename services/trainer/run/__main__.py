@@ -63,7 +63,10 @@ def attempt(
         message = "" if version else f"The result is in {settings.result_dir}"
         return ExitCode.DONE, Finished(version=version, message=message)
     except BaseException as error:
-        traceback.print_exc()
+        if isinstance(error, PreemptedError):
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
         return exit_of(error, settings.work_dir)
 
 

@@ -31,6 +31,17 @@ def test_a_good_job_passes(base_folder: Path, data_file: Path) -> None:
     check_spec(parse_spec(spec))
 
 
+def test_a_tilde_is_the_home_of_whoever_runs_the_trainer(
+    base_folder: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(base_folder.parent))
+    base = f"~/{base_folder.name}"
+    check_spec(parse_spec(job_request(base=base, data=str(data_file)).spec))
+    monkeypatch.setenv("HOME", str(data_file.parent))
+    data = f"~/{data_file.name}"
+    check_spec(parse_spec(job_request(base=str(base_folder), data=data).spec))
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path, data_file: Path) -> None:
     error = refused(tmp_path, data_file)
     assert error.reason is Reason.NOT_A_MODEL
