@@ -30,12 +30,19 @@ def innocent(stack: Stack, example_base: Path, tmp_path_factory: pytest.TempPath
     assert pushed.code == 0, pushed.err
     assert stack.graft("adapters", "promote", "innocent:1").code == 0
     ask = ("generate", "innocent", "Hello", "--max-tokens", "8", "--temperature", "0", "--json")
-    before, listed = stack.graft(*ask), stack.graft("adapters", "list", "--json").json()
+    before, listed = stack.graft(*ask), adapter_ids(stack)
     assert before.code == 0, before.err
     yield None
     assert stack.graft(*ask).json()["text"] == before.json()["text"]
-    names = {adapter["name"] for adapter in stack.graft("adapters", "list", "--json").json()}
-    assert {adapter["name"] for adapter in listed} <= names
+    # What was refused has left nothing, not even an empty adapter.
+    assert adapter_ids(stack) - {"wide"} == listed
+
+
+def adapter_ids(stack: Stack) -> set[str]:
+    return {
+        adapter["name"].rpartition("/")[2]
+        for adapter in stack.graft("adapters", "list", "--json").json()
+    }
 
 
 @pytest.mark.parametrize(
@@ -67,6 +74,18 @@ def test_data_that_cannot_be_used_is_refused_with_its_row(
     assert done.code == BAD_DATA, done.out + done.err
     end = json.dumps(done.json()) + done.err
     assert all(word in end for word in [*words, "data.jsonl"]), end
+
+
+def test_uploaded_data_that_cannot_be_used_is_refused_with_its_row(
+    stack: Stack, example_base: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(GOOD + '{"instruction": "Say ho"}\n')
+    done = stack.graft(
+        "train", data, "--upload", "--base", example_base, "--adapter", "bad", "--json"
+    )
+    assert done.code == BAD_DATA, done.out + done.err
+    assert "data.jsonl, row 2" in done.out + done.err
 
 
 @pytest.mark.training
