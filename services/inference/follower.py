@@ -74,8 +74,7 @@ class Follower:
         """Ends following."""
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _synchronize(self) -> None:
         snapshot = await self._registry.snapshot()

@@ -9,7 +9,8 @@ from graft.names import DEFAULT_ALIAS, ModelReference, version_name
 
 from services.inference.catalogue import AdapterEntry, Catalogue
 from services.inference.domain import Base
-from services.inference.residency import Residency, State
+from services.inference.residency import Residency
+from services.inference.residents import State
 from services.inference.swaps import NEWEST, Swaps
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 from graft.errors import GraftError, Reason
 
@@ -21,52 +19,10 @@ from services.common.logs import get_logger
 from services.inference.cache import AdapterCache, read_config
 from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Engine, EngineAdapter
+from services.inference.failures import Failure, Failures, anew
 from services.inference.fitness import check_config, check_version
 from services.inference.metrics import InferenceMetrics
-
-# Trying again may help: such a failure says nothing about the version.
-TEMPORARY = frozenset(
-    {
-        Reason.UNAVAILABLE,
-        Reason.OVERLOADED,
-        Reason.STORAGE_FULL,
-        Reason.ENGINE_DEAD,
-        Reason.CANCELLED,
-    }
-)
-_MAX_FAILURES = 256
-
-
-class State(Enum):
-    """State of one instance."""
-
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    FAILED = "failed"
-
-
-@dataclass(slots=True, eq=False)
-class Resident:
-    """One load of one version; in_flight counts requests on it and those that wait for its load."""
-
-    version: AdapterVersion
-    number: int
-    ready: asyncio.Future[None]
-    state: State = State.LOADING
-    in_flight: int = 0
-    used: int = 0
-    drain_began_s: float = 0.0
-    adapter: EngineAdapter | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A version that could not be loaded, why, and until when nobody tries again."""
-
-    version: AdapterVersion
-    error: GraftError
-    until_s: float
+from services.inference.residents import Resident, Slots, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +32,6 @@ class ResidencyOptions:
     max_waiting: int = 1024
     slot_timeout_s: float = 30.0
     retry_failed_after_s: float = 10.0
-
-
-@dataclass(slots=True)
-class _Slots:
-    """Slots in use, and who waits for one, in order."""
-
-    used: int = 0
-    waiters: deque[asyncio.Future[None]] = field(default_factory=deque)
 
 
 class Residency:
@@ -101,8 +49,7 @@ class Residency:
         self._metrics, self._options = metrics, options
         self._current: dict[str, Resident] = {}
         self._draining: set[Resident] = set()
-        self._failures: dict[str, Failure] = {}
-        self._slots = _Slots()
+        self._failures, self._slots = Failures(options.retry_failed_after_s), Slots()
         self._numbers, self._ticks = itertools.count(1), itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
@@ -120,7 +67,7 @@ class Residency:
 
     def failures(self) -> Iterator[Failure]:
         """Versions that could not be loaded."""
-        return iter(self._failures.values())
+        return iter(self._failures)
 
     async def acquire(self, version: AdapterVersion) -> Resident:
         """Counts a request onto a version, which is loaded for it if need be; release() it in any case.
@@ -130,7 +77,7 @@ class Residency:
         """
         resident = self._current.get(version.name)
         if resident is None:
-            self._refuse_failed(version)
+            self._failures.refuse(version)
             resident = self._begin(version)
         resident.used = next(self._ticks)
         resident.in_flight += 1
@@ -151,7 +98,7 @@ class Residency:
             # Shielded: others wait for the same load. Raised anew: each caller gets its own error.
             await asyncio.shield(resident.ready)
         except GraftError as error:
-            raise _copy(error) from None
+            raise anew(error) from None
         finally:
             self._waiting -= 1
 
@@ -162,7 +109,7 @@ class Residency:
         if resident.in_flight == 0:
             if resident.state is State.DRAINING:
                 self._spawn(self._unload(resident))
-            elif self._slots.waiters:
+            elif self._slots.waiting:
                 self._make_room()
 
     def retire(self, version: AdapterVersion) -> None:
@@ -177,7 +124,7 @@ class Residency:
         ready.add_done_callback(lambda done: done.cancelled() or done.exception())
         resident = Resident(version, next(self._numbers), ready)
         self._current[version.name] = resident
-        self._failures.pop(version.name, None)
+        self._failures.forget(version)
         self._spawn(self._load(resident))
         self._show()
         return resident
@@ -207,7 +154,7 @@ class Residency:
             resident.state = State.READY
             resident.ready.set_result(None)
             get_logger().info("adapter loaded", version=version.name, digest=version.digest)
-            if self._slots.waiters:
+            if self._slots.waiting:
                 self._make_room()
         self._show()
 
@@ -215,50 +162,40 @@ class Residency:
         version = resident.version
         resident.state = State.FAILED
         del self._current[version.name]
-        if error.reason not in TEMPORARY:
-            until_s = time.monotonic() + self._options.retry_failed_after_s
-            self._failures[version.name] = Failure(version, error, until_s)
-            while len(self._failures) > _MAX_FAILURES:
-                del self._failures[next(iter(self._failures))]
+        self._failures.record(version, error)
         get_logger().warning(
             "adapter not loaded", version=version.name, reason=error.reason.value, error=str(error)
         )
         resident.ready.set_exception(error)
 
-    def _refuse_failed(self, version: AdapterVersion) -> None:
-        failure = self._failures.get(version.name)
-        if failure is not None and time.monotonic() < failure.until_s:
-            raise _copy(failure.error)
-
     async def _take_slot(self) -> None:
-        slots = self._slots
-        turn = asyncio.get_running_loop().create_future()
-        slots.waiters.append(turn)
+        turn = self._slots.ask()
         self._make_room()
         try:
             async with asyncio.timeout(self._options.slot_timeout_s):
                 await turn
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self._slots.withdraw(turn)
+            if turn.done() and not turn.cancelled():
+                # It was given in the very moment in which the wait ended.
+                self._free_slot()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise _overloaded(
                 f"No adapter slot became free within {self._options.slot_timeout_s} s"
             ) from None
         finally:
-            if not turn.done() or turn.cancelled():
-                slots.waiters.remove(turn)
-            self._metrics.slot_waiters.set(len(slots.waiters))
+            self._metrics.slot_waiters.set(self._slots.waiting)
 
     def _make_room(self) -> None:
         """Gives free slots to those who wait, in order, and drains as many instances as are short."""
-        slots = self._slots
-        while slots.waiters and slots.used < self._engine.limits.max_adapters:
-            slots.used += 1
-            slots.waiters.popleft().set_result(None)
-        for _ in range(len(slots.waiters) - len(self._draining)):
+        self._slots.give(self._engine.limits.max_adapters)
+        for _ in range(self._slots.waiting - len(self._draining)):
             victim = self._victim()
             if victim is None:
                 break
             self._drain(victim)
-        self._metrics.slot_waiters.set(len(slots.waiters))
+        self._metrics.slot_waiters.set(self._slots.waiting)
 
     def _victim(self) -> Resident | None:
         """Idle before busy, on demand before preferred; then the one least recently used or loaded.
@@ -300,7 +237,7 @@ class Residency:
         self._show()
 
     def _free_slot(self) -> None:
-        self._slots.used -= 1
+        self._slots.free()
         self._make_room()
 
     def _show(self) -> None:
@@ -321,10 +258,6 @@ class Residency:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _copy(error: GraftError) -> GraftError:
-    return GraftError(error.reason, error.message, next_step=error.next_step, **error.metadata)
 
 
 def _failed_inside(version: AdapterVersion, error: Exception) -> GraftError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 
 from graft.channel import open_channel
@@ -21,7 +20,8 @@ from services.inference.config import InferenceSettings
 from services.inference.domain import Base
 from services.inference.engines.base import Engine
 from services.inference.engines.fake import FakeEngine
-from services.inference.engines.vllm import VllmEngine, VllmOptions
+from services.inference.engines.vllm import VllmEngine
+from services.inference.engines.vllm_arguments import VllmOptions
 from services.inference.follower import Follower
 from services.inference.metrics import InferenceMetrics
 from services.inference.models import Models
@@ -116,17 +116,21 @@ class InferenceServer:
 
     async def stop(self) -> None:
         """Drains calls in flight, then ends everything that was started, in reverse."""
+        try:
+            await self._stop_serving()
+        finally:
+            await self.engine.stop()
+            await self.registry.close()
+
+    async def _stop_serving(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
+            await asyncio.gather(self._watching, return_exceptions=True)
             await self.grpc.drain()
         if self._follower is not None:
             await self._follower.stop()
         for each in self._close:
             await each.close()
-        await self.engine.stop()
-        await self.registry.close()
 
 
 def cache_dir(settings: InferenceSettings) -> Path:

@@ -15,9 +15,10 @@ from graft.names import DEFAULT_ALIAS
 from services.common.logs import get_logger
 from services.inference.catalogue import Catalogue
 from services.inference.domain import AdapterVersion
+from services.inference.failures import TEMPORARY
 from services.inference.metrics import InferenceMetrics
 from services.inference.registry.base import Registry
-from services.inference.residency import TEMPORARY, Residency
+from services.inference.residency import Residency
 
 # (adapter's resource name, alias); the empty alias is the newest version.
 RouteKey = tuple[str, str]
@@ -87,6 +88,12 @@ class Swaps:
                     outcome = "failed"
                     get_logger().error(
                         "route not moved", alias=key[1], version=name, error=str(error)
+                    )
+                except Exception as error:
+                    # The old version goes on; a later wish is tried as ever.
+                    outcome = "failed"
+                    get_logger().error(
+                        "route not moved", alias=key[1], version=name, exc_info=error
                     )
                 self._count(outcome, time.perf_counter() - wanted_s)
                 if self._wanted.get(key) == wish:

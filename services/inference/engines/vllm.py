@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError, Reason
@@ -21,43 +19,20 @@ from services.inference.engines.base import (
     Delta,
     Engine,
     EngineAdapter,
-    Finish,
     Limits,
     Sampling,
     engine_dead,
 )
-from services.inference.engines.vllm_params import positions, sampling_params
+from services.inference.engines.vllm_arguments import VllmOptions, engine_arguments, set_environment
+from services.inference.engines.vllm_params import delta_of, sampling_params
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
-# The only ranks that vLLM's kernels are made for.
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
 _HEALTH_INTERVAL_S = 0.5
 # Answers have been drained by then.
 _SHUTDOWN_S = 2.0
-_FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORTED}
-
-
-@dataclass(frozen=True, slots=True)
-class VllmOptions:
-    """Settings of the engine; see InferenceSettings for what they mean."""
-
-    base: Path
-    max_adapters: int
-    max_lora_rank: int
-    max_model_len: int | None
-    max_num_seqs: int
-    dtype: str
-    quantization: str | None
-    gpu_memory_utilization: float
-    cpu_kv_cache_gib: int
-    enforce_eager: bool
-    enable_prefix_caching: bool
-    seed: int
-    trust_remote_code: bool
 
 
 class VllmEngine(Engine):
@@ -85,9 +60,16 @@ class VllmEngine(Engine):
         return self._requests.keys()
 
     async def start(self) -> None:
+        # Blocks for many seconds; signals and health checks go on meanwhile.
+        building = asyncio.create_task(asyncio.to_thread(self._build))
         try:
-            # Blocks for many seconds; signals and health checks go on meanwhile.
-            engine = await asyncio.to_thread(self._build)
+            engine = await asyncio.shield(building)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled, and the process that it starts would be left behind.
+            await asyncio.wait([building])
+            if building.exception() is None:
+                await asyncio.to_thread(building.result().shutdown, _SHUTDOWN_S)
+            raise
         except (ValueError, OSError, RuntimeError) as error:
             raise GraftError(
                 Reason.NOT_A_MODEL,
@@ -111,40 +93,11 @@ class VllmEngine(Engine):
         )
 
     def _build(self) -> AsyncLLM:
-        _set_environment(self._options)
+        set_environment(self._options)
         from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        options = self._options
-        arguments: dict[str, Any] = {
-            "model": str(options.base),
-            "max_model_len": options.max_model_len,
-            "max_num_seqs": options.max_num_seqs,
-            "dtype": options.dtype,
-            "quantization": options.quantization,
-            "enforce_eager": options.enforce_eager,
-            "enable_prefix_caching": options.enable_prefix_caching,
-            "seed": options.seed,
-            "trust_remote_code": options.trust_remote_code,
-            "disable_log_stats": True,
-            # A request gets the defaults of the contract, not those of a file beside the base.
-            "generation_config": "vllm",
-        }
-        if current_platform.is_cpu():
-            arguments["worker_cls"] = _CPU_WORKER
-        else:
-            arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
-        if options.max_adapters:
-            slots = options.max_adapters + (1 if current_platform.is_cpu() else 0)
-            rank = next(rank for rank in _RANKS if rank >= options.max_lora_rank)
-            arguments |= {
-                "enable_lora": True,
-                "max_loras": slots,
-                "max_cpu_loras": slots,
-                "max_lora_rank": rank,
-            }
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._options)))
 
     async def stop(self) -> None:
         engine, self._engine = self._engine, None
@@ -202,47 +155,17 @@ class VllmEngine(Engine):
         *,
         stream: bool,
     ) -> AsyncGenerator[Delta, None]:
-        from vllm.exceptions import VLLMValidationError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
         engine = self._running()
         lora = None if adapter is None else self._requests[adapter]
         # "type" marks the prompt as rendered: vLLM then neither tokenizes nor copies it.
         prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}
-        answers = None
-        try:
+        with _translated():
             params = sampling_params(sampling, stream)
             answers = engine.generate(prompt, params, request_id, lora_request=lora)
-            async for answer in answers:
-                output = answer.outputs[0]
-                yield Delta(
-                    output.text,
-                    output.token_ids,
-                    positions(output.token_ids, output.logprobs, sampling.logprobs)
-                    if output.logprobs
-                    else (),
-                    _FINISH.get(output.finish_reason, Finish.ABORTED)
-                    if output.finish_reason
-                    else None,
-                )
-        except EngineDeadError as error:
-            raise engine_dead() from error
-        except VLLMValidationError as error:
-            raise GraftError(
-                Reason.INVALID_REQUEST,
-                f"The engine refuses the request: {error}",
-                next_step="Change the sampling parameters or the prompt that it names.",
-            ) from error
-        except EngineGenerateError as error:
-            raise GraftError(
-                Reason.INTERNAL,
-                f"The engine failed on this request: {error.__cause__ or error}",
-                next_step="Ask again; if it comes back, read the log of the service.",
-            ) from error
-        finally:
-            # Aborts what is unfinished now, not when the garbage collector comes by.
-            if answers is not None:
-                await answers.aclose()
+            # Closed now and not by the garbage collector: it aborts what is unfinished.
+            async with aclosing(answers):
+                async for answer in answers:
+                    yield delta_of(answer.outputs[0], sampling)
 
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens)
@@ -288,22 +211,32 @@ class VllmEngine(Engine):
         return self._engine
 
 
+@contextmanager
+def _translated() -> Iterator[None]:
+    """vLLM's errors about a request in the service's terms."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise engine_dead() from error
+    except VLLMValidationError as error:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"The engine refuses the request: {error}",
+            next_step="Change the sampling parameters or the prompt that it names.",
+        ) from error
+    except EngineGenerateError as error:
+        raise GraftError(
+            Reason.INTERNAL,
+            f"The engine failed on this request: {error.__cause__ or error}",
+            next_step="Ask again; if it comes back, read the log of the service.",
+        ) from error
+
+
 def _nothing(timeout: float | None = None) -> None:
     """Takes the place of a shutdown that was done."""
-
-
-def _set_environment(options: VllmOptions) -> None:
-    """What vLLM takes from the environment alone; what the operator set stays."""
-    defaults = {
-        "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_kv_cache_gib),
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        # Nothing is reported to anybody, nothing fetched from anywhere.
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 def _unusable(adapter: EngineAdapter, why: str) -> GraftError:

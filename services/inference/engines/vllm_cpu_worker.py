@@ -2,11 +2,14 @@
 
 Linux lets a process use AMX tiles only after it asked (arch_prctl ARCH_REQ_XCOMP_PERM). vLLM's bfloat16
 attention does not ask, and a worker in which no other library has done so by chance dies of SIGILL.
+A GPU engine never sees this class; where the CPU has no AMX, it does nothing; where the kernel
+refuses, the service goes on to what vLLM does then, and its log has the reason beforehand.
 """
 
 from __future__ import annotations
 
 import torch
+from vllm.logger import init_logger
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
@@ -15,6 +18,23 @@ class GraftCpuWorker(CPUWorker):  # type: ignore[misc]
 
     def init_device(self) -> None:
         """As of the base class."""
-        if torch.cpu._is_amx_tile_supported():
-            torch.cpu._init_amx()
+        allow_amx()
         super().init_device()
+
+
+def allow_amx() -> bool:
+    """Asks the kernel for AMX tiles if the CPU has them; returns whether they may be used.
+
+    The two functions are torch's own and private: without them, or on another CPU, nothing happens.
+    """
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    ask = getattr(torch.cpu, "_init_amx", None)
+    if supported is None or ask is None or not supported():
+        return False
+    allowed = bool(ask())
+    if not allowed:
+        init_logger(__name__).error(
+            "The CPU has AMX, and the kernel does not allow it: a bfloat16 base may die of SIGILL. "
+            "Set GRAFT_INFERENCE_DTYPE=float32."
+        )
+    return allowed

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from services.inference.engines.base import Position, Sampling, TokenLogprob
+from services.inference.engines.base import Delta, Finish, Position, Sampling, TokenLogprob
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput
+
+_FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORTED}
 
 
 def sampling_params(sampling: Sampling, stream: bool) -> SamplingParams:
@@ -35,10 +38,20 @@ def sampling_params(sampling: Sampling, stream: bool) -> SamplingParams:
     )
 
 
-def positions(
+def delta_of(output: CompletionOutput, sampling: Sampling) -> Delta:
+    """What is new of an answer, from vLLM's output of kind DELTA or FINAL_ONLY."""
+    return Delta(
+        output.text,
+        output.token_ids,
+        _positions(output.token_ids, output.logprobs, sampling.logprobs) if output.logprobs else (),
+        _FINISH.get(output.finish_reason, Finish.ABORTED) if output.finish_reason else None,
+    )
+
+
+def _positions(
     token_ids: Sequence[int], logprobs: Sequence[Mapping[int, Any]], top: int | None
 ) -> tuple[Position, ...]:
-    """vLLM\'s log probabilities of new tokens, each with the likeliest ones in order."""
+    """vLLM's log probabilities of new tokens, each with the likeliest ones in order."""
     found_at = []
     for token_id, found in zip(token_ids, logprobs, strict=True):
         ranked = sorted(found.items(), key=lambda item: item[1].rank or 0)

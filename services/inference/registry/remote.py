@@ -22,8 +22,8 @@ from graft.names import (
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
-from services.inference import convert
 from services.inference.domain import AdapterFile, AdapterSeen, AdapterVersion, Event, Snapshot
+from services.inference.registry import convert
 from services.inference.registry.base import Registry
 
 _PEER = "the registry"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest_asyncio
 
-from services.inference.engines.vllm import VllmOptions
+from services.inference.engines.vllm_arguments import VllmOptions
 from tests.support.engines import SharedEngine
 
 

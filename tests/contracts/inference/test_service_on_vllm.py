@@ -13,6 +13,7 @@ from graft.channel import rpc_errors
 from graft.errors import GraftError, Reason
 from graft.inference.v1 import inference_service_pb2 as pb
 
+from services.inference.engines.base import EngineAdapter
 from services.inference.registry.memory import MemoryRegistry
 from tests.contracts.inference.test_engines import bad_adapters
 from tests.support.engines import SharedEngine
@@ -97,12 +98,26 @@ async def test_a_disconnected_client_leaves_no_request_in_the_engine(
 
 
 async def test_bad_adapters_fail_by_name_and_harm_nobody(
-    service: RunningInference, fresh: Callable[[int], Path], tiny_base: Path, tmp_path: Path
+    service: RunningInference,
+    fresh: Callable[[int], Path],
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await service.memory.add_version(BOT, fresh(1))
     await service.promote("bot", 1)
     expected = {model: (await service.ask(model)).text for model in ("tiny", "bot")}
-    bad = [folder for folder in bad_adapters(tmp_path / "bad", tiny_base)[3:] if folder.exists()]
+    # This registry admits everything, so that what no real one would admit comes here, too.
+    bad = bad_adapters(tmp_path / "bad", tiny_base)
+    versions: dict[str, str] = {}
+    tried: set[str] = set()
+    load = service.engine.load
+
+    async def watched(adapter: EngineAdapter) -> None:
+        tried.add(adapter.name)
+        await load(adapter)
+
+    monkeypatch.setattr(service.engine, "load", watched)
     stop = asyncio.Event()
 
     async def innocent(model: str) -> None:
@@ -115,15 +130,21 @@ async def test_bad_adapters_fail_by_name_and_harm_nobody(
     expected["bot@production"] = expected["bot"]
     try:
         for number, folder in enumerate(bad, start=2):
-            await service.memory.add_version(BOT, folder)
+            version = await service.memory.add_version(BOT, folder)
+            versions[f"bot@{version.digest}"] = folder.name
             await service.promote("bot", number)
             with pytest.raises(GraftError) as caught, rpc_errors("the service"):
                 await service.ask(f"bot:{number}")
-            assert caught.value.reason in (Reason.ADAPTER_UNUSABLE, Reason.RANK_TOO_LARGE)
+            rank = folder.name == "rank"
+            assert caught.value.reason is (
+                Reason.RANK_TOO_LARGE if rank else Reason.ADAPTER_UNUSABLE
+            )
+            assert caught.value.next_step
     finally:
         stop.set()
         await asyncio.gather(*innocents)
     assert service.engine.healthy
+    assert {versions[name] for name in tried} == {"truncated", "empty", "dora", "wide"}
 
 
 async def test_swaps_under_load_fail_nothing_and_mix_nothing(

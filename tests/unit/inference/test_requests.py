@@ -21,6 +21,7 @@ from services.inference import convert
 from services.inference.engines.base import Sampling
 from services.inference.engines.fake import FakeEngine
 from services.inference.prompts import LONG_BYTES, Conversation
+from services.inference.sampling import checked_sampling
 from tests.support.inference import FINGERPRINT, RunningInference, question, start_inference
 from tests.support.waiting import eventually
 
@@ -130,13 +131,13 @@ def test_wrong_sampling_is_refused_with_the_name_of_its_field(
 ) -> None:
     params = pb.SamplingParams(**{"max_tokens": 8, **sampling})
     with pytest.raises(GraftError, match=rf"sampling\.{field} ") as caught:
-        convert.sampling(params)
+        checked_sampling(params)
     assert caught.value.reason is Reason.INVALID_REQUEST
     assert caught.value.next_step
 
 
 def test_sampling_that_is_left_out_takes_the_defaults_of_the_contract() -> None:
-    assert convert.sampling(pb.SamplingParams()) == Sampling(max_tokens=0)
+    assert checked_sampling(pb.SamplingParams()) == Sampling(max_tokens=0)
 
 
 def test_every_field_of_sampling_arrives() -> None:
@@ -156,7 +157,7 @@ def test_every_field_of_sampling_arrives() -> None:
         logprobs=0,
         min_tokens=2,
     )
-    assert convert.sampling(params) == Sampling(
+    assert checked_sampling(params) == Sampling(
         9, 0.0, 0.5, 7, 0.1, 1.25, -1.5, 0.5, 0, ("a", "b"), (3,), True, 0, 2
     )
     assert {field.name for field in params.DESCRIPTOR.fields} == set(Sampling.__slots__)

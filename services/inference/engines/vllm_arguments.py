@@ -1,0 +1,80 @@
+"""What a vLLM engine is started with; the same settings on CPU and GPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# The only ranks that vLLM's kernels are made for.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """Settings of the engine; see InferenceSettings for what they mean."""
+
+    base: Path
+    max_adapters: int
+    max_lora_rank: int
+    max_model_len: int | None
+    max_num_seqs: int
+    dtype: str
+    quantization: str | None
+    gpu_memory_utilization: float
+    cpu_kv_cache_gib: int
+    enforce_eager: bool
+    enable_prefix_caching: bool
+    seed: int
+    trust_remote_code: bool
+
+
+def engine_arguments(options: VllmOptions) -> dict[str, Any]:
+    """The fields of AsyncEngineArgs; set_environment() comes first."""
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    arguments: dict[str, Any] = {
+        "model": str(options.base),
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "dtype": options.dtype,
+        "quantization": options.quantization,
+        "enforce_eager": options.enforce_eager,
+        "enable_prefix_caching": options.enable_prefix_caching,
+        "seed": options.seed,
+        "trust_remote_code": options.trust_remote_code,
+        "disable_log_stats": True,
+        # A request gets the defaults of the contract, not those of a file beside the base.
+        "generation_config": "vllm",
+    }
+    if on_cpu:
+        arguments["worker_cls"] = _CPU_WORKER
+    else:
+        arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+    if options.max_adapters:
+        slots = options.max_adapters + (1 if on_cpu else 0)
+        rank = next(rank for rank in _RANKS if rank >= options.max_lora_rank)
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": slots,
+            "max_cpu_loras": slots,
+            "max_lora_rank": rank,
+        }
+    return arguments
+
+
+def set_environment(options: VllmOptions) -> None:
+    """What vLLM takes from the environment alone; what the operator set stays."""
+    defaults = {
+        "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_kv_cache_gib),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # Nothing is reported to anybody, nothing fetched from anywhere.
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,62 @@
+"""The registry's messages as this service's domain has them."""
+
+from __future__ import annotations
+
+from graft.common.v1.common_pb2 import File
+from graft.registry.v1 import registry_service_pb2 as pb
+
+from services.inference.domain import (
+    AdapterFile,
+    AdapterSeen,
+    AdapterVersion,
+    AliasSeen,
+    Change,
+    Event,
+)
+
+
+def adapter_seen(adapter: pb.Adapter) -> AdapterSeen:
+    """An adapter of the registry."""
+    return AdapterSeen(adapter.name, adapter.base, adapter.latest_version)
+
+
+def alias_seen(alias: pb.Alias) -> AliasSeen:
+    """An alias of the registry."""
+    adapter, _, name = alias.name.partition("/aliases/")
+    return AliasSeen(adapter, name, alias.version, alias.revision)
+
+
+def adapter_version(version: pb.Version) -> AdapterVersion:
+    """A version of the registry."""
+    manifest = version.manifest
+    return AdapterVersion(
+        name=version.name,
+        adapter=version.name.partition("/versions/")[0],
+        number=version.number,
+        digest=version.digest,
+        base_fingerprint=manifest.base_fingerprint,
+        peft_type=manifest.peft_type,
+        rank=manifest.rank,
+        files=tuple(
+            AdapterFile(file.path, file.digest, file.size_bytes) for file in manifest.files
+        ),
+    )
+
+
+def event(message: pb.WatchResponse) -> Event:
+    """A change of the registry; what does not concern adapters counts as a bookmark."""
+    change: Change | None = None
+    match message.WhichOneof("change"):
+        case "adapter":
+            change = adapter_seen(message.adapter)
+        case "version":
+            change = adapter_version(message.version)
+        case "alias":
+            change = alias_seen(message.alias)
+    time_s = message.time.seconds + message.time.nanos / 1e9
+    return Event(message.revision, time_s, change)
+
+
+def file_message(file: AdapterFile) -> File:
+    """A file as the blob client takes it."""
+    return File(path=file.path, digest=file.digest, size_bytes=file.size_bytes)

@@ -1,0 +1,71 @@
+"""One load of one adapter version, and the slots of an engine that such loads take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from services.inference.domain import AdapterVersion
+from services.inference.engines.base import EngineAdapter
+
+
+class State(Enum):
+    """State of one instance."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """One load of one version; in_flight counts requests on it and those that wait for its load."""
+
+    version: AdapterVersion
+    number: int
+    ready: asyncio.Future[None]
+    state: State = State.LOADING
+    in_flight: int = 0
+    used: int = 0
+    drain_began_s: float = 0.0
+    adapter: EngineAdapter | None = None
+
+
+class Slots:
+    """How many slots are in use, and who waits for one, in order."""
+
+    def __init__(self) -> None:
+        self._used = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Loads without a slot."""
+        return len(self._waiters)
+
+    def ask(self) -> asyncio.Future[None]:
+        """Done when the slot is the caller's; withdraw() it in any case."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiters.append(turn)
+        return turn
+
+    def withdraw(self, turn: asyncio.Future[None]) -> None:
+        """Waits no longer; a slot that was given already stays the caller's."""
+        if turn in self._waiters:
+            self._waiters.remove(turn)
+
+    def give(self, most: int) -> None:
+        """Gives out slots while there are any of so many."""
+        while self._waiters and self._used < most:
+            turn = self._waiters.popleft()
+            if not turn.done():
+                self._used += 1
+                turn.set_result(None)
+
+    def free(self) -> None:
+        """One is empty again."""
+        self._used -= 1
+        assert self._used >= 0

@@ -1,0 +1,116 @@
+"""The service with its real engine as processes: told to end, and with its engine killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from graft.channel import open_channel, rpc_errors
+from graft.errors import GraftError, Reason
+from graft.inference.v1 import inference_service_pb2 as pb
+from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.inference import question
+from tests.support.inference_process import exit_code, inference_process
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    import grpc
+    from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
+
+pytestmark = pytest.mark.engine
+LONG: dict[str, Any] = {"max_tokens": 1500, "ignore_eos": True}
+
+
+@asynccontextmanager
+async def serving(base: Path, folder: Path) -> AsyncIterator[tuple[Process, grpc.aio.Channel]]:
+    """The example base alone on real vLLM."""
+    ready = folder / "ready.json"
+    settings = {"max_adapters": 0, "enforce_eager": True, "max_num_seqs": 8, "base_name": "tiny"}
+    async with inference_process(base, folder, ready_file=ready, **settings) as process:
+        ended = asyncio.ensure_future(process.wait())
+        await eventually(lambda: ready.exists() or ended.done(), "serving", within_s=120)
+        assert not ended.done(), (folder / "log").read_text()
+        async with open_channel(json.loads(ready.read_bytes())["address"]) as channel:
+            yield process, channel
+
+
+def children(process: Process) -> list[psutil.Process]:
+    found: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
+    return found
+
+
+async def assert_gone(processes: list[psutil.Process]) -> None:
+    assert processes
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=10)
+    assert not alive
+
+
+async def test_on_sigterm_what_is_in_flight_ends_whole_and_nothing_is_left_behind(
+    example_base: Path, tmp_path: Path
+) -> None:
+    async with serving(example_base, tmp_path) as (process, channel):
+        stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
+        call = aiter(stub.StreamGenerate(question("tiny", "hello", **LONG)))
+        parts = [await anext(call)]
+        started = children(process)
+        ending = asyncio.ensure_future(exit_code(process))
+        log = tmp_path / "log"
+        await eventually(lambda: b"draining" in log.read_bytes(), "the drain")
+        in_time = len(parts)
+        parts += [part async for part in call]
+        assert len(parts) > in_time
+        assert sum(len(part.token_ids) for part in parts) == 1500
+        assert parts[-1].finish_reason == pb.FINISH_REASON_LENGTH
+        assert await ending == 0
+        await assert_gone(started)
+
+
+async def test_when_the_engine_is_killed_everybody_hears_it_and_the_service_stays_to_say_so(
+    example_base: Path, tmp_path: Path
+) -> None:
+    async with serving(example_base, tmp_path) as (process, channel):
+        stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        calls = [aiter(stub.StreamGenerate(question("tiny", "hello", **LONG))) for _ in range(3)]
+        for call in calls:
+            await anext(call)
+        whole = asyncio.ensure_future(stub.Generate(question("tiny", "hello", **LONG)))
+        started = children(process)
+        (core,) = [each for each in started if "EngineCore" in " ".join(each.cmdline())]
+        os.kill(core.pid, signal.SIGKILL)
+
+        async def reason_of(call: Any) -> Reason:
+            with pytest.raises(GraftError) as caught, rpc_errors("the service"):
+                async with asyncio.timeout(20):
+                    await call
+            return caught.value.reason
+
+        async def rest(call: AsyncIterator[pb.GenerateResponse]) -> None:
+            async for _ in call:
+                pass
+
+        assert await reason_of(whole) is Reason.ENGINE_DEAD
+        for call in calls:
+            assert await reason_of(rest(call)) is Reason.ENGINE_DEAD
+
+        async def not_serving() -> bool:
+            status: int = (await health.Check(health_pb2.HealthCheckRequest())).status
+            return status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+        await eventually(not_serving, "NOT_SERVING")
+        later = stub.Generate(question("tiny"), wait_for_ready=False)
+        assert await reason_of(later) is Reason.ENGINE_DEAD
+        assert process.returncode is None
+        assert await exit_code(process) == 0
+        await assert_gone(started)
