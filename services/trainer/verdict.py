@@ -42,27 +42,37 @@ def judge(
         log_tail: last line that the worker wrote, for the message.
     """
     if finished is not None and finished.succeeded:
-        message = (
-            "" if finished.version else "No registry is set; the result is in the job's folder"
-        )
-        return Verdict(JobState.SUCCEEDED, message, version=finished.version)
+        where = "" if finished.version else "No registry is set; the result is in the job's folder"
+        return Verdict(JobState.SUCCEEDED, where, version=finished.version)
     if finished is not None and finished.cause not in (None, FailureCause.NODE_LOST):
         return Verdict(JobState.FAILED, finished.message, finished.cause)
+    if (cancelled := _cancelled(job, finished, exit_code)) is not None:
+        return cancelled
+    # The exit code of a worker that an earlier trainer started is not known.
+    stopped = exit_code == EXIT_PREEMPTED or (preempted and exit_code is None)
+    if draining or stopped or (finished is not None and finished.preempted):
+        return Verdict(JobState.QUEUED, "Preempted; it goes on from its last checkpoint")
+    if not killed_because and (failed := _failed(exit_code, log_tail)) is not None:
+        return failed
+    return _lost(job, killed_because or _how(exit_code), log_tail)
+
+
+def _cancelled(job: Job, finished: Finished | None, exit_code: int | None) -> Verdict | None:
     if job.cancel_requested:
         return Verdict(JobState.CANCELLED, job.cancel_reason or "Cancelled")
     if finished is not None and finished.cancelled:
         return Verdict(JobState.CANCELLED, finished.message or "The worker was told to stop")
     if exit_code == EXIT_CANCELLED:
         return Verdict(JobState.CANCELLED, "The worker was told to stop")
-    # The exit code of a worker that an earlier trainer started is not known.
-    stopped = exit_code == EXIT_PREEMPTED or (preempted and exit_code is None)
-    if draining or stopped or (finished is not None and finished.preempted):
-        return Verdict(JobState.QUEUED, "Preempted; it goes on from its last checkpoint")
+    return None
+
+
+def _failed(exit_code: int | None, log_tail: str) -> Verdict | None:
     cause = CAUSE_BY_EXIT_CODE.get(exit_code) if exit_code is not None else None
-    if cause is not None and not killed_because:
-        said = f": {log_tail}" if log_tail else ""
-        return Verdict(JobState.FAILED, f"The worker ended with code {exit_code}{said}", cause)
-    return _lost(job, killed_because or _how(exit_code), log_tail)
+    if cause is None:
+        return None
+    said = f": {log_tail}" if log_tail else ""
+    return Verdict(JobState.FAILED, f"The worker ended with code {exit_code}{said}", cause)
 
 
 def _lost(job: Job, how: str, log_tail: str) -> Verdict:

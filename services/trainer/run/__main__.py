@@ -99,4 +99,8 @@ def _quiet_libraries(source: str, cpu_threads: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All that counts is on disk: taking torch down would hold the job's slot for another second.
+    os._exit(code)

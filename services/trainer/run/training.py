@@ -81,22 +81,32 @@ class Training:
             method.apply(model),
             tokenizer,
             spec,
-            PackedRows(rows, pad_id, max_tokens)
-            if spec.hyperparameters.packing
-            else PaddedRows(rows, pad_id),
+            self._batches(rows, pad_id, max_tokens),
             PaddedRows(eval_rows, pad_id) if eval_rows else None,
             method,
             store,
             progress,
         )
         self._fit(trainer, store)
-        request = CommitVersionRequest(
+        lineage = self._lineage(examples, len(rows), progress)
+        return self._save(method, trainer.model, self._commit_request(base, adapter, lineage))
+
+    def _batches(
+        self, rows: list[TokenRow], pad_id: int, max_tokens: int
+    ) -> PaddedRows | PackedRows:
+        if self._spec.hyperparameters.packing:
+            return PackedRows(rows, pad_id, max_tokens)
+        return PaddedRows(rows, pad_id)
+
+    def _commit_request(
+        self, base: BaseFolder, adapter: str, lineage: Lineage
+    ) -> CommitVersionRequest:
+        return CommitVersionRequest(
             parent=adapter,
             base_fingerprint=base.record.fingerprint.digest,
-            lineage=self._lineage(examples, len(rows), progress),
+            lineage=lineage,
             request_id=f"{self._settings.job}/commit",
         )
-        return self._save(method, trainer.model, request)
 
     def _max_tokens(self, model: Any) -> int:
         wanted = self._spec.hyperparameters.max_length_tokens
