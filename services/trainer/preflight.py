@@ -19,7 +19,7 @@ from graft.errors import GraftError, Reason
 from services.trainer.convert import spec_from_json
 from services.trainer.formats import load_examples
 from services.trainer.jobs import Job
-from services.trainer.spec import JobSpec
+from services.trainer.spec import JobSpec, local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # A head that shares the embedding's weights is a module without a tensor of its own.
@@ -84,12 +84,12 @@ def check_spec(spec: JobSpec) -> None:
     Raises:
         GraftError: NOT_A_MODEL, INVALID_SPEC or BAD_DATA.
     """
-    folder = Path(spec.base.source).expanduser()
+    folder = local_path(spec.base.source)
     # What is not on this machine (a hub id, an uploaded blob) is fetched, and then checked, by the worker.
     if folder.exists() or _HUB_ID.fullmatch(spec.base.source) is None:
         _check_targets(folder, spec.method.target_modules)
     if spec.dataset.path:
-        path = Path(spec.dataset.path).expanduser()
+        path = local_path(spec.dataset.path)
         load_examples(path, spec.dataset.format, spec.dataset.max_rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from graft.digests import is_digest
@@ -294,6 +295,14 @@ def _positive(path: str, value: float, default: float, high: float) -> float:
     if not (math.isfinite(chosen) and 0 < chosen <= high):
         raise invalid_field(path, value, f"above 0 and at most {high:g}")
     return chosen
+
+
+def local_path(text: str) -> Path:
+    """A base's or a data set's path on this machine; "~" is the home of whoever runs the service."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~nobody": then it is a name like any other.
+        return Path(text)
 
 
 def _or(names: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.worker import Worker
-from services.trainer.spec import parse_spec
+from services.trainer.spec import local_path, parse_spec
 
 
 def main(arguments: list[str]) -> int:
@@ -91,7 +91,7 @@ def _quiet_libraries(source: str, cpu_threads: int) -> None:
         "BITSANDBYTES_NOWELCOME": "1",
         "TQDM_DISABLE": "1",
     }
-    if Path(source).expanduser().is_dir():
+    if local_path(source).is_dir():
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     if cpu_threads:
         settings["OMP_NUM_THREADS"] = str(cpu_threads)

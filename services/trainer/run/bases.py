@@ -10,7 +10,7 @@ from graft.errors import GraftError, Reason
 from graft.names import base_name
 from graft.registry.v1.registry_service_pb2 import Base
 
-from services.trainer.spec import BaseSpec
+from services.trainer.spec import BaseSpec, local_path
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 
@@ -41,7 +41,7 @@ def find_folder(source: str) -> Path:
     Raises:
         GraftError: NOT_A_MODEL.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.is_dir():
         return folder.absolute()
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or folder.exists():

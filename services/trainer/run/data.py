@@ -14,7 +14,7 @@ from graft.errors import GraftError, NotFoundError, Reason
 from services.trainer.formats import Example, Examples, load_examples
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.settings import WorkerSettings
-from services.trainer.spec import DatasetSpec
+from services.trainer.spec import DatasetSpec, local_path
 
 
 def read_examples(
@@ -25,7 +25,7 @@ def read_examples(
     Raises:
         GraftError: BAD_DATA; INVALID_SPEC for a blob without a registry; what fetching it raises.
     """
-    path = Path(spec.path).expanduser()
+    path = local_path(spec.path)
     if spec.blob_digest:
         path = settings.work_dir / "data" / spec.blob_name
         if not settings.registry_address:

@@ -42,6 +42,10 @@ def test_a_tilde_is_the_home_of_whoever_runs_the_trainer(
     check_spec(parse_spec(job_request(base=str(base_folder), data=data).spec))
 
 
+def test_a_tilde_of_nobody_is_no_model(data_file: Path) -> None:
+    assert refused("~nobody-of-that-name/base", data_file).reason is Reason.NOT_A_MODEL
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path, data_file: Path) -> None:
     error = refused(tmp_path, data_file)
     assert error.reason is Reason.NOT_A_MODEL
