@@ -25,6 +25,7 @@ from services.inference.engines.base import (
 )
 from services.inference.engines.vllm_arguments import VllmOptions, engine_arguments, set_environment
 from services.inference.engines.vllm_params import delta_of, sampling_params
+from services.inference.engines.vllm_tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -41,7 +42,7 @@ class VllmEngine(Engine):
     def __init__(self, options: VllmOptions) -> None:
         self._options = options
         self._engine: AsyncLLM | None = None
-        self._tokenizer: Any = None
+        self._tokenizer: BaseTokenizer | None = None
         self._limits: Limits | None = None
         self._requests: dict[EngineAdapter, LoRARequest] = {}
 
@@ -68,7 +69,7 @@ class VllmEngine(Engine):
             # A thread cannot be cancelled, and the process that it starts would be left behind.
             await asyncio.wait([building])
             if building.exception() is None:
-                await asyncio.to_thread(building.result().shutdown, _SHUTDOWN_S)
+                await _shut_down(building.result())
             raise
         except (ValueError, OSError, RuntimeError) as error:
             raise GraftError(
@@ -79,17 +80,17 @@ class VllmEngine(Engine):
         # Sockets and the output loop belong to the loop that we run in.
         engine._run_output_handler()
         self._engine = engine
-        self._tokenizer = engine.get_tokenizer()
-        if inspect.isawaitable(self._tokenizer):
-            self._tokenizer = await self._tokenizer
+        tokenizer: Any = engine.get_tokenizer()
+        if inspect.isawaitable(tokenizer):
+            tokenizer = await tokenizer
+        self._tokenizer = BaseTokenizer(tokenizer)
         model = engine.model_config
         self._limits = Limits(
             max_adapters=self._options.max_adapters,
             max_rank=self._options.max_lora_rank if self._options.max_adapters else 0,
             max_context_tokens=model.max_model_len,
             vocab_size=model.get_vocab_size(),
-            # A byte-level token has a character per byte, any other one per character of its text.
-            max_token_characters=max(map(len, self._tokenizer.get_vocab())),
+            max_token_characters=self._tokenizer.max_token_characters,
         )
 
     def _build(self) -> AsyncLLM:
@@ -102,9 +103,7 @@ class VllmEngine(Engine):
     async def stop(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
-            await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
-            # Its destructor would do it again at the interpreter's end, when vLLM's modules are gone.
-            engine.shutdown = _nothing
+            await _shut_down(engine)
 
     async def wait_dead(self) -> None:
         # vLLM says it in a flag alone.
@@ -168,35 +167,14 @@ class VllmEngine(Engine):
                     yield delta_of(answer.outputs[0], sampling)
 
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens)
-        return ids
+        assert self._tokenizer is not None, "the engine has not started"
+        return self._tokenizer.tokenize(text, special_tokens=special_tokens)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
     ) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages),
-                tools=list(tools) or None,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except (
-            TemplateError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise GraftError(
-                Reason.INVALID_REQUEST,
-                f"The base's chat template refuses the conversation: {error}",
-                next_step="Check the roles and their order, or call Generate with a prompt of your own.",
-            ) from error
-        return text
+        assert self._tokenizer is not None, "the engine has not started"
+        return self._tokenizer.render_chat(messages, tools)
 
     def unfinished(self) -> int:
         return (
@@ -233,6 +211,16 @@ def _translated() -> Iterator[None]:
             f"The engine failed on this request: {error.__cause__ or error}",
             next_step="Ask again; if it comes back, read the log of the service.",
         ) from error
+
+
+async def _shut_down(engine: AsyncLLM) -> None:
+    reader = engine.output_handler
+    await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
+    if reader is not None:
+        # Cancelled, but not waited for, by the shutdown.
+        await asyncio.wait([reader], timeout=_SHUTDOWN_S)
+    # Its destructor would do it again at the interpreter's end, when vLLM's modules are gone.
+    engine.shutdown = _nothing
 
 
 def _nothing(timeout: float | None = None) -> None:
