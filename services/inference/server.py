@@ -110,6 +110,10 @@ class InferenceServer:
         self._close = [swaps, residency]
 
     async def _watch_engine(self) -> None:
+        """A dead engine is said by health and by every call; the process stays to say it.
+
+        Whoever watches health starts it anew: an engine is never replaced within a process.
+        """
         await self.engine.wait_dead()
         get_logger().critical("the engine has died")
         await self.grpc.set_serving(False)

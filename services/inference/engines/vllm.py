@@ -28,6 +28,7 @@ from services.inference.engines.vllm_params import delta_of, sampling_params
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
 
 if TYPE_CHECKING:
+    import zmq
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -214,11 +215,13 @@ def _translated() -> Iterator[None]:
 
 
 async def _shut_down(engine: AsyncLLM) -> None:
-    reader = engine.output_handler
+    reader, core = engine.output_handler, engine.engine_core
     await asyncio.to_thread(engine.shutdown, _SHUTDOWN_S)
     if reader is not None:
-        # Cancelled, but not waited for, by the shutdown.
+        # Cancelled, but not waited for, by the shutdown; the sockets are closed before it.
         await asyncio.wait([reader], timeout=_SHUTDOWN_S)
+    context: zmq.Context[Any] = core.resources.ctx
+    await asyncio.to_thread(context.destroy, 0)
     # Its destructor would do it again at the interpreter's end, when vLLM's modules are gone.
     engine.shutdown = _nothing
 

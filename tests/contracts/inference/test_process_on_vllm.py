@@ -9,11 +9,13 @@ import signal
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import pytest_asyncio
 from graft.channel import open_channel, rpc_errors
 from graft.errors import GraftError, Reason
 from graft.inference.v1 import inference_service_pb2 as pb
@@ -29,11 +31,20 @@ if TYPE_CHECKING:
     from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
 
 pytestmark = pytest.mark.engine
-LONG: dict[str, Any] = {"max_tokens": 1500, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 800, "ignore_eos": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A process that serves, a channel to it, and its log."""
+
+    process: Process
+    channel: grpc.aio.Channel
+    log: Path
 
 
 @asynccontextmanager
-async def serving(base: Path, folder: Path) -> AsyncIterator[tuple[Process, grpc.aio.Channel]]:
+async def serving(base: Path, folder: Path) -> AsyncIterator[Serving]:
     """The example base alone on real vLLM."""
     ready = folder / "ready.json"
     settings = {"max_adapters": 0, "enforce_eager": True, "max_num_seqs": 8, "base_name": "tiny"}
@@ -42,7 +53,14 @@ async def serving(base: Path, folder: Path) -> AsyncIterator[tuple[Process, grpc
         await eventually(lambda: ready.exists() or ended.done(), "serving", within_s=120)
         assert not ended.done(), (folder / "log").read_text()
         async with open_channel(json.loads(ready.read_bytes())["address"]) as channel:
-            yield process, channel
+            yield Serving(process, channel, folder / "log")
+
+
+@pytest_asyncio.fixture
+async def service(example_base: Path, tmp_path: Path) -> AsyncIterator[Serving]:
+    """One for each test, one after the other: side by side on two cores takes longer."""
+    async with serving(example_base, tmp_path) as running:
+        yield running
 
 
 def children(process: Process) -> list[psutil.Process]:
@@ -57,60 +75,59 @@ async def assert_gone(processes: list[psutil.Process]) -> None:
 
 
 async def test_on_sigterm_what_is_in_flight_ends_whole_and_nothing_is_left_behind(
-    example_base: Path, tmp_path: Path
+    service: Serving,
 ) -> None:
-    async with serving(example_base, tmp_path) as (process, channel):
-        stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
-        call = aiter(stub.StreamGenerate(question("tiny", "hello", **LONG)))
-        parts = [await anext(call)]
-        started = children(process)
-        ending = asyncio.ensure_future(exit_code(process))
-        log = tmp_path / "log"
-        await eventually(lambda: b"draining" in log.read_bytes(), "the drain")
-        in_time = len(parts)
-        parts += [part async for part in call]
-        assert len(parts) > in_time
-        assert sum(len(part.token_ids) for part in parts) == 1500
-        assert parts[-1].finish_reason == pb.FINISH_REASON_LENGTH
-        assert await ending == 0
-        await assert_gone(started)
+    process, channel = service.process, service.channel
+    stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
+    call = aiter(stub.StreamGenerate(question("tiny", "hello", **LONG)))
+    parts = [await anext(call)]
+    started = children(process)
+    ending = asyncio.ensure_future(exit_code(process))
+    await eventually(lambda: b"draining" in service.log.read_bytes(), "the drain")
+    in_time = len(parts)
+    parts += [part async for part in call]
+    assert len(parts) > in_time
+    assert sum(len(part.token_ids) for part in parts) == LONG["max_tokens"]
+    assert parts[-1].finish_reason == pb.FINISH_REASON_LENGTH
+    assert await ending == 0
+    await assert_gone(started)
 
 
 async def test_when_the_engine_is_killed_everybody_hears_it_and_the_service_stays_to_say_so(
-    example_base: Path, tmp_path: Path
+    service: Serving,
 ) -> None:
-    async with serving(example_base, tmp_path) as (process, channel):
-        stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
-        health: Any = health_pb2_grpc.HealthStub(channel)
-        calls = [aiter(stub.StreamGenerate(question("tiny", "hello", **LONG))) for _ in range(3)]
-        for call in calls:
-            await anext(call)
-        whole = asyncio.ensure_future(stub.Generate(question("tiny", "hello", **LONG)))
-        started = children(process)
-        (core,) = [each for each in started if "EngineCore" in " ".join(each.cmdline())]
-        os.kill(core.pid, signal.SIGKILL)
+    process, channel = service.process, service.channel
+    stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
+    health: Any = health_pb2_grpc.HealthStub(channel)
+    calls = [aiter(stub.StreamGenerate(question("tiny", "hello", **LONG))) for _ in range(3)]
+    for call in calls:
+        await anext(call)
+    whole = asyncio.ensure_future(stub.Generate(question("tiny", "hello", **LONG)))
+    started = children(process)
+    (core,) = [each for each in started if "EngineCore" in " ".join(each.cmdline())]
+    os.kill(core.pid, signal.SIGKILL)
 
-        async def reason_of(call: Any) -> Reason:
-            with pytest.raises(GraftError) as caught, rpc_errors("the service"):
-                async with asyncio.timeout(20):
-                    await call
-            return caught.value.reason
+    async def reason_of(call: Any) -> Reason:
+        with pytest.raises(GraftError) as caught, rpc_errors("the service"):
+            async with asyncio.timeout(20):
+                await call
+        return caught.value.reason
 
-        async def rest(call: AsyncIterator[pb.GenerateResponse]) -> None:
-            async for _ in call:
-                pass
+    async def rest(call: AsyncIterator[pb.GenerateResponse]) -> None:
+        async for _ in call:
+            pass
 
-        assert await reason_of(whole) is Reason.ENGINE_DEAD
-        for call in calls:
-            assert await reason_of(rest(call)) is Reason.ENGINE_DEAD
+    assert await reason_of(whole) is Reason.ENGINE_DEAD
+    for call in calls:
+        assert await reason_of(rest(call)) is Reason.ENGINE_DEAD
 
-        async def not_serving() -> bool:
-            status: int = (await health.Check(health_pb2.HealthCheckRequest())).status
-            return status == health_pb2.HealthCheckResponse.NOT_SERVING
+    async def not_serving() -> bool:
+        status: int = (await health.Check(health_pb2.HealthCheckRequest())).status
+        return status == health_pb2.HealthCheckResponse.NOT_SERVING
 
-        await eventually(not_serving, "NOT_SERVING")
-        later = stub.Generate(question("tiny"), wait_for_ready=False)
-        assert await reason_of(later) is Reason.ENGINE_DEAD
-        assert process.returncode is None
-        assert await exit_code(process) == 0
-        await assert_gone(started)
+    await eventually(not_serving, "NOT_SERVING")
+    later = stub.Generate(question("tiny"), wait_for_ready=False)
+    assert await reason_of(later) is Reason.ENGINE_DEAD
+    assert process.returncode is None
+    assert await exit_code(process) == 0
+    await assert_gone(started)
