@@ -39,10 +39,11 @@ signal.signal(signal.SIGTERM, stop)
 if os.environ.get("BREAK") == name:
     print("cannot find the engine")
     sys.exit(3)
-say("starts")
 (home / name).write_text(str(os.getpid()))
 settings = {key: value for key, value in os.environ.items() if key.startswith(prefix)}
 (home / f"{name}.settings").write_text(json.dumps(settings))
+# Last: who has heard it may read the files.
+say("starts")
 addresses = {"address": "127.0.0.1:1", "metrics_address": "127.0.0.1:2"}
 part = home / f"{name}.part"
 part.write_text(json.dumps(addresses))
