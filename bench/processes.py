@@ -56,6 +56,12 @@ class ServerProcess:
                 raise RuntimeError(f"the server of {self._log.name} did not start:\n{tail}")
             time.sleep(0.1)
 
+    def end(self) -> str:
+        """How it ended, if it did, and what it said last."""
+        return (
+            f"exit code {self._process.poll()}; {self._log.read_text('utf-8', 'replace')[-3000:]}"
+        )
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Runs only inside: an idle engine polls, and would take time from its rival."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 
 from bench.harness import Measurement, Report, compare
@@ -19,6 +20,7 @@ from bench.processes import REPOSITORY, ServerProcess, start_graft_service, star
 STREAMS = 64
 MAX_TOKENS = 128
 MAX_MODEL_LEN = 1024
+_CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
 PROMPT_WORDS = 24
 
 
@@ -75,8 +77,14 @@ def _peer_arguments(base: Path) -> list[str]:
     return [
         *("--model", str(base), "--served-model-name", base.name),
         *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(STREAMS)),
+        # The fix that our engine has: without it vLLM's worker may die of SIGILL on a CPU with AMX.
+        *(("--worker-cls", _CPU_WORKER) if _on_cpu() else ()),
         *("--generation-config", "vllm", "--no-enable-prefix-caching", "--disable-log-stats"),
     ]
+
+
+def _on_cpu() -> bool:
+    return any(each.name == "vllm-cpu" for each in distributions())
 
 
 def _prompts(count: int) -> list[str]:
@@ -118,6 +126,8 @@ def _measure(
             check=False,
         )
     if done.returncode:
-        raise RuntimeError(f"the {kind} client failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(
+            f"the {kind} client failed:\n{done.stderr[-3000:]}\nIts server: {server.end()}"
+        )
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
