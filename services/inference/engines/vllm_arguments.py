@@ -67,9 +67,15 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
 
 
 def set_environment(options: VllmOptions) -> None:
-    """What vLLM takes from the environment alone; what the operator set stays."""
+    """What vLLM and OpenMP take from the environment alone; what the operator set stays.
+
+    OpenMP's threads wait for each other by spinning, for milliseconds by default. Where the front end
+    and the engine share few cores that keeps the awaited thread from running: first tokens after a
+    second instead of a tenth (docs/bench.md). So they spin for microseconds, and then sleep.
+    """
     defaults = {
         "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_kv_cache_gib),
+        "GOMP_SPINCOUNT": "1000",
         "VLLM_LOGGING_LEVEL": "WARNING",
         # Nothing is reported to anybody, nothing fetched from anywhere.
         "VLLM_NO_USAGE_STATS": "1",

@@ -84,6 +84,8 @@ def worker_environment(launch: Launch, devices: Sequence[str]) -> dict[str, str]
         "GRAFT_WORKER_REGISTRY": launch.registry_address,
         "GRAFT_WORKER_DIR": str(launch.work_dir.absolute()),
         "OMP_NUM_THREADS": str(launch.cpu_threads),
+        # Workers share the cores: threads that spin for each other would keep the awaited one out.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         "PYTHONUNBUFFERED": "1",
     }
     told = {name: value for name, value in variables.items() if value}
