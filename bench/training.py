@@ -2,7 +2,7 @@
 
 Real tokens are those of the data, not padding. All train the same LoRA on the same rows of a small Llama
 with random weights and a tokenizer learned from the data. GRAFT_BENCH_DATA names an Alpaca file; without
-it, rows of like lengths are made up.
+it a set that lies beside the project is taken, and where there is none, rows of like lengths are made up.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ _TEMPLATE = (
     "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>"
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_BESIDE = Path(__file__).parents[2] / "shared/data/alpaca_en_demo.json"
 _VOCABULARY = 8192
 _MAX_TOKENS = 512
 _BATCH = 8
@@ -64,7 +65,7 @@ _MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "dow
 
 def run(short: bool = False) -> Report:
     """Measures all contenders in turns; short only shows that they run."""
-    bench = _Bench(rows=32 if short else 96)
+    bench = _Bench(rows=32 if short else 256)
     report = compare(
         "training",
         {
@@ -78,7 +79,11 @@ def run(short: bool = False) -> Report:
         settings=bench.settings,
     )
     figure = "real_tokens_per_second"
-    for peer, wanted in (("trl alone", 0.95), ("tutorial (Trainer, max_length)", 3.0)):
+    goals = {"trl alone": 0.95}
+    if bench.real_rows:
+        # What padding costs depends on the rows' lengths, so the figure is promised for real ones.
+        goals["tutorial (Trainer, max_length)"] = 3.0
+    for peer, wanted in goals.items():
         ratio = report.ratios[f"graft / {peer}"][figure].median
         report.goal(f"{figure}, graft / {peer}", f"at least {wanted}", ratio, ratio >= wanted)
     return report
@@ -89,11 +94,13 @@ class _Bench:
     rows: int
 
     def __post_init__(self) -> None:
-        path = os.environ.get("GRAFT_BENCH_DATA", "")
+        named = os.environ.get("GRAFT_BENCH_DATA", "")
+        path = Path(named) if named else _BESIDE
+        self.real_rows = bool(named) or path.is_file()
         # Removed with the bench, so it must be kept.
         self._temporary = tempfile.TemporaryDirectory(prefix="graft-bench-")
         self._folder = Path(self._temporary.name)
-        data = Path(path) if path else _made_up(self._folder / "rows.json")
+        data = path if self.real_rows else _made_up(self._folder / "rows.json")
         examples = load_examples(data, "alpaca").rows
         self.tokenizer = _tokenizer(examples)
         picked = random.Random(0).sample(examples, min(self.rows, len(examples)))
@@ -101,7 +108,7 @@ class _Bench:
         self.token_rows: list[TokenRow] = reader.tokenize(picked)[0]
         self.real_tokens = sum(len(row) for row in self.token_rows)
         self.settings: dict[str, object] = {
-            "data": data.name if path else "made up",
+            "data": data.name if self.real_rows else "made up",
             "rows": len(self.token_rows),
             "tokens_per_row": round(self.real_tokens / len(self.token_rows), 1),
             "max_length_tokens": _MAX_TOKENS,
