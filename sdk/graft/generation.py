@@ -78,7 +78,9 @@ def chat_request(
         messages = [{"role": "user", "content": messages}]
     request = pb.ChatRequest(model=model, sampling=sampling_params(sampling))
     for number, message in enumerate(messages, 1):
-        _parse(_with_json_arguments(message), request.messages.add(), f"Message {number}")
+        # An OpenAI message has null for what it lacks.
+        given = {key: value for key, value in message.items() if value is not None}
+        _parse(_with_json_arguments(given), request.messages.add(), f"Message {number}")
     # As JSON text: a model is asked with the order of keys that it was trained on.
     request.tools_json.extend(json.dumps(dict(tool), ensure_ascii=False) for tool in tools)
     return request

@@ -72,6 +72,10 @@ def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
             f"{field}.role", f"is {message.role[:40]!r}", f"Use one of {', '.join(_ROLES)}."
         )
     result: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        result["name"] = message.name
+    if message.tool_call_id:
+        result["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         if message.role != "assistant":
             raise invalid_field(f"{field}.tool_calls", "is set", "Only the assistant calls tools.")

@@ -94,17 +94,26 @@ def test_the_prompt_of_a_chat_is_what_came_before_the_answer_in_training(
     tokenizer: Any, name: str
 ) -> None:
     row = CONVERSATIONS[name]
-    messages = [
-        {
-            key: value
-            for key, value in message.items()
-            if key != "tool_call_id" and value is not None
-        }
-        for message in row["messages"]
-    ]
-    request = chat_request("tiny", messages, row.get("tools", ()), {})
+    request = chat_request("tiny", row["messages"], row.get("tools", ()), {})
     ids, begins = trained(tokenizer, row)
     assert served(tokenizer, request) == ids[:begins]
+
+
+def test_a_template_that_names_speakers_and_calls_gets_them_as_in_training(tokenizer: Any) -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "name": "Ada", "content": "How warm is it in Zürich?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "12", "name": "weather", "tool_call_id": "call_1"},
+    ]
+    template = "{% for m in messages %}{{ m.role }}|{{ m.name }}|{{ m.tool_call_id }}|{% endfor %}"
+    example = Messages().read(json.loads(json.dumps({"messages": messages})), Place("x.jsonl", 1))
+    conversation = convert.chat_question(chat_request("tiny", messages, (), {})).prompt
+    assert isinstance(conversation, Conversation)
+    asked, learned = (
+        tokenizer.apply_chat_template(each, chat_template=template, tokenize=False)
+        for each in (conversation.messages, example.content.messages)  # type: ignore[union-attr]
+    )
+    assert asked == learned == "user|Ada||assistant|||tool|weather|call_1|"
 
 
 @pytest.mark.parametrize("texts", [["x"], ["ab" * 50, "  \n\n  ", "Zürich 你好", "<|im_start|>"]])

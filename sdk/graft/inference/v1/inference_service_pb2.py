@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*graft/inference/v1/inference_service.proto\x12\x12graft.inference.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x80\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\x05\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x15\n\x08logprobs\x18\r \x01(\x05H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\x05H\n\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\r\n\x0b_min_tokens\"\xab\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x38\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x1c.graft.inference.v1.TokenIdsH\x00\x12\x34\n\x08sampling\x18\x04 \x01(\x0b\x32\".graft.inference.v1.SamplingParamsB\x07\n\x05input\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xc1\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.graft.inference.v1.ChatMessage\x12\x34\n\x08sampling\x18\x03 \x01(\x0b\x32\".graft.inference.v1.SamplingParams\x12&\n\x05tools\x18\x04 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\ntools_json\x18\x05 \x03(\t\"^\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x30\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1c.graft.inference.v1.ToolCall\"\\\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xff\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x33\n\x08logprobs\x18\x03 \x03(\x0b\x32!.graft.inference.v1.TokenLogprobs\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .graft.inference.v1.FinishReason\x12\x32\n\nprovenance\x18\x05 \x01(\x0b\x32\x1e.graft.inference.v1.Provenance\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.graft.inference.v1.Usage\"]\n\nProvenance\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x04 \x01(\t\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"o\n\rTokenLogprobs\x12/\n\x05token\x18\x01 \x01(\x0b\x32 .graft.inference.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .graft.inference.v1.TokenLogprob\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.graft.inference.v1.Model\"U\n\x05Model\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0eversion_digest\x18\x03 \x01(\t\x12\x10\n\x08resident\x18\x04 \x01(\x08\"\x15\n\x13GetResidencyRequest\"|\n\tResidency\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x35\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32#.graft.inference.v1.ResidentAdapter\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\xa5\x01\n\x0fResidentAdapter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".graft.inference.v1.ResidencyState\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07message\x18\x06 \x01(\t*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x03*\xa3\x01\n\x0eResidencyState\x12\x1f\n\x1bRESIDENCY_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESIDENCY_STATE_LOADING\x10\x01\x12\x19\n\x15RESIDENCY_STATE_READY\x10\x02\x12\x1c\n\x18RESIDENCY_STATE_DRAINING\x10\x03\x12\x1a\n\x16RESIDENCY_STATE_FAILED\x10\x04\x32\xa3\x04\n\x10InferenceService\x12U\n\x08Generate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12M\n\x04\x43hat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse\x12U\n\nStreamChat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12[\n\nListModels\x12%.graft.inference.v1.ListModelsRequest\x1a&.graft.inference.v1.ListModelsResponse\x12V\n\x0cGetResidency\x12\'.graft.inference.v1.GetResidencyRequest\x1a\x1d.graft.inference.v1.Residencyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*graft/inference/v1/inference_service.proto\x12\x12graft.inference.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x80\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\x05\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x15\n\x08logprobs\x18\r \x01(\x05H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\x05H\n\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\r\n\x0b_min_tokens\"\xab\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x38\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x1c.graft.inference.v1.TokenIdsH\x00\x12\x34\n\x08sampling\x18\x04 \x01(\x0b\x32\".graft.inference.v1.SamplingParamsB\x07\n\x05input\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xc1\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.graft.inference.v1.ChatMessage\x12\x34\n\x08sampling\x18\x03 \x01(\x0b\x32\".graft.inference.v1.SamplingParams\x12&\n\x05tools\x18\x04 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\ntools_json\x18\x05 \x03(\t\"\x82\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x30\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1c.graft.inference.v1.ToolCall\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"\\\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xff\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x33\n\x08logprobs\x18\x03 \x03(\x0b\x32!.graft.inference.v1.TokenLogprobs\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .graft.inference.v1.FinishReason\x12\x32\n\nprovenance\x18\x05 \x01(\x0b\x32\x1e.graft.inference.v1.Provenance\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.graft.inference.v1.Usage\"]\n\nProvenance\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x04 \x01(\t\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"o\n\rTokenLogprobs\x12/\n\x05token\x18\x01 \x01(\x0b\x32 .graft.inference.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .graft.inference.v1.TokenLogprob\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.graft.inference.v1.Model\"U\n\x05Model\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0eversion_digest\x18\x03 \x01(\t\x12\x10\n\x08resident\x18\x04 \x01(\x08\"\x15\n\x13GetResidencyRequest\"|\n\tResidency\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x35\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32#.graft.inference.v1.ResidentAdapter\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\xa5\x01\n\x0fResidentAdapter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".graft.inference.v1.ResidencyState\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07message\x18\x06 \x01(\t*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x03*\xa3\x01\n\x0eResidencyState\x12\x1f\n\x1bRESIDENCY_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESIDENCY_STATE_LOADING\x10\x01\x12\x19\n\x15RESIDENCY_STATE_READY\x10\x02\x12\x1c\n\x18RESIDENCY_STATE_DRAINING\x10\x03\x12\x1a\n\x16RESIDENCY_STATE_FAILED\x10\x04\x32\xa3\x04\n\x10InferenceService\x12U\n\x08Generate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12M\n\x04\x43hat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse\x12U\n\nStreamChat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12[\n\nListModels\x12%.graft.inference.v1.ListModelsRequest\x1a&.graft.inference.v1.ListModelsResponse\x12V\n\x0cGetResidency\x12\'.graft.inference.v1.GetResidencyRequest\x1a\x1d.graft.inference.v1.Residencyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.inference.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2276
-  _globals['_FINISHREASON']._serialized_end=2398
-  _globals['_RESIDENCYSTATE']._serialized_start=2401
-  _globals['_RESIDENCYSTATE']._serialized_end=2564
+  _globals['_FINISHREASON']._serialized_start=2313
+  _globals['_FINISHREASON']._serialized_end=2435
+  _globals['_RESIDENCYSTATE']._serialized_start=2438
+  _globals['_RESIDENCYSTATE']._serialized_end=2601
   _globals['_SAMPLINGPARAMS']._serialized_start=97
   _globals['_SAMPLINGPARAMS']._serialized_end=609
   _globals['_GENERATEREQUEST']._serialized_start=612
@@ -44,32 +44,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_end=808
   _globals['_CHATREQUEST']._serialized_start=811
   _globals['_CHATREQUEST']._serialized_end=1004
-  _globals['_CHATMESSAGE']._serialized_start=1006
-  _globals['_CHATMESSAGE']._serialized_end=1100
-  _globals['_TOOLCALL']._serialized_start=1102
-  _globals['_TOOLCALL']._serialized_end=1194
-  _globals['_GENERATERESPONSE']._serialized_start=1197
-  _globals['_GENERATERESPONSE']._serialized_end=1452
-  _globals['_PROVENANCE']._serialized_start=1454
-  _globals['_PROVENANCE']._serialized_end=1547
-  _globals['_USAGE']._serialized_start=1549
-  _globals['_USAGE']._serialized_end=1606
-  _globals['_TOKENLOGPROBS']._serialized_start=1608
-  _globals['_TOKENLOGPROBS']._serialized_end=1719
-  _globals['_TOKENLOGPROB']._serialized_start=1721
-  _globals['_TOKENLOGPROB']._serialized_end=1784
-  _globals['_LISTMODELSREQUEST']._serialized_start=1786
-  _globals['_LISTMODELSREQUEST']._serialized_end=1805
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1807
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1870
-  _globals['_MODEL']._serialized_start=1872
-  _globals['_MODEL']._serialized_end=1957
-  _globals['_GETRESIDENCYREQUEST']._serialized_start=1959
-  _globals['_GETRESIDENCYREQUEST']._serialized_end=1980
-  _globals['_RESIDENCY']._serialized_start=1982
-  _globals['_RESIDENCY']._serialized_end=2106
-  _globals['_RESIDENTADAPTER']._serialized_start=2109
-  _globals['_RESIDENTADAPTER']._serialized_end=2274
-  _globals['_INFERENCESERVICE']._serialized_start=2567
-  _globals['_INFERENCESERVICE']._serialized_end=3114
+  _globals['_CHATMESSAGE']._serialized_start=1007
+  _globals['_CHATMESSAGE']._serialized_end=1137
+  _globals['_TOOLCALL']._serialized_start=1139
+  _globals['_TOOLCALL']._serialized_end=1231
+  _globals['_GENERATERESPONSE']._serialized_start=1234
+  _globals['_GENERATERESPONSE']._serialized_end=1489
+  _globals['_PROVENANCE']._serialized_start=1491
+  _globals['_PROVENANCE']._serialized_end=1584
+  _globals['_USAGE']._serialized_start=1586
+  _globals['_USAGE']._serialized_end=1643
+  _globals['_TOKENLOGPROBS']._serialized_start=1645
+  _globals['_TOKENLOGPROBS']._serialized_end=1756
+  _globals['_TOKENLOGPROB']._serialized_start=1758
+  _globals['_TOKENLOGPROB']._serialized_end=1821
+  _globals['_LISTMODELSREQUEST']._serialized_start=1823
+  _globals['_LISTMODELSREQUEST']._serialized_end=1842
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1844
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1907
+  _globals['_MODEL']._serialized_start=1909
+  _globals['_MODEL']._serialized_end=1994
+  _globals['_GETRESIDENCYREQUEST']._serialized_start=1996
+  _globals['_GETRESIDENCYREQUEST']._serialized_end=2017
+  _globals['_RESIDENCY']._serialized_start=2019
+  _globals['_RESIDENCY']._serialized_end=2143
+  _globals['_RESIDENTADAPTER']._serialized_start=2146
+  _globals['_RESIDENTADAPTER']._serialized_end=2311
+  _globals['_INFERENCESERVICE']._serialized_start=2604
+  _globals['_INFERENCESERVICE']._serialized_end=3151
 # @@protoc_insertion_point(module_scope)
