@@ -27,7 +27,7 @@ from services.trainer.lifecycle import (
     reported,
 )
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.session import Answer, NumberedReport
+from services.trainer.session import Acknowledged, Answer, NumberedReport
 from services.trainer.slots import Slots
 from services.trainer.states import ACTIVE, JobState
 from services.trainer.verdict import judge
@@ -142,6 +142,8 @@ class Supervisor:
         reading = asyncio.ensure_future(read())
         reading.add_done_callback(lambda _task: attendance.disconnect(link))
         try:
+            # The hello is accepted: only now does the worker report.
+            yield Acknowledged(0)
             async with aclosing(link.answers(record)) as answers:
                 async for answer in answers:
                     yield answer

@@ -70,6 +70,7 @@ class ScriptedWorker:
         self._unacknowledged: deque[pb.SessionRequest] = deque()
         self._next_number = 1
         self._changed = asyncio.Event()
+        self._accepted = asyncio.Event()
         self._all_heard = asyncio.Event()
         self._stop_code: int | None = None
         self._step = 0
@@ -169,7 +170,9 @@ class ScriptedWorker:
                 await asyncio.sleep(_RETRY_S)
 
     async def _requests(self) -> AsyncIterator[pb.SessionRequest]:
+        self._accepted.clear()
         yield pb.SessionRequest(hello=self._hello)
+        await self._accepted.wait()
         sent = 0
         while True:
             for request in [each for each in self._unacknowledged if each.report_number > sent]:
@@ -184,6 +187,7 @@ class ScriptedWorker:
                     yield pb.SessionRequest(heartbeat=pb.Heartbeat())
 
     def _obey(self, answer: pb.SessionResponse) -> None:
+        self._accepted.set()
         if answer.HasField("acknowledged_report_number"):
             acknowledged = answer.acknowledged_report_number
             while self._unacknowledged and self._unacknowledged[0].report_number <= acknowledged:

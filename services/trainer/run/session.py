@@ -73,7 +73,7 @@ class SessionReporter(Reporter):
         self._streams = 0
         self._broken = False
         self._disowned = False
-        self._news = asyncio.Event()
+        self._news, self._accepted = asyncio.Event(), asyncio.Event()
         self._all_arrived = threading.Event()
         loop.start(self._keep_connected())
 
@@ -124,6 +124,7 @@ class SessionReporter(Reporter):
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _connected(self) -> None:
+        self._accepted.set()
         if self._broken:
             _say(f"The trainer at {self._address} is reached again.")
         self._broken = False
@@ -137,10 +138,12 @@ class SessionReporter(Reporter):
         """One stream: hello, everything that is not acknowledged, then what comes, with signs of life."""
         self._streams += 1
         this, sent = self._streams, 0
+        self._accepted.clear()
         yield SessionRequest(hello=self._hello)
-        while (
-            this == self._streams
-        ):  # A broken stream's generator lives on until it is asked again.
+        # A refusal that meets a message on its way arrives as INTERNAL, without its reason (gRPC).
+        await self._accepted.wait()
+        # A broken stream's generator lives on until it is asked again.
+        while this == self._streams:
             self._news.clear()
             with self._lock:
                 fresh = [report for report in self._waiting if report.report_number > sent]
@@ -181,8 +184,9 @@ class SessionReporter(Reporter):
         """Ends a worker that the trainer knows no more, but for one that has committed: it ends by itself."""
         if self._may_die():
             os._exit(ExitCode.CANCELLED)
-        self._disowned = True
-        self._all_arrived.set()
+        with self._lock:  # Else a report on its way in takes the news back.
+            self._disowned = True
+            self._all_arrived.set()
 
 
 def _say(line: str) -> None:

@@ -43,11 +43,12 @@ class Trainer(WorkerServiceServicer):
         request_iterator: AsyncIterator[pb.SessionRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[pb.SessionResponse]:
-        if not self.knows_the_worker:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "another attempt runs")
         async for request in request_iterator:
             if request.HasField("hello"):
                 self.hellos.append(request.hello)
+                if not self.knows_the_worker:
+                    await context.abort(grpc.StatusCode.PERMISSION_DENIED, "another attempt runs")
+                yield pb.SessionResponse(acknowledged_report_number=0)
             elif request.report_number:
                 self.heard.append(request)
                 if self.break_after and len(self.heard) >= self.break_after:

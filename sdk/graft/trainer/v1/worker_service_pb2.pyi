@@ -231,7 +231,7 @@ class SessionResponse(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     PREEMPT_FIELD_NUMBER: _builtins.int
     acknowledged_report_number: _builtins.int
-    """Every report up to this number is stored."""
+    """Every report up to this number is stored. 0 comes first: the hello is accepted, report now."""
     @_builtins.property
     def cancel(self) -> Global___Cancel:
         """Stop at once; keep nothing but the checkpoints."""
