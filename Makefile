@@ -24,7 +24,7 @@ reinstall:  ## Install again into the virtual environment
 	rm -f $(VENV)/.installed
 	$(MAKE) install
 
-demo: install  ## Train two adapters, serve both, swap one under load (about 4 minutes)
+demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 minutes)
 	$(BIN)/python -m examples.demo
 
 test: install  ## Run all tests, with the real engine and the real trainer

@@ -95,10 +95,12 @@ async def _swap_under_load(client: graft.Client, console: Console, result: DemoR
     console.print(f"\n[bold]5.[/] Promoting it while {STREAMS} streams ask support-bot@production:")
     old = read_questions(EXAMPLES / "support/eval_v1.jsonl")
     new = read_questions(EXAMPLES / "support/eval_v2.jsonl")
-    load = Load(
-        partial(stream_pieces, client, "support-bot@production"), [q.text for q in old], STREAMS
-    )
+    ask = partial(stream_pieces, client, "support-bot@production")
+    load = Load(ask, [q.text for q in old], STREAMS)
+    # Asks for one token all the time: a stream of the load would first end its answer.
+    probe = Load(partial(ask, max_tokens=1), [old[0].text], 1)
     load.start()
+    probe.start()
     await load.until(lambda records: len(records) >= REQUESTS_ON_EACH_SIDE, 60)
     result.promoted_s = time.monotonic()
     await client.adapters.promote("support-bot", 2, reason="demo: swap under load")
@@ -107,8 +109,12 @@ async def _swap_under_load(client: graft.Client, console: Console, result: DemoR
         return sum(r.version == done.version for r in records) >= REQUESTS_ON_EACH_SIDE
 
     await load.until(enough, 60)
-    await load.stop()
-    result.records = load.records
+    await asyncio.gather(load.stop(), probe.stop())
+    result.records = [*(r for r in probe.records if r.error), *load.records]
+    new_probes = [r for r in probe.records if r.version == done.version]
+    if new_probes:
+        first_s = min(r.first_token_s for r in new_probes) - result.promoted_s
+        result.facts["promote to first token of version 2"] = f"{1000 * first_s:.0f} ms"
     answers = await ask_all(client, "support-bot@production", new)
     result.exact_match["support-bot:2"] = exact_match(new, answers)
     result.samples += [
@@ -136,9 +142,6 @@ def _measure(result: DemoResult, old: list[Question], new: list[Question]) -> No
     facts["answered by version 1, by version 2"] = f"{len(answered) - len(after)}, {len(after)}"
     facts["answers that belong to the other version"] = str(result.crossed)
     facts["answers right for their version"] = f"{exact / max(1, len(answered)):.1%}"
-    if after:
-        first_s = min(r.first_token_s for r in after) - result.promoted_s
-        facts["promote to first token of version 2"] = f"{1000 * first_s:.0f} ms"
     facts["tokens per second under load"] = f"{sum(r.tokens for r in records) / seconds:,.0f}"
 
 

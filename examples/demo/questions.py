@@ -53,8 +53,10 @@ def exact_match(questions: Sequence[Question], answers: Sequence[str]) -> float:
     return sum(question.answer == answer for question, answer in pairs) / len(questions)
 
 
-async def stream_pieces(client: graft.Client, model: str, question: str) -> AsyncIterator[Piece]:
+async def stream_pieces(
+    client: graft.Client, model: str, question: str, max_tokens: int = _MAX_TOKENS
+) -> AsyncIterator[Piece]:
     """One streamed greedy answer, for the load."""
-    async for part in client.stream_chat(model, question, temperature=0, max_tokens=_MAX_TOKENS):
+    async for part in client.stream_chat(model, question, temperature=0, max_tokens=max_tokens):
         version = part.provenance.version if part.provenance else None
         yield Piece(part.text, len(part.token_ids), version or "")
