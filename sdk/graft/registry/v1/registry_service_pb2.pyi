@@ -5,9 +5,11 @@ The registry: what adapters and bases exist, in which immutable versions, and wh
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from graft.common.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +21,122 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _VersionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VersionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERSION_KIND_UNSPECIFIED: _VersionKind.ValueType  # 0
+    """An adapter, of a version made before kinds were kept."""
+    VERSION_KIND_ADAPTER: _VersionKind.ValueType  # 1
+    """A PEFT adapter."""
+    VERSION_KIND_BASE: _VersionKind.ValueType  # 2
+    """A whole model: merged, fully tuned or quantized."""
+
+class VersionKind(_VersionKind, metaclass=_VersionKindEnumTypeWrapper):
+    """What a version is a version of."""
+
+VERSION_KIND_UNSPECIFIED: VersionKind.ValueType  # 0
+"""An adapter, of a version made before kinds were kept."""
+VERSION_KIND_ADAPTER: VersionKind.ValueType  # 1
+"""A PEFT adapter."""
+VERSION_KIND_BASE: VersionKind.ValueType  # 2
+"""A whole model: merged, fully tuned or quantized."""
+Global___VersionKind: _TypeAlias = VersionKind  # noqa: Y015
+
+class _Comparison:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ComparisonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Comparison.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPARISON_UNSPECIFIED: _Comparison.ValueType  # 0
+    """Not a comparison."""
+    COMPARISON_LESS: _Comparison.ValueType  # 1
+    """Less than."""
+    COMPARISON_AT_MOST: _Comparison.ValueType  # 2
+    """At most."""
+    COMPARISON_AT_LEAST: _Comparison.ValueType  # 3
+    """At least."""
+    COMPARISON_MORE: _Comparison.ValueType  # 4
+    """More than."""
+
+class Comparison(_Comparison, metaclass=_ComparisonEnumTypeWrapper):
+    """How two numbers must compare."""
+
+COMPARISON_UNSPECIFIED: Comparison.ValueType  # 0
+"""Not a comparison."""
+COMPARISON_LESS: Comparison.ValueType  # 1
+"""Less than."""
+COMPARISON_AT_MOST: Comparison.ValueType  # 2
+"""At most."""
+COMPARISON_AT_LEAST: Comparison.ValueType  # 3
+"""At least."""
+COMPARISON_MORE: Comparison.ValueType  # 4
+"""More than."""
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+class _ChangeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_TYPE_UNSPECIFIED: _ChangeType.ValueType  # 0
+    """A bookmark: nothing happened."""
+    CHANGE_TYPE_CREATED: _ChangeType.ValueType  # 1
+    """It was created, committed or set for the first time."""
+    CHANGE_TYPE_UPDATED: _ChangeType.ValueType  # 2
+    """It was changed or moved."""
+    CHANGE_TYPE_DELETED: _ChangeType.ValueType  # 3
+    """It was deleted; it may come back, except for an alias."""
+    CHANGE_TYPE_UNDELETED: _ChangeType.ValueType  # 4
+    """It was undeleted."""
+    CHANGE_TYPE_PURGED: _ChangeType.ValueType  # 5
+    """It was purged."""
+
+class ChangeType(_ChangeType, metaclass=_ChangeTypeEnumTypeWrapper):
+    """What happened to a resource."""
+
+CHANGE_TYPE_UNSPECIFIED: ChangeType.ValueType  # 0
+"""A bookmark: nothing happened."""
+CHANGE_TYPE_CREATED: ChangeType.ValueType  # 1
+"""It was created, committed or set for the first time."""
+CHANGE_TYPE_UPDATED: ChangeType.ValueType  # 2
+"""It was changed or moved."""
+CHANGE_TYPE_DELETED: ChangeType.ValueType  # 3
+"""It was deleted; it may come back, except for an alias."""
+CHANGE_TYPE_UNDELETED: ChangeType.ValueType  # 4
+"""It was undeleted."""
+CHANGE_TYPE_PURGED: ChangeType.ValueType  # 5
+"""It was purged."""
+Global___ChangeType: _TypeAlias = ChangeType  # noqa: Y015
+
+class _LineageDirection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LineageDirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LineageDirection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LINEAGE_DIRECTION_UNSPECIFIED: _LineageDirection.ValueType  # 0
+    """Both ways."""
+    LINEAGE_DIRECTION_SOURCES: _LineageDirection.ValueType  # 1
+    """What it was made from."""
+    LINEAGE_DIRECTION_RESULTS: _LineageDirection.ValueType  # 2
+    """What was made from it."""
+
+class LineageDirection(_LineageDirection, metaclass=_LineageDirectionEnumTypeWrapper):
+    """Which way to follow a lineage."""
+
+LINEAGE_DIRECTION_UNSPECIFIED: LineageDirection.ValueType  # 0
+"""Both ways."""
+LINEAGE_DIRECTION_SOURCES: LineageDirection.ValueType  # 1
+"""What it was made from."""
+LINEAGE_DIRECTION_RESULTS: LineageDirection.ValueType  # 2
+"""What was made from it."""
+Global___LineageDirection: _TypeAlias = LineageDirection  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):
@@ -52,6 +170,11 @@ class Adapter(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     LATEST_VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/adapters/{adapter}"."""
     base: _builtins.str
@@ -60,6 +183,10 @@ class Adapter(_message.Message):
     """What people should know about it."""
     latest_version: _builtins.int
     """Number of the newest version; 0 before the first."""
+    etag: _builtins.str
+    """Changes with every update; send it back to update only what was read."""
+    actor: _builtins.str
+    """Who created it."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
@@ -67,6 +194,18 @@ class Adapter(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; absent where it is not."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it can be undeleted; absent where it is not deleted."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was purged; absent where it was not."""
 
     def __init__(
         self,
@@ -77,10 +216,15 @@ class Adapter(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         latest_version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "expire_time", b"expire_time", "purge_time", b"purge_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "create_time", b"create_time", "description", b"description", "labels", b"labels", "latest_version", b"latest_version", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "base", b"base", "create_time", b"create_time", "delete_time", b"delete_time", "description", b"description", "etag", b"etag", "expire_time", b"expire_time", "labels", b"labels", "latest_version", b"latest_version", "name", b"name", "purge_time", b"purge_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,18 +236,54 @@ class Base(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     CONFIG_JSON_FIELD_NUMBER: _builtins.int
     MODULES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    LATEST_VERSION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/bases/{base}"."""
     source: _builtins.str
     """Where it was read from: a folder, or a hub id. Informative; the fingerprint is what counts."""
     config_json: _builtins.str
     """config.json as it is, in JSON."""
+    description: _builtins.str
+    """What people should know about it."""
+    latest_version: _builtins.int
+    """Number of the newest version; 0 before the first."""
+    etag: _builtins.str
+    """Changes with every update; send it back to update only what was read."""
+    actor: _builtins.str
+    """Who created it."""
     @_builtins.property
     def fingerprint(self) -> Global___BaseFingerprint:
         """Identity of the model's content."""
@@ -116,6 +296,22 @@ class Base(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was recorded."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free labels."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; absent where it is not."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it can be undeleted; absent where it is not deleted."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was purged; absent where it was not."""
+
     def __init__(
         self,
         *,
@@ -125,10 +321,18 @@ class Base(_message.Message):
         config_json: _builtins.str = ...,
         modules: _abc.Iterable[Global___BaseModule] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        description: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        latest_version: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "fingerprint", b"fingerprint"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "purge_time", b"purge_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_json", b"config_json", "create_time", b"create_time", "fingerprint", b"fingerprint", "modules", b"modules", "name", b"name", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "config_json", b"config_json", "create_time", b"create_time", "delete_time", b"delete_time", "description", b"description", "etag", b"etag", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "labels", b"labels", "latest_version", b"latest_version", "modules", b"modules", "name", b"name", "purge_time", b"purge_time", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,6 +416,10 @@ class Manifest(_message.Message):
     TARGET_MODULES_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """The base it was trained on: "namespaces/{ns}/bases/{base}"."""
     base_fingerprint: _builtins.str
@@ -222,6 +430,12 @@ class Manifest(_message.Message):
     """Largest rank of any module."""
     alpha: _builtins.float
     """LoRA's alpha."""
+    kind: Global___VersionKind.ValueType
+    """What it is a version of."""
+    method: _builtins.str
+    """How it was made, for example "lora", "qlora", "merge", "full" or "quantize"."""
+    quantization: _builtins.str
+    """For a base: "none", "nf4", "int8", "awq", "gptq", "fp8" and so on."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Target modules as found in the tensors, sorted."""
@@ -234,6 +448,10 @@ class Manifest(_message.Message):
     def lineage(self) -> Global___Lineage:
         """Where it came from."""
 
+    @_builtins.property
+    def fingerprint(self) -> Global___BaseFingerprint:
+        """For a base: identity of the model's content, which adapters trained on it refer to."""
+
     def __init__(
         self,
         *,
@@ -245,10 +463,14 @@ class Manifest(_message.Message):
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         files: _abc.Iterable[_common_pb2.File] | None = ...,
         lineage: Global___Lineage | None = ...,
+        kind: Global___VersionKind.ValueType = ...,
+        method: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        fingerprint: Global___BaseFingerprint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "lineage", b"lineage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base", b"base", "base_fingerprint", b"base_fingerprint", "files", b"files", "lineage", b"lineage", "peft_type", b"peft_type", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base", b"base", "base_fingerprint", b"base_fingerprint", "files", b"files", "fingerprint", b"fingerprint", "kind", b"kind", "lineage", b"lineage", "method", b"method", "peft_type", b"peft_type", "quantization", b"quantization", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,6 +530,8 @@ class Lineage(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     LIBRARY_VERSIONS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    PARENT_VERSIONS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """The job that made it, "namespaces/{ns}/jobs/{job}"; empty for a push by hand."""
     attempt: _builtins.int
@@ -328,6 +552,14 @@ class Lineage(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Final figures of the run, for example {"train_loss": 0.41}."""
 
+    @_builtins.property
+    def parent_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Versions that it was made from: what a merge merged, what training went on with, what was quantized."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Places outside that it came from, for example "hf://org/name@{commit}"."""
+
     def __init__(
         self,
         *,
@@ -339,10 +571,12 @@ class Lineage(_message.Message):
         seed: _builtins.int = ...,
         library_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        parent_versions: _abc.Iterable[_builtins.str] | None = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "data_digest", b"data_digest", "data_rows", b"data_rows", "job", b"job", "library_versions", b"library_versions", "metrics", b"metrics", "seed", b"seed", "spec_json", b"spec_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "data_digest", b"data_digest", "data_rows", b"data_rows", "job", b"job", "library_versions", b"library_versions", "metrics", b"metrics", "parent_versions", b"parent_versions", "seed", b"seed", "sources", b"sources", "spec_json", b"spec_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,9 +584,29 @@ Global___Lineage: _TypeAlias = Lineage  # noqa: Y015
 
 @_typing.final
 class Version(_message.Message):
-    """An immutable, verified version of an adapter."""
+    """An immutable, verified version of an adapter or a base."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
@@ -360,12 +614,26 @@ class Version(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     ADMISSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
+    SIGNATURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"namespaces/{ns}/adapters/{adapter}/versions/{number}"."""
+    """"namespaces/{ns}/adapters/{adapter}/versions/{number}" or "namespaces/{ns}/bases/{base}/versions/{number}"."""
     number: _builtins.int
     """Number, from 1."""
     digest: _builtins.str
     """"sha256:..." of the canonical JSON of the manifest."""
+    description: _builtins.str
+    """What people should know about it."""
+    etag: _builtins.str
+    """Changes with every update; send it back to update only what was read."""
+    actor: _builtins.str
+    """Who created it."""
     @_builtins.property
     def manifest(self) -> Global___Manifest:
         """What it consists of."""
@@ -378,6 +646,26 @@ class Version(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free labels."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; absent where it is not."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it can be undeleted; absent where it is not deleted."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was purged; absent where it was not."""
+
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signature]:
+        """Signatures of its digest, oldest first."""
+
     def __init__(
         self,
         *,
@@ -387,14 +675,98 @@ class Version(_message.Message):
         manifest: Global___Manifest | None = ...,
         admission: Global___AdmissionReport | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        description: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
+        signatures: _abc.Iterable[Global___Signature] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "create_time", b"create_time", "manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "create_time", b"create_time", "delete_time", b"delete_time", "expire_time", b"expire_time", "manifest", b"manifest", "purge_time", b"purge_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "create_time", b"create_time", "digest", b"digest", "manifest", b"manifest", "name", b"name", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "admission", b"admission", "create_time", b"create_time", "delete_time", b"delete_time", "description", b"description", "digest", b"digest", "etag", b"etag", "expire_time", b"expire_time", "labels", b"labels", "manifest", b"manifest", "name", b"name", "number", b"number", "purge_time", b"purge_time", "signatures", b"signatures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class Signature(_message.Message):
+    """Somebody's signature of a version's digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    ENVELOPE_JSON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """"sha256:..." of the public key."""
+    envelope_json: _builtins.str
+    """The DSSE envelope as JSON."""
+    actor: _builtins.str
+    """Who stored it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was stored."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        envelope_json: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "envelope_json", b"envelope_json", "key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Signature: _TypeAlias = Signature  # noqa: Y015
+
+@_typing.final
+class Approval(_message.Message):
+    """Somebody's agreement with a version's promotion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version."""
+    alias: _builtins.str
+    """The alias id that it is for, for example "production"; empty for every alias."""
+    actor: _builtins.str
+    """Who approved."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "alias", b"alias", "create_time", b"create_time", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Approval: _TypeAlias = Approval  # noqa: Y015
 
 @_typing.final
 class AdmissionReport(_message.Message):
@@ -469,6 +841,9 @@ class Alias(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
+    GATE_REPORT_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/adapters/{adapter}/aliases/{alias}"."""
     version: _builtins.str
@@ -485,9 +860,19 @@ class Alias(_message.Message):
     """Why it was moved."""
     revision: _builtins.int
     """Revision of the move."""
+    deleted: _builtins.bool
+    """Whether this entry of a history is the alias' removal."""
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was moved."""
+
+    @_builtins.property
+    def canaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Canary]:
+        """Other versions that get a part of the requests; version gets the rest."""
+
+    @_builtins.property
+    def gate_report(self) -> Global___GateReport:
+        """What a gate found at this move; absent where there was none."""
 
     def __init__(
         self,
@@ -501,14 +886,312 @@ class Alias(_message.Message):
         reason: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        canaries: _abc.Iterable[Global___Canary] | None = ...,
+        gate_report: Global___GateReport | None = ...,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gate_report", b"gate_report", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "etag", b"etag", "name", b"name", "previous_version", b"previous_version", "reason", b"reason", "revision", b"revision", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "canaries", b"canaries", "deleted", b"deleted", "etag", b"etag", "gate_report", b"gate_report", "name", b"name", "previous_version", b"previous_version", "reason", b"reason", "revision", b"revision", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Alias: _TypeAlias = Alias  # noqa: Y015
+
+@_typing.final
+class Canary(_message.Message):
+    """A version that gets a part of an alias' requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    VERSION_DIGEST_FIELD_NUMBER: _builtins.int
+    WEIGHT_PERCENT_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version."""
+    version_digest: _builtins.str
+    """That version's digest. Not needed in a request."""
+    weight_percent: _builtins.float
+    """Its part in percent, more than 0 and less than 100."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        version_digest: _builtins.str = ...,
+        weight_percent: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version", "version_digest", b"version_digest", "weight_percent", b"weight_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Canary: _TypeAlias = Canary  # noqa: Y015
+
+@_typing.final
+class AliasPolicy(_message.Message):
+    """What must hold before an alias moves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROTECTED_FIELD_NUMBER: _builtins.int
+    MOVERS_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The alias: ".../aliases/{alias}". The policy may be there before the alias is."""
+    protected: _builtins.bool
+    """A protected alias is moved by the movers only, with a reason and a condition on where it points
+    (expected_version or etag), and is never deleted.
+    """
+    etag: _builtins.str
+    """Changes with every change; empty before the first."""
+    actor: _builtins.str
+    """Who set it."""
+    @_builtins.property
+    def movers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Actors who may move a protected alias."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """Conditions that must all hold for every version that the alias would newly name."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was set."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        protected: _builtins.bool = ...,
+        movers: _abc.Iterable[_builtins.str] | None = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
+        etag: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "conditions", b"conditions", "etag", b"etag", "movers", b"movers", "name", b"name", "protected", b"protected", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AliasPolicy: _TypeAlias = AliasPolicy  # noqa: Y015
+
+@_typing.final
+class Condition(_message.Message):
+    """One condition of a gate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def metric(self) -> Global___MetricCondition:
+        """A metric of the version."""
+
+    @_builtins.property
+    def approval(self) -> Global___ApprovalCondition:
+        """An approval."""
+
+    @_builtins.property
+    def label(self) -> Global___LabelCondition:
+        """A label of the version."""
+
+    def __init__(
+        self,
+        *,
+        metric: Global___MetricCondition | None = ...,
+        approval: Global___ApprovalCondition | None = ...,
+        label: Global___LabelCondition | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "condition", b"condition", "label", b"label", "metric", b"metric"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval", b"approval", "condition", b"condition", "label", b"label", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["metric", "approval", "label"]  # noqa: Y015
+    _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
+
+Global___Condition: _TypeAlias = Condition  # noqa: Y015
+
+@_typing.final
+class MetricCondition(_message.Message):
+    """A metric of the version beside a number, or beside the same metric of what an alias names now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """Name in the version's lineage metrics, for example "eval_loss"."""
+    comparison: Global___Comparison.ValueType
+    """How the version's must compare."""
+    value: _builtins.float
+    """A number."""
+    alias: _builtins.str
+    """The same metric of the version that this alias of the same adapter names now, for example
+    "production". Holds where there is no such alias yet.
+    """
+    margin: _builtins.float
+    """Added to the bound, for example -0.01 for "better by at least 0.01"."""
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        comparison: Global___Comparison.ValueType = ...,
+        value: _builtins.float = ...,
+        alias: _builtins.str = ...,
+        margin: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "bound", b"bound", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "bound", b"bound", "comparison", b"comparison", "margin", b"margin", "metric", b"metric", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_bound: _TypeAlias = _typing.Literal["value", "alias"]  # noqa: Y015
+    _WhichOneofArgType_bound: _TypeAlias = _typing.Literal["bound", b"bound"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_bound) -> _WhichOneofReturnType_bound | None: ...
+
+Global___MetricCondition: _TypeAlias = MetricCondition  # noqa: Y015
+
+@_typing.final
+class ApprovalCondition(_message.Message):
+    """Enough people approved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    ACTORS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many, whoever moves the alias not counted; 0 means 1."""
+    @_builtins.property
+    def actors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Whose approvals count; empty for anybody's."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        actors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actors", b"actors", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalCondition: _TypeAlias = ApprovalCondition  # noqa: Y015
+
+@_typing.final
+class LabelCondition(_message.Message):
+    """The version has a label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key of the label."""
+    value: _builtins.str
+    """Its value; empty for any."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelCondition: _TypeAlias = LabelCondition  # noqa: Y015
+
+@_typing.final
+class GateReport(_message.Message):
+    """What a gate found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PASSED_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    passed: _builtins.bool
+    """Whether all conditions held."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConditionResult]:
+        """Each condition for each version, in order."""
+
+    def __init__(
+        self,
+        *,
+        passed: _builtins.bool = ...,
+        results: _abc.Iterable[Global___ConditionResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passed", b"passed", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GateReport: _TypeAlias = GateReport  # noqa: Y015
+
+@_typing.final
+class ConditionResult(_message.Message):
+    """What one condition of a gate found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version it was asked of."""
+    condition: _builtins.str
+    """The condition in words, for example "eval_loss < production's"."""
+    passed: _builtins.bool
+    """Whether it held."""
+    detail: _builtins.str
+    """What was found, in words with both numbers."""
+    actual: _builtins.float
+    """The version's number, for a metric that it has."""
+    bound: _builtins.float
+    """The number that it was compared with."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        condition: _builtins.str = ...,
+        passed: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+        actual: _builtins.float | None = ...,
+        bound: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_actual", b"_actual", "_bound", b"_bound", "actual", b"actual", "bound", b"bound"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actual", b"_actual", "_bound", b"_bound", "actual", b"actual", "bound", b"bound", "condition", b"condition", "detail", b"detail", "passed", b"passed", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__actual: _TypeAlias = _typing.Literal["actual"]  # noqa: Y015
+    _WhichOneofArgType__actual: _TypeAlias = _typing.Literal["_actual", b"_actual"]  # noqa: Y015
+    _WhichOneofReturnType__bound: _TypeAlias = _typing.Literal["bound"]  # noqa: Y015
+    _WhichOneofArgType__bound: _TypeAlias = _typing.Literal["_bound", b"_bound"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__actual) -> _WhichOneofReturnType__actual | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bound) -> _WhichOneofReturnType__bound | None: ...
+
+Global___ConditionResult: _TypeAlias = ConditionResult  # noqa: Y015
 
 @_typing.final
 class CreateAdapterRequest(_message.Message):
@@ -569,22 +1252,34 @@ class ListAdaptersRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"namespaces/{ns}"."""
     page_size: _builtins.int
     """At most this many; 0 means 100, more than 1000 means 1000."""
     page_token: _builtins.str
     """From the last answer; empty for the first page."""
+    filter: _builtins.str
+    """AIP-160 subset, for example 'labels.team = "a" AND create_time > "2026-01-01"'; see docs/find.md."""
+    order_by: _builtins.str
+    """Field to sort by, for example "create_time desc"; see docs/find.md."""
+    show_deleted: _builtins.bool
+    """Whether to list what is deleted too."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -673,22 +1368,34 @@ class ListBasesRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"namespaces/{ns}"."""
     page_size: _builtins.int
     """At most this many; 0 means 100, more than 1000 means 1000."""
     page_token: _builtins.str
     """From the last answer; empty for the first page."""
+    filter: _builtins.str
+    """AIP-160 subset, for example 'labels.team = "a" AND create_time > "2026-01-01"'; see docs/find.md."""
+    order_by: _builtins.str
+    """Field to sort by, for example "create_time desc"; see docs/find.md."""
+    show_deleted: _builtins.bool
+    """Whether to list what is deleted too."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -728,24 +1435,59 @@ class CommitVersionRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PARENT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     BASE_FINGERPRINT_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """The adapter: "namespaces/{ns}/adapters/{adapter}"."""
+    """The adapter, "namespaces/{ns}/adapters/{adapter}", or the base, "namespaces/{ns}/bases/{base}"."""
     base_fingerprint: _builtins.str
-    """BaseFingerprint.digest of the base that it was trained on."""
+    """BaseFingerprint.digest of the base, or the base's version, that an adapter was trained on. Empty
+    for a version of a base, whose own fingerprint is computed.
+    """
     request_id: _builtins.str
     """Makes a repeated call answer what the first one did."""
+    description: _builtins.str
+    """What people should know about it."""
+    method: _builtins.str
+    """How it was made, for example "qlora" or "merge"; empty: "lora" for an adapter, "full" for a base."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.File]:
-        """Its files, all of them uploaded: adapter_config.json, adapter_model.safetensors and what belongs to them."""
+        """Its files, all of them uploaded. Of an adapter: adapter_config.json, adapter_model.safetensors and what
+        belongs to them. Of a base: config.json, the tokenizer's files and the weights' .safetensors.
+        """
 
     @_builtins.property
     def lineage(self) -> Global___Lineage:
         """Where it came from."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free labels."""
 
     def __init__(
         self,
@@ -755,10 +1497,13 @@ class CommitVersionRequest(_message.Message):
         base_fingerprint: _builtins.str = ...,
         lineage: Global___Lineage | None = ...,
         request_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        method: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lineage", b"lineage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fingerprint", b"base_fingerprint", "files", b"files", "lineage", b"lineage", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_fingerprint", b"base_fingerprint", "description", b"description", "files", b"files", "labels", b"labels", "lineage", b"lineage", "method", b"method", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -795,22 +1540,34 @@ class ListVersionsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """The adapter: "namespaces/{ns}/adapters/{adapter}"."""
+    """The adapter or base; "namespaces/{ns}/adapters/-" or "namespaces/{ns}/bases/-" for all of the namespace."""
     page_size: _builtins.int
     """At most this many; 0 means 100, more than 1000 means 1000."""
     page_token: _builtins.str
     """From the last answer; empty for the first page."""
+    filter: _builtins.str
+    """AIP-160 subset, for example 'labels.team = "a" AND create_time > "2026-01-01"'; see docs/find.md."""
+    order_by: _builtins.str
+    """Field to sort by, for example "create_time desc"; see docs/find.md."""
+    show_deleted: _builtins.bool
+    """Whether to list what is deleted too."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -818,7 +1575,7 @@ Global___ListVersionsRequest: _TypeAlias = ListVersionsRequest  # noqa: Y015
 
 @_typing.final
 class ListVersionsResponse(_message.Message):
-    """A page of versions, newest first."""
+    """A page of versions, newest first where nothing else was asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -874,7 +1631,9 @@ class ListAliasesRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """"namespaces/{ns}/adapters/{adapter}", or "namespaces/{ns}/adapters/-" for all adapters of the namespace."""
+    """"namespaces/{ns}/adapters/{adapter}" or a base, or "namespaces/{ns}/adapters/-" for all aliases of the
+    namespace.
+    """
     def __init__(
         self,
         *,
@@ -927,6 +1686,10 @@ class SetAliasRequest(_message.Message):
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/adapters/{adapter}/aliases/{alias}"."""
     version: _builtins.str
@@ -937,6 +1700,18 @@ class SetAliasRequest(_message.Message):
     """The etag that it must have now; empty: no condition."""
     reason: _builtins.str
     """Why."""
+    request_id: _builtins.str
+    """Makes a repeated call answer what the first one did."""
+    validate_only: _builtins.bool
+    """Check everything and answer what would be, but change nothing."""
+    @_builtins.property
+    def canaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Canary]:
+        """Other versions that get a part of the requests, at most 3; their weights sum to less than 100."""
+
+    @_builtins.property
+    def gate(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """Conditions that must hold for this move, besides the alias' policy."""
+
     def __init__(
         self,
         *,
@@ -945,10 +1720,14 @@ class SetAliasRequest(_message.Message):
         expected_version: _builtins.str | None = ...,
         etag: _builtins.str = ...,
         reason: _builtins.str = ...,
+        canaries: _abc.Iterable[Global___Canary] | None = ...,
+        gate: _abc.Iterable[Global___Condition] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "etag", b"etag", "expected_version", b"expected_version", "name", b"name", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "canaries", b"canaries", "etag", b"etag", "expected_version", b"expected_version", "gate", b"gate", "name", b"name", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
     _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
@@ -965,22 +1744,26 @@ class RollbackAliasRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/adapters/{adapter}/aliases/{alias}"."""
     etag: _builtins.str
     """The etag that it must have now; empty: no condition."""
     reason: _builtins.str
     """Why."""
+    request_id: _builtins.str
+    """Makes a repeated call answer what the first one did."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         etag: _builtins.str = ...,
         reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1052,19 +1835,25 @@ class WatchRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """"namespaces/{ns}", or "namespaces/-" for all."""
+    """"namespaces/{ns}", or "namespaces/-" for all; or one adapter or base, with its versions and aliases."""
     after_revision: _builtins.int
     """Only events after this revision; 0 for all there ever were."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Kinds of resources to tell of: "adapter", "base", "version", "alias", "policy"; empty for all."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         after_revision: _builtins.int = ...,
+        kinds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "kinds", b"kinds", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1082,8 +1871,12 @@ class WatchResponse(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    CHANGE_TYPE_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision of the change; what to resume after."""
+    change_type: Global___ChangeType.ValueType
+    """What happened to it."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -1104,6 +1897,10 @@ class WatchResponse(_message.Message):
     def alias(self) -> Global___Alias:
         """An alias was moved."""
 
+    @_builtins.property
+    def policy(self) -> Global___AliasPolicy:
+        """An alias' policy was set."""
+
     def __init__(
         self,
         *,
@@ -1113,13 +1910,697 @@ class WatchResponse(_message.Message):
         base: Global___Base | None = ...,
         version: Global___Version | None = ...,
         alias: Global___Alias | None = ...,
+        policy: Global___AliasPolicy | None = ...,
+        change_type: Global___ChangeType.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "base", b"base", "change", b"change", "time", b"time", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "base", b"base", "change", b"change", "policy", b"policy", "time", b"time", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "base", b"base", "change", b"change", "revision", b"revision", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "base", b"base", "change", b"change", "change_type", b"change_type", "policy", b"policy", "revision", b"revision", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["adapter", "base", "version", "alias"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["adapter", "base", "version", "alias", "policy"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAdapterRequest(_message.Message):
+    """A request to change what is said of an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """The adapter; name must be set. An etag, where given, must be the stored one."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of description and labels to take; empty for both."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAdapterRequest: _TypeAlias = UpdateAdapterRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAdapterRequest(_message.Message):
+    """A request to delete an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/adapters/{adapter}"."""
+    etag: _builtins.str
+    """The etag that it must have; empty: no condition."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAdapterRequest: _TypeAlias = DeleteAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteAdapterRequest(_message.Message):
+    """A request to bring an adapter back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/adapters/{adapter}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteAdapterRequest: _TypeAlias = UndeleteAdapterRequest  # noqa: Y015
+
+@_typing.final
+class PurgeAdapterRequest(_message.Message):
+    """A request to end an adapter for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/adapters/{adapter}"."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeAdapterRequest: _TypeAlias = PurgeAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UpdateBaseRequest(_message.Message):
+    """A request to change what is said of a base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def base(self) -> Global___Base:
+        """The base; name must be set. An etag, where given, must be the stored one."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of description and labels to take; empty for both."""
+
+    def __init__(
+        self,
+        *,
+        base: Global___Base | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateBaseRequest: _TypeAlias = UpdateBaseRequest  # noqa: Y015
+
+@_typing.final
+class DeleteBaseRequest(_message.Message):
+    """A request to delete a base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/bases/{base}"."""
+    etag: _builtins.str
+    """The etag that it must have; empty: no condition."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBaseRequest: _TypeAlias = DeleteBaseRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteBaseRequest(_message.Message):
+    """A request to bring a base back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/bases/{base}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteBaseRequest: _TypeAlias = UndeleteBaseRequest  # noqa: Y015
+
+@_typing.final
+class PurgeBaseRequest(_message.Message):
+    """A request to end a base for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/bases/{base}"."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeBaseRequest: _TypeAlias = PurgeBaseRequest  # noqa: Y015
+
+@_typing.final
+class UpdateVersionRequest(_message.Message):
+    """A request to change what is said of a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___Version:
+        """The version; name must be set. An etag, where given, must be the stored one."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of description and labels to take; empty for both."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___Version | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateVersionRequest: _TypeAlias = UpdateVersionRequest  # noqa: Y015
+
+@_typing.final
+class DeleteVersionRequest(_message.Message):
+    """A request to delete a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../versions/{number}"."""
+    etag: _builtins.str
+    """The etag that it must have; empty: no condition."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteVersionRequest: _TypeAlias = DeleteVersionRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteVersionRequest(_message.Message):
+    """A request to bring a version back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../versions/{number}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteVersionRequest: _TypeAlias = UndeleteVersionRequest  # noqa: Y015
+
+@_typing.final
+class PurgeVersionRequest(_message.Message):
+    """A request to end a version for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../versions/{number}"."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeVersionRequest: _TypeAlias = PurgeVersionRequest  # noqa: Y015
+
+@_typing.final
+class SignVersionRequest(_message.Message):
+    """A request to store a signature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ENVELOPE_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../versions/{number}"."""
+    envelope_json: _builtins.str
+    """A DSSE envelope as JSON whose payload names the version's digest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        envelope_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope_json", b"envelope_json", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignVersionRequest: _TypeAlias = SignVersionRequest  # noqa: Y015
+
+@_typing.final
+class ApproveVersionRequest(_message.Message):
+    """A request to approve a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../versions/{number}"."""
+    alias: _builtins.str
+    """The alias id that it is for, for example "production"; empty for every alias."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveVersionRequest: _TypeAlias = ApproveVersionRequest  # noqa: Y015
+
+@_typing.final
+class RevokeApprovalRequest(_message.Message):
+    """A request to take one's approval back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../versions/{number}"."""
+    alias: _builtins.str
+    """The alias id that it was for."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeApprovalRequest: _TypeAlias = RevokeApprovalRequest  # noqa: Y015
+
+@_typing.final
+class ListApprovalsRequest(_message.Message):
+    """A request to list approvals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../versions/{number}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsRequest: _TypeAlias = ListApprovalsRequest  # noqa: Y015
+
+@_typing.final
+class ListApprovalsResponse(_message.Message):
+    """A version's approvals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Approval]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        approvals: _abc.Iterable[Global___Approval] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsResponse: _TypeAlias = ListApprovalsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAliasRequest(_message.Message):
+    """A request to remove an alias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../aliases/{alias}"."""
+    etag: _builtins.str
+    """The etag that it must have; empty: no condition."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
+
+@_typing.final
+class GetAliasPolicyRequest(_message.Message):
+    """A request for an alias' policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """".../aliases/{alias}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAliasPolicyRequest: _TypeAlias = GetAliasPolicyRequest  # noqa: Y015
+
+@_typing.final
+class SetAliasPolicyRequest(_message.Message):
+    """A request to set an alias' policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def policy(self) -> Global___AliasPolicy:
+        """The policy as it shall be. An etag, where given, must be the stored one."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___AliasPolicy | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasPolicyRequest: _TypeAlias = SetAliasPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetLineageRequest(_message.Message):
+    """A request for a lineage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A version, adapter, base or job by its name, or data by "namespaces/{ns}/data/{digest}"."""
+    direction: Global___LineageDirection.ValueType
+    """Which way."""
+    depth: _builtins.int
+    """How many steps at most; 0 means 10."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        direction: Global___LineageDirection.ValueType = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "direction", b"direction", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageRequest: _TypeAlias = GetLineageRequest  # noqa: Y015
+
+@_typing.final
+class GetLineageResponse(_message.Message):
+    """A graph without cycles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    truncated: _builtins.bool
+    """Whether there is more than was answered."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageNode]:
+        """What is in it; the first is what was asked for."""
+
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageEdge]:
+        """How it hangs together."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___LineageNode] | None = ...,
+        edges: _abc.Iterable[Global___LineageEdge] | None = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "nodes", b"nodes", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLineageResponse: _TypeAlias = GetLineageResponse  # noqa: Y015
+
+@_typing.final
+class LineageNode(_message.Message):
+    """Something in a lineage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FactsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    kind: _builtins.str
+    """"version", "base", "job", "data" or "source"."""
+    deleted: _builtins.bool
+    """Whether it was purged or deleted."""
+    @_builtins.property
+    def facts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Facts about it, for example {"digest": "sha256:...", "train_loss": "0.41"}."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        facts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "facts", b"facts", "kind", b"kind", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageNode: _TypeAlias = LineageNode  # noqa: Y015
+
+@_typing.final
+class LineageEdge(_message.Message):
+    """One thing that was made from another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    RELATION_FIELD_NUMBER: _builtins.int
+    result: _builtins.str
+    """Name of what was made."""
+    source: _builtins.str
+    """Name of what it was made from."""
+    relation: _builtins.str
+    """"job", "data", "base", "parent" or "source"."""
+    def __init__(
+        self,
+        *,
+        result: _builtins.str = ...,
+        source: _builtins.str = ...,
+        relation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["relation", b"relation", "result", b"result", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageEdge: _TypeAlias = LineageEdge  # noqa: Y015

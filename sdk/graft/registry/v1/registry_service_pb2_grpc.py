@@ -50,6 +50,26 @@ class RegistryServiceStub:
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.UpdateAdapter = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/UpdateAdapter',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateAdapterRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.DeleteAdapter = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/DeleteAdapter',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAdapterRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.UndeleteAdapter = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/UndeleteAdapter',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteAdapterRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.PurgeAdapter = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/PurgeAdapter',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeAdapterRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+                _registered_method=True)
         self.CreateBase = channel.unary_unary(
                 '/graft.registry.v1.RegistryService/CreateBase',
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.CreateBaseRequest.SerializeToString,
@@ -64,6 +84,26 @@ class RegistryServiceStub:
                 '/graft.registry.v1.RegistryService/ListBases',
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListBasesRequest.SerializeToString,
                 response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListBasesResponse.FromString,
+                _registered_method=True)
+        self.UpdateBase = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/UpdateBase',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateBaseRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
+                _registered_method=True)
+        self.DeleteBase = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/DeleteBase',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteBaseRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
+                _registered_method=True)
+        self.UndeleteBase = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/UndeleteBase',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteBaseRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
+                _registered_method=True)
+        self.PurgeBase = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/PurgeBase',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeBaseRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
                 _registered_method=True)
         self.CommitVersion = channel.unary_unary(
                 '/graft.registry.v1.RegistryService/CommitVersion',
@@ -80,6 +120,46 @@ class RegistryServiceStub:
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsRequest.SerializeToString,
                 response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateVersion = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/UpdateVersion',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateVersionRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/DeleteVersion',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+                _registered_method=True)
+        self.UndeleteVersion = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/UndeleteVersion',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteVersionRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+                _registered_method=True)
+        self.PurgeVersion = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/PurgeVersion',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeVersionRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+                _registered_method=True)
+        self.SignVersion = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/SignVersion',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.SignVersionRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+                _registered_method=True)
+        self.ApproveVersion = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/ApproveVersion',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ApproveVersionRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Approval.FromString,
+                _registered_method=True)
+        self.RevokeApproval = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/RevokeApproval',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.RevokeApprovalRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Approval.FromString,
+                _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/ListApprovals',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListApprovalsResponse.FromString,
+                _registered_method=True)
         self.GetAlias = channel.unary_unary(
                 '/graft.registry.v1.RegistryService/GetAlias',
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetAliasRequest.SerializeToString,
@@ -95,6 +175,21 @@ class RegistryServiceStub:
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.FromString,
                 _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/DeleteAlias',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.FromString,
+                _registered_method=True)
+        self.GetAliasPolicy = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/GetAliasPolicy',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetAliasPolicyRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.AliasPolicy.FromString,
+                _registered_method=True)
+        self.SetAliasPolicy = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/SetAliasPolicy',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasPolicyRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.AliasPolicy.FromString,
+                _registered_method=True)
         self.RollbackAlias = channel.unary_unary(
                 '/graft.registry.v1.RegistryService/RollbackAlias',
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.SerializeToString,
@@ -104,6 +199,11 @@ class RegistryServiceStub:
                 '/graft.registry.v1.RegistryService/ListAliasHistory',
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAliasHistoryRequest.SerializeToString,
                 response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAliasHistoryResponse.FromString,
+                _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/GetLineage',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetLineageResponse.FromString,
                 _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/graft.registry.v1.RegistryService/Watch',
@@ -131,7 +231,35 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """Lists a namespace's adapters by name.
+        """Lists a namespace's adapters, filtered and sorted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAdapter(self, request, context):
+        """Changes description and labels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAdapter(self, request, context):
+        """Hides an adapter and its versions until it is undeleted or its time is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteAdapter(self, request, context):
+        """Brings a deleted adapter back as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeAdapter(self, request, context):
+        """Ends a deleted adapter for good: its bytes may be collected, its record stays as a tombstone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,14 +281,42 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBases(self, request, context):
-        """Lists a namespace's bases by name.
+        """Lists a namespace's bases, filtered and sorted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateBase(self, request, context):
+        """Changes description and labels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBase(self, request, context):
+        """Hides a base and its versions; refused while an adapter of it exists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteBase(self, request, context):
+        """Brings a deleted base back as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeBase(self, request, context):
+        """Ends a deleted base for good: its bytes may be collected, its record stays as a tombstone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CommitVersion(self, request, context):
-        """Verifies uploaded files and makes them the adapter's next version, in one transaction.
+        """Verifies uploaded files and makes them the next version of an adapter or a base, in one transaction.
         A refusal is FAILED_PRECONDITION or INVALID_ARGUMENT and names the tensor and the check.
         Idempotent by request_id, and the same manifest committed again answers the version it already has.
         """
@@ -176,7 +332,63 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """Lists an adapter's versions, newest first.
+        """Lists versions of an adapter or a base, or of all adapters of a namespace, filtered and sorted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateVersion(self, request, context):
+        """Changes description and labels; what a version consists of never changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Hides a version; refused while an alias names it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteVersion(self, request, context):
+        """Brings a deleted version back as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeVersion(self, request, context):
+        """Ends a deleted version for good: its bytes may be collected, its manifest stays as a tombstone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignVersion(self, request, context):
+        """Stores a signature of a version's manifest digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveVersion(self, request, context):
+        """Says that somebody looked at a version and agrees with its promotion.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeApproval(self, request, context):
+        """Takes one's approval back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApprovals(self, request, context):
+        """Lists a version's approvals, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,7 +409,29 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version by compare-and-set. ABORTED when it does not point where expected.
+        """Points an alias at a version, or at several by weight, by compare-and-set. ABORTED when it does
+        not point where expected, FAILED_PRECONDITION when a gate's condition does not hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Removes an alias; its history stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAliasPolicy(self, request, context):
+        """Gets what must hold before an alias moves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAliasPolicy(self, request, context):
+        """Sets what must hold before an alias moves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,6 +446,13 @@ class RegistryServiceServicer:
 
     def ListAliasHistory(self, request, context):
         """Lists where an alias pointed, newest first, with who moved it and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLineage(self, request, context):
+        """Finds what something was made from, and what was made from it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,6 +483,26 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAdaptersRequest.FromString,
                     response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAdaptersResponse.SerializeToString,
             ),
+            'UpdateAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAdapter,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateAdapterRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.SerializeToString,
+            ),
+            'DeleteAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAdapter,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAdapterRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.SerializeToString,
+            ),
+            'UndeleteAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteAdapter,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteAdapterRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.SerializeToString,
+            ),
+            'PurgeAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeAdapter,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeAdapterRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.SerializeToString,
+            ),
             'CreateBase': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateBase,
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.CreateBaseRequest.FromString,
@@ -256,6 +517,26 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListBases,
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListBasesRequest.FromString,
                     response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListBasesResponse.SerializeToString,
+            ),
+            'UpdateBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateBase,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateBaseRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.SerializeToString,
+            ),
+            'DeleteBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBase,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteBaseRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.SerializeToString,
+            ),
+            'UndeleteBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteBase,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteBaseRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.SerializeToString,
+            ),
+            'PurgeBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeBase,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeBaseRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.SerializeToString,
             ),
             'CommitVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitVersion,
@@ -272,6 +553,46 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsRequest.FromString,
                     response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListVersionsResponse.SerializeToString,
             ),
+            'UpdateVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateVersion,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateVersionRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.SerializeToString,
+            ),
+            'UndeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteVersion,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteVersionRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.SerializeToString,
+            ),
+            'PurgeVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeVersion,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeVersionRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.SerializeToString,
+            ),
+            'SignVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignVersion,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.SignVersionRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.SerializeToString,
+            ),
+            'ApproveVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveVersion,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ApproveVersionRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Approval.SerializeToString,
+            ),
+            'RevokeApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApproval,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.RevokeApprovalRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Approval.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListApprovalsResponse.SerializeToString,
+            ),
             'GetAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAlias,
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetAliasRequest.FromString,
@@ -287,6 +608,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasRequest.FromString,
                     response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.SerializeToString,
             ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.SerializeToString,
+            ),
+            'GetAliasPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAliasPolicy,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetAliasPolicyRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.AliasPolicy.SerializeToString,
+            ),
+            'SetAliasPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAliasPolicy,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasPolicyRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.AliasPolicy.SerializeToString,
+            ),
             'RollbackAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.RollbackAlias,
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.FromString,
@@ -296,6 +632,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListAliasHistory,
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAliasHistoryRequest.FromString,
                     response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAliasHistoryResponse.SerializeToString,
+            ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetLineageRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.GetLineageResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -396,6 +737,114 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/UpdateAdapter',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateAdapterRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/DeleteAdapter',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAdapterRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/UndeleteAdapter',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteAdapterRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/PurgeAdapter',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeAdapterRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateBase(request,
             target,
             options=(),
@@ -466,6 +915,114 @@ class RegistryService:
             '/graft.registry.v1.RegistryService/ListBases',
             graft_dot_registry_dot_v1_dot_registry__service__pb2.ListBasesRequest.SerializeToString,
             graft_dot_registry_dot_v1_dot_registry__service__pb2.ListBasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/UpdateBase',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateBaseRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/DeleteBase',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteBaseRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/UndeleteBase',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteBaseRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/PurgeBase',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeBaseRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Base.FromString,
             options,
             channel_credentials,
             insecure,
@@ -558,6 +1115,222 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/UpdateVersion',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.UpdateVersionRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/DeleteVersion',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteVersionRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/UndeleteVersion',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.UndeleteVersionRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/PurgeVersion',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.PurgeVersionRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/SignVersion',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.SignVersionRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Version.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/ApproveVersion',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.ApproveVersionRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Approval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/RevokeApproval',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.RevokeApprovalRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Approval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/ListApprovals',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.ListApprovalsRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.ListApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetAlias(request,
             target,
             options=(),
@@ -639,6 +1412,87 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/DeleteAlias',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.DeleteAliasRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAliasPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/GetAliasPolicy',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.GetAliasPolicyRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.AliasPolicy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAliasPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/SetAliasPolicy',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasPolicyRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.AliasPolicy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RollbackAlias(request,
             target,
             options=(),
@@ -682,6 +1536,33 @@ class RegistryService:
             '/graft.registry.v1.RegistryService/ListAliasHistory',
             graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAliasHistoryRequest.SerializeToString,
             graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAliasHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/GetLineage',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.GetLineageRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.GetLineageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,7 +38,15 @@ class RegistryServiceStub:
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterRequest, _registry_service_pb2.Adapter]
     """Gets one adapter."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdaptersRequest, _registry_service_pb2.ListAdaptersResponse]
-    """Lists a namespace's adapters by name."""
+    """Lists a namespace's adapters, filtered and sorted."""
+    UpdateAdapter: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateAdapterRequest, _registry_service_pb2.Adapter]
+    """Changes description and labels."""
+    DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAdapterRequest, _registry_service_pb2.Adapter]
+    """Hides an adapter and its versions until it is undeleted or its time is over."""
+    UndeleteAdapter: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteAdapterRequest, _registry_service_pb2.Adapter]
+    """Brings a deleted adapter back as it was."""
+    PurgeAdapter: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.PurgeAdapterRequest, _registry_service_pb2.Adapter]
+    """Ends a deleted adapter for good: its bytes may be collected, its record stays as a tombstone."""
     CreateBase: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateBaseRequest, _registry_service_pb2.Base]
     """Records a base model. Doing it again with the same fingerprint answers the stored one;
     another fingerprint under the same name is ALREADY_EXISTS.
@@ -46,26 +54,60 @@ class RegistryServiceStub:
     GetBase: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetBaseRequest, _registry_service_pb2.Base]
     """Gets one base."""
     ListBases: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListBasesRequest, _registry_service_pb2.ListBasesResponse]
-    """Lists a namespace's bases by name."""
+    """Lists a namespace's bases, filtered and sorted."""
+    UpdateBase: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateBaseRequest, _registry_service_pb2.Base]
+    """Changes description and labels."""
+    DeleteBase: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteBaseRequest, _registry_service_pb2.Base]
+    """Hides a base and its versions; refused while an adapter of it exists."""
+    UndeleteBase: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteBaseRequest, _registry_service_pb2.Base]
+    """Brings a deleted base back as it was."""
+    PurgeBase: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.PurgeBaseRequest, _registry_service_pb2.Base]
+    """Ends a deleted base for good: its bytes may be collected, its record stays as a tombstone."""
     CommitVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CommitVersionRequest, _registry_service_pb2.Version]
-    """Verifies uploaded files and makes them the adapter's next version, in one transaction.
+    """Verifies uploaded files and makes them the next version of an adapter or a base, in one transaction.
     A refusal is FAILED_PRECONDITION or INVALID_ARGUMENT and names the tensor and the check.
     Idempotent by request_id, and the same manifest committed again answers the version it already has.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _registry_service_pb2.Version]
     """Gets a version by its name or by an alias' name."""
     ListVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionsRequest, _registry_service_pb2.ListVersionsResponse]
-    """Lists an adapter's versions, newest first."""
+    """Lists versions of an adapter or a base, or of all adapters of a namespace, filtered and sorted."""
+    UpdateVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateVersionRequest, _registry_service_pb2.Version]
+    """Changes description and labels; what a version consists of never changes."""
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _registry_service_pb2.Version]
+    """Hides a version; refused while an alias names it."""
+    UndeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteVersionRequest, _registry_service_pb2.Version]
+    """Brings a deleted version back as it was."""
+    PurgeVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.PurgeVersionRequest, _registry_service_pb2.Version]
+    """Ends a deleted version for good: its bytes may be collected, its manifest stays as a tombstone."""
+    SignVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SignVersionRequest, _registry_service_pb2.Version]
+    """Stores a signature of a version's manifest digest."""
+    ApproveVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ApproveVersionRequest, _registry_service_pb2.Approval]
+    """Says that somebody looked at a version and agrees with its promotion."""
+    RevokeApproval: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RevokeApprovalRequest, _registry_service_pb2.Approval]
+    """Takes one's approval back."""
+    ListApprovals: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListApprovalsRequest, _registry_service_pb2.ListApprovalsResponse]
+    """Lists a version's approvals, oldest first."""
     GetAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetAliasRequest, _registry_service_pb2.Alias]
     """Gets one alias."""
     ListAliases: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]
     """Lists aliases of an adapter, or of a whole namespace, with the revision they were read at."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.Alias]
-    """Points an alias at a version by compare-and-set. ABORTED when it does not point where expected."""
+    """Points an alias at a version, or at several by weight, by compare-and-set. ABORTED when it does
+    not point where expected, FAILED_PRECONDITION when a gate's condition does not hold.
+    """
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAliasRequest, _registry_service_pb2.Alias]
+    """Removes an alias; its history stays."""
+    GetAliasPolicy: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetAliasPolicyRequest, _registry_service_pb2.AliasPolicy]
+    """Gets what must hold before an alias moves."""
+    SetAliasPolicy: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasPolicyRequest, _registry_service_pb2.AliasPolicy]
+    """Sets what must hold before an alias moves."""
     RollbackAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RollbackAliasRequest, _registry_service_pb2.Alias]
     """Points an alias back at the version that it named before."""
     ListAliasHistory: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasHistoryRequest, _registry_service_pb2.ListAliasHistoryResponse]
     """Lists where an alias pointed, newest first, with who moved it and why."""
+    GetLineage: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]
+    """Finds what something was made from, and what was made from it."""
     Watch: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchRequest, _registry_service_pb2.WatchResponse]
     """Streams every change after a revision, in order, without end."""
 
@@ -79,7 +121,15 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetAdapter: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterRequest, _registry_service_pb2.Adapter]  # type: ignore[assignment]
     """Gets one adapter."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdaptersRequest, _registry_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """Lists a namespace's adapters by name."""
+    """Lists a namespace's adapters, filtered and sorted."""
+    UpdateAdapter: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateAdapterRequest, _registry_service_pb2.Adapter]  # type: ignore[assignment]
+    """Changes description and labels."""
+    DeleteAdapter: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAdapterRequest, _registry_service_pb2.Adapter]  # type: ignore[assignment]
+    """Hides an adapter and its versions until it is undeleted or its time is over."""
+    UndeleteAdapter: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteAdapterRequest, _registry_service_pb2.Adapter]  # type: ignore[assignment]
+    """Brings a deleted adapter back as it was."""
+    PurgeAdapter: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.PurgeAdapterRequest, _registry_service_pb2.Adapter]  # type: ignore[assignment]
+    """Ends a deleted adapter for good: its bytes may be collected, its record stays as a tombstone."""
     CreateBase: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateBaseRequest, _registry_service_pb2.Base]  # type: ignore[assignment]
     """Records a base model. Doing it again with the same fingerprint answers the stored one;
     another fingerprint under the same name is ALREADY_EXISTS.
@@ -87,26 +137,60 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetBase: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetBaseRequest, _registry_service_pb2.Base]  # type: ignore[assignment]
     """Gets one base."""
     ListBases: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListBasesRequest, _registry_service_pb2.ListBasesResponse]  # type: ignore[assignment]
-    """Lists a namespace's bases by name."""
+    """Lists a namespace's bases, filtered and sorted."""
+    UpdateBase: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateBaseRequest, _registry_service_pb2.Base]  # type: ignore[assignment]
+    """Changes description and labels."""
+    DeleteBase: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteBaseRequest, _registry_service_pb2.Base]  # type: ignore[assignment]
+    """Hides a base and its versions; refused while an adapter of it exists."""
+    UndeleteBase: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteBaseRequest, _registry_service_pb2.Base]  # type: ignore[assignment]
+    """Brings a deleted base back as it was."""
+    PurgeBase: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.PurgeBaseRequest, _registry_service_pb2.Base]  # type: ignore[assignment]
+    """Ends a deleted base for good: its bytes may be collected, its record stays as a tombstone."""
     CommitVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CommitVersionRequest, _registry_service_pb2.Version]  # type: ignore[assignment]
-    """Verifies uploaded files and makes them the adapter's next version, in one transaction.
+    """Verifies uploaded files and makes them the next version of an adapter or a base, in one transaction.
     A refusal is FAILED_PRECONDITION or INVALID_ARGUMENT and names the tensor and the check.
     Idempotent by request_id, and the same manifest committed again answers the version it already has.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _registry_service_pb2.Version]  # type: ignore[assignment]
     """Gets a version by its name or by an alias' name."""
     ListVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListVersionsRequest, _registry_service_pb2.ListVersionsResponse]  # type: ignore[assignment]
-    """Lists an adapter's versions, newest first."""
+    """Lists versions of an adapter or a base, or of all adapters of a namespace, filtered and sorted."""
+    UpdateVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateVersionRequest, _registry_service_pb2.Version]  # type: ignore[assignment]
+    """Changes description and labels; what a version consists of never changes."""
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _registry_service_pb2.Version]  # type: ignore[assignment]
+    """Hides a version; refused while an alias names it."""
+    UndeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UndeleteVersionRequest, _registry_service_pb2.Version]  # type: ignore[assignment]
+    """Brings a deleted version back as it was."""
+    PurgeVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.PurgeVersionRequest, _registry_service_pb2.Version]  # type: ignore[assignment]
+    """Ends a deleted version for good: its bytes may be collected, its manifest stays as a tombstone."""
+    SignVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SignVersionRequest, _registry_service_pb2.Version]  # type: ignore[assignment]
+    """Stores a signature of a version's manifest digest."""
+    ApproveVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ApproveVersionRequest, _registry_service_pb2.Approval]  # type: ignore[assignment]
+    """Says that somebody looked at a version and agrees with its promotion."""
+    RevokeApproval: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RevokeApprovalRequest, _registry_service_pb2.Approval]  # type: ignore[assignment]
+    """Takes one's approval back."""
+    ListApprovals: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListApprovalsRequest, _registry_service_pb2.ListApprovalsResponse]  # type: ignore[assignment]
+    """Lists a version's approvals, oldest first."""
     GetAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetAliasRequest, _registry_service_pb2.Alias]  # type: ignore[assignment]
     """Gets one alias."""
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
     """Lists aliases of an adapter, or of a whole namespace, with the revision they were read at."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.Alias]  # type: ignore[assignment]
-    """Points an alias at a version by compare-and-set. ABORTED when it does not point where expected."""
+    """Points an alias at a version, or at several by weight, by compare-and-set. ABORTED when it does
+    not point where expected, FAILED_PRECONDITION when a gate's condition does not hold.
+    """
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAliasRequest, _registry_service_pb2.Alias]  # type: ignore[assignment]
+    """Removes an alias; its history stays."""
+    GetAliasPolicy: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetAliasPolicyRequest, _registry_service_pb2.AliasPolicy]  # type: ignore[assignment]
+    """Gets what must hold before an alias moves."""
+    SetAliasPolicy: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasPolicyRequest, _registry_service_pb2.AliasPolicy]  # type: ignore[assignment]
+    """Sets what must hold before an alias moves."""
     RollbackAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RollbackAliasRequest, _registry_service_pb2.Alias]  # type: ignore[assignment]
     """Points an alias back at the version that it named before."""
     ListAliasHistory: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasHistoryRequest, _registry_service_pb2.ListAliasHistoryResponse]  # type: ignore[assignment]
     """Lists where an alias pointed, newest first, with who moved it and why."""
+    GetLineage: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]  # type: ignore[assignment]
+    """Finds what something was made from, and what was made from it."""
     Watch: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchRequest, _registry_service_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams every change after a revision, in order, without end."""
 
@@ -135,7 +219,39 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListAdaptersResponse, _abc.Awaitable[_registry_service_pb2.ListAdaptersResponse]]:
-        """Lists a namespace's adapters by name."""
+        """Lists a namespace's adapters, filtered and sorted."""
+
+    @_abc_1.abstractmethod
+    def UpdateAdapter(
+        self,
+        request: _registry_service_pb2.UpdateAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Adapter, _abc.Awaitable[_registry_service_pb2.Adapter]]:
+        """Changes description and labels."""
+
+    @_abc_1.abstractmethod
+    def DeleteAdapter(
+        self,
+        request: _registry_service_pb2.DeleteAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Adapter, _abc.Awaitable[_registry_service_pb2.Adapter]]:
+        """Hides an adapter and its versions until it is undeleted or its time is over."""
+
+    @_abc_1.abstractmethod
+    def UndeleteAdapter(
+        self,
+        request: _registry_service_pb2.UndeleteAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Adapter, _abc.Awaitable[_registry_service_pb2.Adapter]]:
+        """Brings a deleted adapter back as it was."""
+
+    @_abc_1.abstractmethod
+    def PurgeAdapter(
+        self,
+        request: _registry_service_pb2.PurgeAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Adapter, _abc.Awaitable[_registry_service_pb2.Adapter]]:
+        """Ends a deleted adapter for good: its bytes may be collected, its record stays as a tombstone."""
 
     @_abc_1.abstractmethod
     def CreateBase(
@@ -161,7 +277,39 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListBasesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListBasesResponse, _abc.Awaitable[_registry_service_pb2.ListBasesResponse]]:
-        """Lists a namespace's bases by name."""
+        """Lists a namespace's bases, filtered and sorted."""
+
+    @_abc_1.abstractmethod
+    def UpdateBase(
+        self,
+        request: _registry_service_pb2.UpdateBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Base, _abc.Awaitable[_registry_service_pb2.Base]]:
+        """Changes description and labels."""
+
+    @_abc_1.abstractmethod
+    def DeleteBase(
+        self,
+        request: _registry_service_pb2.DeleteBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Base, _abc.Awaitable[_registry_service_pb2.Base]]:
+        """Hides a base and its versions; refused while an adapter of it exists."""
+
+    @_abc_1.abstractmethod
+    def UndeleteBase(
+        self,
+        request: _registry_service_pb2.UndeleteBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Base, _abc.Awaitable[_registry_service_pb2.Base]]:
+        """Brings a deleted base back as it was."""
+
+    @_abc_1.abstractmethod
+    def PurgeBase(
+        self,
+        request: _registry_service_pb2.PurgeBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Base, _abc.Awaitable[_registry_service_pb2.Base]]:
+        """Ends a deleted base for good: its bytes may be collected, its record stays as a tombstone."""
 
     @_abc_1.abstractmethod
     def CommitVersion(
@@ -169,7 +317,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.CommitVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.Version, _abc.Awaitable[_registry_service_pb2.Version]]:
-        """Verifies uploaded files and makes them the adapter's next version, in one transaction.
+        """Verifies uploaded files and makes them the next version of an adapter or a base, in one transaction.
         A refusal is FAILED_PRECONDITION or INVALID_ARGUMENT and names the tensor and the check.
         Idempotent by request_id, and the same manifest committed again answers the version it already has.
         """
@@ -188,7 +336,71 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListVersionsResponse]]:
-        """Lists an adapter's versions, newest first."""
+        """Lists versions of an adapter or a base, or of all adapters of a namespace, filtered and sorted."""
+
+    @_abc_1.abstractmethod
+    def UpdateVersion(
+        self,
+        request: _registry_service_pb2.UpdateVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Version, _abc.Awaitable[_registry_service_pb2.Version]]:
+        """Changes description and labels; what a version consists of never changes."""
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _registry_service_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Version, _abc.Awaitable[_registry_service_pb2.Version]]:
+        """Hides a version; refused while an alias names it."""
+
+    @_abc_1.abstractmethod
+    def UndeleteVersion(
+        self,
+        request: _registry_service_pb2.UndeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Version, _abc.Awaitable[_registry_service_pb2.Version]]:
+        """Brings a deleted version back as it was."""
+
+    @_abc_1.abstractmethod
+    def PurgeVersion(
+        self,
+        request: _registry_service_pb2.PurgeVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Version, _abc.Awaitable[_registry_service_pb2.Version]]:
+        """Ends a deleted version for good: its bytes may be collected, its manifest stays as a tombstone."""
+
+    @_abc_1.abstractmethod
+    def SignVersion(
+        self,
+        request: _registry_service_pb2.SignVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Version, _abc.Awaitable[_registry_service_pb2.Version]]:
+        """Stores a signature of a version's manifest digest."""
+
+    @_abc_1.abstractmethod
+    def ApproveVersion(
+        self,
+        request: _registry_service_pb2.ApproveVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Approval, _abc.Awaitable[_registry_service_pb2.Approval]]:
+        """Says that somebody looked at a version and agrees with its promotion."""
+
+    @_abc_1.abstractmethod
+    def RevokeApproval(
+        self,
+        request: _registry_service_pb2.RevokeApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Approval, _abc.Awaitable[_registry_service_pb2.Approval]]:
+        """Takes one's approval back."""
+
+    @_abc_1.abstractmethod
+    def ListApprovals(
+        self,
+        request: _registry_service_pb2.ListApprovalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListApprovalsResponse, _abc.Awaitable[_registry_service_pb2.ListApprovalsResponse]]:
+        """Lists a version's approvals, oldest first."""
 
     @_abc_1.abstractmethod
     def GetAlias(
@@ -212,7 +424,33 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.Alias, _abc.Awaitable[_registry_service_pb2.Alias]]:
-        """Points an alias at a version by compare-and-set. ABORTED when it does not point where expected."""
+        """Points an alias at a version, or at several by weight, by compare-and-set. ABORTED when it does
+        not point where expected, FAILED_PRECONDITION when a gate's condition does not hold.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _registry_service_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Alias, _abc.Awaitable[_registry_service_pb2.Alias]]:
+        """Removes an alias; its history stays."""
+
+    @_abc_1.abstractmethod
+    def GetAliasPolicy(
+        self,
+        request: _registry_service_pb2.GetAliasPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.AliasPolicy, _abc.Awaitable[_registry_service_pb2.AliasPolicy]]:
+        """Gets what must hold before an alias moves."""
+
+    @_abc_1.abstractmethod
+    def SetAliasPolicy(
+        self,
+        request: _registry_service_pb2.SetAliasPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.AliasPolicy, _abc.Awaitable[_registry_service_pb2.AliasPolicy]]:
+        """Sets what must hold before an alias moves."""
 
     @_abc_1.abstractmethod
     def RollbackAlias(
@@ -229,6 +467,14 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListAliasHistoryResponse, _abc.Awaitable[_registry_service_pb2.ListAliasHistoryResponse]]:
         """Lists where an alias pointed, newest first, with who moved it and why."""
+
+    @_abc_1.abstractmethod
+    def GetLineage(
+        self,
+        request: _registry_service_pb2.GetLineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.GetLineageResponse, _abc.Awaitable[_registry_service_pb2.GetLineageResponse]]:
+        """Finds what something was made from, and what was made from it."""
 
     @_abc_1.abstractmethod
     def Watch(
