@@ -9,6 +9,7 @@ import graft
 import pytest
 
 from tests.support.models import REPOSITORY, make_adapter, make_base
+from tests.support.postgres import PostgresServer
 from tests.support.stack import Stack, graft_up
 
 
@@ -27,6 +28,13 @@ def tiny_adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def example_base() -> Path:
     return REPOSITORY / "examples/base"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for all tests; each takes a database of its own with create_database()."""
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
