@@ -167,7 +167,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         raise _exists(path) from None
     except OSError as error:
         raise _bad_key(path, f"cannot be written ({error.strerror})", "Name another.") from None
-    with open(handle, "wb") as file:
+    with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(handle)
