@@ -22,31 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$graft/registry/v1/blob_service.proto\x12\x11graft.registry.v1\"l\n\x0cWriteRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cwrite_offset\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x14\n\x0c\x66inish_write\x18\x05 \x01(\x08\"?\n\rWriteResponse\x12\x1c\n\x14\x63ommitted_size_bytes\x18\x01 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\")\n\x17QueryWriteStatusRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"J\n\x18QueryWriteStatusResponse\x12\x1c\n\x14\x63ommitted_size_bytes\x18\x01 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"F\n\x0bReadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x13\n\x0bread_offset\x18\x02 \x01(\x03\x12\x12\n\nread_limit\x18\x03 \x01(\x03\"\x1c\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"%\n\x12\x46indMissingRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"&\n\x13\x46indMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t2\xf1\x02\n\x0b\x42lobService\x12L\n\x05Write\x12\x1f.graft.registry.v1.WriteRequest\x1a .graft.registry.v1.WriteResponse(\x01\x12k\n\x10QueryWriteStatus\x12*.graft.registry.v1.QueryWriteStatusRequest\x1a+.graft.registry.v1.QueryWriteStatusResponse\x12I\n\x04Read\x12\x1e.graft.registry.v1.ReadRequest\x1a\x1f.graft.registry.v1.ReadResponse0\x01\x12\\\n\x0b\x46indMissing\x12%.graft.registry.v1.FindMissingRequest\x1a&.graft.registry.v1.FindMissingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$graft/registry/v1/blob_service.proto\x12\x11graft.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n\x0cWriteRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cwrite_offset\x18\x03 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x14\n\x0c\x66inish_write\x18\x05 \x01(\x08\"?\n\rWriteResponse\x12\x1c\n\x14\x63ommitted_size_bytes\x18\x01 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\")\n\x17QueryWriteStatusRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"J\n\x18QueryWriteStatusResponse\x12\x1c\n\x14\x63ommitted_size_bytes\x18\x01 \x01(\x03\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"F\n\x0bReadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x13\n\x0bread_offset\x18\x02 \x01(\x03\x12\x12\n\nread_limit\x18\x03 \x01(\x03\"\x1c\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"%\n\x12\x46indMissingRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"&\n\x13\x46indMissingResponse\x12\x0f\n\x07missing\x18\x01 \x03(\t\"7\n\x11SignUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"w\n\x12SignUploadResponse\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x11\n\tupload_id\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x13\x46inishUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x11\n\tupload_id\x18\x03 \x01(\t\"*\n\x14\x46inishUploadResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\"%\n\x13SignDownloadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"h\n\x14SignDownloadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x8e\x05\n\x0b\x42lobService\x12L\n\x05Write\x12\x1f.graft.registry.v1.WriteRequest\x1a .graft.registry.v1.WriteResponse(\x01\x12k\n\x10QueryWriteStatus\x12*.graft.registry.v1.QueryWriteStatusRequest\x1a+.graft.registry.v1.QueryWriteStatusResponse\x12I\n\x04Read\x12\x1e.graft.registry.v1.ReadRequest\x1a\x1f.graft.registry.v1.ReadResponse0\x01\x12\\\n\x0b\x46indMissing\x12%.graft.registry.v1.FindMissingRequest\x1a&.graft.registry.v1.FindMissingResponse\x12Y\n\nSignUpload\x12$.graft.registry.v1.SignUploadRequest\x1a%.graft.registry.v1.SignUploadResponse\x12_\n\x0c\x46inishUpload\x12&.graft.registry.v1.FinishUploadRequest\x1a\'.graft.registry.v1.FinishUploadResponse\x12_\n\x0cSignDownload\x12&.graft.registry.v1.SignDownloadRequest\x1a\'.graft.registry.v1.SignDownloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.registry.v1.blob_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WRITEREQUEST']._serialized_start=59
-  _globals['_WRITEREQUEST']._serialized_end=167
-  _globals['_WRITERESPONSE']._serialized_start=169
-  _globals['_WRITERESPONSE']._serialized_end=232
-  _globals['_QUERYWRITESTATUSREQUEST']._serialized_start=234
-  _globals['_QUERYWRITESTATUSREQUEST']._serialized_end=275
-  _globals['_QUERYWRITESTATUSRESPONSE']._serialized_start=277
-  _globals['_QUERYWRITESTATUSRESPONSE']._serialized_end=351
-  _globals['_READREQUEST']._serialized_start=353
-  _globals['_READREQUEST']._serialized_end=423
-  _globals['_READRESPONSE']._serialized_start=425
-  _globals['_READRESPONSE']._serialized_end=453
-  _globals['_FINDMISSINGREQUEST']._serialized_start=455
-  _globals['_FINDMISSINGREQUEST']._serialized_end=492
-  _globals['_FINDMISSINGRESPONSE']._serialized_start=494
-  _globals['_FINDMISSINGRESPONSE']._serialized_end=532
-  _globals['_BLOBSERVICE']._serialized_start=535
-  _globals['_BLOBSERVICE']._serialized_end=904
+  _globals['_WRITEREQUEST']._serialized_start=92
+  _globals['_WRITEREQUEST']._serialized_end=200
+  _globals['_WRITERESPONSE']._serialized_start=202
+  _globals['_WRITERESPONSE']._serialized_end=265
+  _globals['_QUERYWRITESTATUSREQUEST']._serialized_start=267
+  _globals['_QUERYWRITESTATUSREQUEST']._serialized_end=308
+  _globals['_QUERYWRITESTATUSRESPONSE']._serialized_start=310
+  _globals['_QUERYWRITESTATUSRESPONSE']._serialized_end=384
+  _globals['_READREQUEST']._serialized_start=386
+  _globals['_READREQUEST']._serialized_end=456
+  _globals['_READRESPONSE']._serialized_start=458
+  _globals['_READRESPONSE']._serialized_end=486
+  _globals['_FINDMISSINGREQUEST']._serialized_start=488
+  _globals['_FINDMISSINGREQUEST']._serialized_end=525
+  _globals['_FINDMISSINGRESPONSE']._serialized_start=527
+  _globals['_FINDMISSINGRESPONSE']._serialized_end=565
+  _globals['_SIGNUPLOADREQUEST']._serialized_start=567
+  _globals['_SIGNUPLOADREQUEST']._serialized_end=622
+  _globals['_SIGNUPLOADRESPONSE']._serialized_start=624
+  _globals['_SIGNUPLOADRESPONSE']._serialized_end=743
+  _globals['_FINISHUPLOADREQUEST']._serialized_start=745
+  _globals['_FINISHUPLOADREQUEST']._serialized_end=821
+  _globals['_FINISHUPLOADRESPONSE']._serialized_start=823
+  _globals['_FINISHUPLOADRESPONSE']._serialized_end=865
+  _globals['_SIGNDOWNLOADREQUEST']._serialized_start=867
+  _globals['_SIGNDOWNLOADREQUEST']._serialized_end=904
+  _globals['_SIGNDOWNLOADRESPONSE']._serialized_start=906
+  _globals['_SIGNDOWNLOADRESPONSE']._serialized_end=1010
+  _globals['_BLOBSERVICE']._serialized_start=1013
+  _globals['_BLOBSERVICE']._serialized_end=1667
 # @@protoc_insertion_point(module_scope)

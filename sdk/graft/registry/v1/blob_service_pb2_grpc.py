@@ -55,6 +55,21 @@ class BlobServiceStub:
                 request_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FindMissingRequest.SerializeToString,
                 response_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FindMissingResponse.FromString,
                 _registered_method=True)
+        self.SignUpload = channel.unary_unary(
+                '/graft.registry.v1.BlobService/SignUpload',
+                request_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignUploadRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignUploadResponse.FromString,
+                _registered_method=True)
+        self.FinishUpload = channel.unary_unary(
+                '/graft.registry.v1.BlobService/FinishUpload',
+                request_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FinishUploadRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FinishUploadResponse.FromString,
+                _registered_method=True)
+        self.SignDownload = channel.unary_unary(
+                '/graft.registry.v1.BlobService/SignDownload',
+                request_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignDownloadRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignDownloadResponse.FromString,
+                _registered_method=True)
 
 
 class BlobServiceServicer:
@@ -89,6 +104,29 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignUpload(self, request, context):
+        """Gives a URL that takes a blob's bytes by HTTP PUT, so that they bypass this service.
+        FinishUpload must follow. UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishUpload(self, request, context):
+        """Checks the bytes that were put to a signed URL, and makes the blob exist; wrong ones are dropped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignDownload(self, request, context):
+        """Gives a URL that answers a blob's bytes to HTTP GET, with ranges. The reader checks the digest.
+        UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +149,21 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.FindMissing,
                     request_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FindMissingRequest.FromString,
                     response_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FindMissingResponse.SerializeToString,
+            ),
+            'SignUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignUpload,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignUploadRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignUploadResponse.SerializeToString,
+            ),
+            'FinishUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishUpload,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FinishUploadRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.FinishUploadResponse.SerializeToString,
+            ),
+            'SignDownload': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignDownload,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignDownloadRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_blob__service__pb2.SignDownloadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +275,87 @@ class BlobService:
             '/graft.registry.v1.BlobService/FindMissing',
             graft_dot_registry_dot_v1_dot_blob__service__pb2.FindMissingRequest.SerializeToString,
             graft_dot_registry_dot_v1_dot_blob__service__pb2.FindMissingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.BlobService/SignUpload',
+            graft_dot_registry_dot_v1_dot_blob__service__pb2.SignUploadRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_blob__service__pb2.SignUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.BlobService/FinishUpload',
+            graft_dot_registry_dot_v1_dot_blob__service__pb2.FinishUploadRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_blob__service__pb2.FinishUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignDownload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.BlobService/SignDownload',
+            graft_dot_registry_dot_v1_dot_blob__service__pb2.SignDownloadRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_blob__service__pb2.SignDownloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

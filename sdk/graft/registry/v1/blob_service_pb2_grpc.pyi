@@ -41,6 +41,16 @@ class BlobServiceStub:
     """Reads a blob, or a range of it, in chunks."""
     FindMissing: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.FindMissingRequest, _blob_service_pb2.FindMissingResponse]
     """Names those of the given digests that are not stored."""
+    SignUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.SignUploadRequest, _blob_service_pb2.SignUploadResponse]
+    """Gives a URL that takes a blob's bytes by HTTP PUT, so that they bypass this service.
+    FinishUpload must follow. UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+    """
+    FinishUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.FinishUploadRequest, _blob_service_pb2.FinishUploadResponse]
+    """Checks the bytes that were put to a signed URL, and makes the blob exist; wrong ones are dropped."""
+    SignDownload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.SignDownloadRequest, _blob_service_pb2.SignDownloadResponse]
+    """Gives a URL that answers a blob's bytes to HTTP GET, with ranges. The reader checks the digest.
+    UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+    """
 
 @_typing.type_check_only
 class BlobServiceAsyncStub(BlobServiceStub):
@@ -55,6 +65,16 @@ class BlobServiceAsyncStub(BlobServiceStub):
     """Reads a blob, or a range of it, in chunks."""
     FindMissing: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.FindMissingRequest, _blob_service_pb2.FindMissingResponse]  # type: ignore[assignment]
     """Names those of the given digests that are not stored."""
+    SignUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.SignUploadRequest, _blob_service_pb2.SignUploadResponse]  # type: ignore[assignment]
+    """Gives a URL that takes a blob's bytes by HTTP PUT, so that they bypass this service.
+    FinishUpload must follow. UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+    """
+    FinishUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.FinishUploadRequest, _blob_service_pb2.FinishUploadResponse]  # type: ignore[assignment]
+    """Checks the bytes that were put to a signed URL, and makes the blob exist; wrong ones are dropped."""
+    SignDownload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.SignDownloadRequest, _blob_service_pb2.SignDownloadResponse]  # type: ignore[assignment]
+    """Gives a URL that answers a blob's bytes to HTTP GET, with ranges. The reader checks the digest.
+    UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+    """
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Content-addressed bytes. The same bytes are stored once, whoever uploads them."""
@@ -90,5 +110,33 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_blob_service_pb2.FindMissingResponse, _abc.Awaitable[_blob_service_pb2.FindMissingResponse]]:
         """Names those of the given digests that are not stored."""
+
+    @_abc_1.abstractmethod
+    def SignUpload(
+        self,
+        request: _blob_service_pb2.SignUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.SignUploadResponse, _abc.Awaitable[_blob_service_pb2.SignUploadResponse]]:
+        """Gives a URL that takes a blob's bytes by HTTP PUT, so that they bypass this service.
+        FinishUpload must follow. UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishUpload(
+        self,
+        request: _blob_service_pb2.FinishUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.FinishUploadResponse, _abc.Awaitable[_blob_service_pb2.FinishUploadResponse]]:
+        """Checks the bytes that were put to a signed URL, and makes the blob exist; wrong ones are dropped."""
+
+    @_abc_1.abstractmethod
+    def SignDownload(
+        self,
+        request: _blob_service_pb2.SignDownloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.SignDownloadResponse, _abc.Awaitable[_blob_service_pb2.SignDownloadResponse]]:
+        """Gives a URL that answers a blob's bytes to HTTP GET, with ranges. The reader checks the digest.
+        UNIMPLEMENTED (NOT_SUPPORTED) where the store has no such URLs.
+        """
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
