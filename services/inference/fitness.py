@@ -59,5 +59,5 @@ def _check_rank(version: AdapterVersion, rank: int, limits: Limits) -> None:
         raise GraftError(
             Reason.RANK_TOO_LARGE,
             f"{version.name} has rank {rank}, and this engine takes up to {limits.max_rank}",
-            next_step="Start the service with a larger GRAFT_INFERENCE_MAX_LORA_RANK.",
+            next_step="Start it with a larger GRAFT_INFERENCE_MAX_LORA_RANK (vllm serve: --max-lora-rank).",
         )

@@ -89,26 +89,32 @@ class RemoteRegistry(Registry):
         )
 
     async def version(self, name: str) -> AdapterVersion:
-        with rpc_errors(_PEER):
-            found = await self._stub.GetVersion(
-                pb.GetVersionRequest(name=name), metadata=call_metadata(actor=_ACTOR)
-            )
-        return convert.adapter_version(found)
+        return convert.adapter_version(await self._message(name))
 
     async def find(self, reference: ModelReference) -> AdapterVersion:
+        return convert.adapter_version(await self.find_message(reference))
+
+    async def find_message(self, reference: ModelReference) -> pb.Version:
+        """As find(), with all that the registry says of the version."""
         adapter = adapter_name(reference.namespace, reference.name)
         if reference.version is not None:
-            return await self.version(version_name(adapter, reference.version))
+            return await self._message(version_name(adapter, reference.version))
         if reference.alias is not None:
-            return await self.version(alias_name(adapter, reference.alias))
+            return await self._message(alias_name(adapter, reference.alias))
         try:
-            return await self.version(alias_name(adapter, DEFAULT_ALIAS))
+            return await self._message(alias_name(adapter, DEFAULT_ALIAS))
         except NotFoundError as error:
             if error.reason is not Reason.ALIAS_NOT_FOUND:
                 raise
         return await self._newest(adapter)
 
-    async def _newest(self, adapter: str) -> AdapterVersion:
+    async def _message(self, name: str) -> pb.Version:
+        with rpc_errors(_PEER):
+            return await self._stub.GetVersion(
+                pb.GetVersionRequest(name=name), metadata=call_metadata(actor=_ACTOR)
+            )
+
+    async def _newest(self, adapter: str) -> pb.Version:
         with rpc_errors(_PEER):
             page = await self._stub.ListVersions(
                 pb.ListVersionsRequest(parent=adapter, page_size=1),
@@ -120,7 +126,7 @@ class RemoteRegistry(Registry):
                 f"{adapter} has no version yet",
                 next_step="Train one with `graft train`, or push one with `graft adapters push`.",
             )
-        return convert.adapter_version(page.versions[0])
+        return page.versions[0]
 
     async def fetch(self, file: AdapterFile, target: Path) -> None:
         await self._blobs.fetch(convert.file_message(file), target)
