@@ -1,14 +1,16 @@
-"""Reads a base model's folder without torch: its fingerprint, configuration and weight matrices.
+"""What a base model is, without torch: its fingerprint, configuration and weight matrices.
 
-The shapes come from the headers of its safetensors files, so they are right for any architecture.
+Reads a folder; fingerprint() and matrices() also serve whoever has a base's digests and headers
+otherwise. The shapes come from safetensors headers, so they are right for any architecture.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from graft.digests import digest_bytes, digest_file
 from graft.errors import GraftError, Reason
@@ -30,6 +32,64 @@ _TRANSPOSED_MODEL_TYPES = {"gpt2"}
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
 
 
+class Identity(NamedTuple):
+    """Digests of what a base consists of; digest is that of the other three."""
+
+    digest: str
+    config_digest: str
+    tokenizer_digest: str
+    weights_digest: str
+
+
+class Matrix(NamedTuple):
+    """A weight matrix by its module's path; it maps in_features numbers to out_features."""
+
+    path: str
+    in_features: int
+    out_features: int
+
+
+def fingerprint(config: Mapping[str, Any], digests: Mapping[str, str]) -> Identity:
+    """A base's identity.
+
+    Args:
+        config: what its config.json says.
+        digests: of its files, by name; those are looked at that make a tokenizer or hold weights.
+    """
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
+    parts = (
+        digest_bytes(json.dumps(kept, sort_keys=True).encode()),
+        _digest_lines([name for name in _TOKENIZER_FILES if name in digests], digests),
+        _digest_lines(sorted(name for name in digests if is_weights(name)), digests),
+    )
+    return Identity(digest_bytes("\n".join(parts).encode()), *parts)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name holds a base's weights."""
+    return name.endswith(".safetensors")
+
+
+def matrices(
+    shapes: Iterable[tuple[str, Sequence[int]]], config: Mapping[str, Any]
+) -> Iterable[Matrix]:
+    """The weight matrices among a weights file's tensors, by name.
+
+    Args:
+        shapes: name and shape of every tensor of the file.
+        config: what the base's config.json says.
+    """
+    transposed = config["model_type"] in _TRANSPOSED_MODEL_TYPES
+    for tensor, shape in sorted(shapes):
+        if tensor.endswith(".weight") and len(shape) == 2:
+            out_features, in_features = reversed(shape) if transposed else shape
+            yield Matrix(tensor.removesuffix(".weight"), in_features, out_features)
+
+
+def _digest_lines(names: Sequence[str], digests: Mapping[str, str]) -> str:
+    return digest_bytes("\n".join(f"{name} {digests[name]}" for name in names).encode())
+
+
 def read_base(folder: Path, name: str) -> Base:
     """Everything that the registry wants to know of a base.
 
@@ -44,9 +104,9 @@ def read_base(folder: Path, name: str) -> Base:
     return Base(
         name=name,
         source=str(folder),
-        fingerprint=_fingerprint(folder, config, weights),
+        fingerprint=BaseFingerprint(**_identity(folder, config, weights)._asdict()),
         config_json=json.dumps(config, sort_keys=True),
-        modules=_modules(weights, config["model_type"] in _TRANSPOSED_MODEL_TYPES),
+        modules=_modules(weights, config),
     )
 
 
@@ -57,7 +117,7 @@ def read_modules(folder: Path) -> list[BaseModule]:
         GraftError: NOT_A_MODEL, with what is missing.
     """
     config, weights = _open(folder)
-    return _modules(weights, config["model_type"] in _TRANSPOSED_MODEL_TYPES)
+    return _modules(weights, config)
 
 
 def _open(folder: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -82,39 +142,21 @@ def _open(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     return config, weights
 
 
-def _fingerprint(folder: Path, config: dict[str, Any], weights: list[Path]) -> BaseFingerprint:
-    kept = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
+def _identity(folder: Path, config: dict[str, Any], weights: list[Path]) -> Identity:
     tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    result = BaseFingerprint(
-        config_digest=digest_bytes(json.dumps(kept, sort_keys=True).encode()),
-        tokenizer_digest=_digest_files(tokenizer),
-        weights_digest=_digest_files(weights),
-    )
-    parts = (result.config_digest, result.tokenizer_digest, result.weights_digest)
-    result.digest = digest_bytes("\n".join(parts).encode())
-    return result
+    return fingerprint(config, {path.name: digest_file(path) for path in [*tokenizer, *weights]})
 
 
-def _digest_files(paths: list[Path]) -> str:
-    lines = [f"{path.name} {digest_file(path)}" for path in paths]
-    return digest_bytes("\n".join(lines).encode())
+def _modules(weights: list[Path], config: dict[str, Any]) -> list[BaseModule]:
+    return [
+        BaseModule(**matrix._asdict())
+        for path in weights
+        for matrix in matrices(_shapes(path), config)
+    ]
 
 
-def _modules(weights: list[Path], transposed: bool) -> list[BaseModule]:
-    modules = []
-    for path in weights:
-        for tensor, info in sorted(_header(path).items()):
-            shape = info.get("shape", ())
-            if tensor.endswith(".weight") and len(shape) == 2:
-                out_features, in_features = reversed(shape) if transposed else shape
-                modules.append(
-                    BaseModule(
-                        path=tensor.removesuffix(".weight"),
-                        in_features=in_features,
-                        out_features=out_features,
-                    )
-                )
-    return modules
+def _shapes(path: Path) -> list[tuple[str, Sequence[int]]]:
+    return [(name, info.get("shape", ())) for name, info in _header(path).items()]
 
 
 def _header(path: Path) -> dict[str, Any]:
