@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from graft.digests import CHUNK_BYTES, is_digest
 from graft.errors import GraftError, Reason
@@ -18,8 +19,13 @@ __all__ = [
     "BlobStatus",
     "BlobStore",
     "BlobUpload",
+    "SignedUpload",
+    "SignedUrl",
+    "StoredBlob",
     "check_digest",
+    "damaged",
     "not_found",
+    "other_bytes",
     "range_end",
     "storage_full",
 ]
@@ -31,6 +37,31 @@ class BlobStatus:
 
     committed_size_bytes: int
     complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob that is there. Its age is told by the store's clock: compare it to hours, not seconds."""
+
+    digest: str
+    size_bytes: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SignedUrl:
+    """An HTTP address that works without credentials until expire_time (UTC)."""
+
+    url: str
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SignedUpload:
+    """Where to put a blob's bytes; upload_id names the upload when it is finished."""
+
+    upload_id: str
+    target: SignedUrl
 
 
 class BlobUpload(ABC):
@@ -102,6 +133,55 @@ class BlobStore(ABC):
     async def total_bytes(self) -> int:
         """Size of all blobs together."""
 
+    @abstractmethod
+    async def delete(self, digest: str) -> None:
+        """Removes a blob, if it is there. Reads that have begun may fail from here on."""
+
+    @abstractmethod
+    async def stored(self, after: str = "", limit: int = 1000) -> list[StoredBlob]:
+        """The next blobs in the order of their digests.
+
+        Args:
+            after: the last digest of the page before; "" to begin.
+            limit: most blobs in this page; fewer than this does not mean the end, none does.
+        """
+
+    @abstractmethod
+    async def expire_uploads(self, older_than_s: float) -> int:
+        """Removes what is kept of uploads that nobody has written to for so long.
+
+        Returns:
+            How many uploads were removed.
+        """
+
+    async def sign_upload(self, digest: str, size_bytes: int) -> SignedUpload | None:
+        """A URL that takes the blob's bytes; None when the blob exists already.
+
+        Raises:
+            GraftError: NOT_SUPPORTED when this store has no such URLs, or not for that size.
+        """
+        raise not_supported()
+
+    async def finish_signed_upload(self, digest: str, size_bytes: int, upload_id: str) -> None:
+        """Checks the bytes that were put to a signed URL, and makes the blob exist.
+
+        Raises:
+            GraftError: NOT_SUPPORTED; INVALID_REQUEST when nothing was put there; DIGEST_MISMATCH,
+                and nothing is kept.
+        """
+        raise not_supported()
+
+    async def sign_download(self, digest: str) -> SignedUrl:
+        """A URL that answers the blob's bytes.
+
+        Raises:
+            GraftError: NOT_SUPPORTED; BLOB_NOT_FOUND.
+        """
+        raise not_supported()
+
+    async def close(self) -> None:  # noqa: B027 - most stores hold nothing
+        """Lets go of connections and threads."""
+
 
 def check_digest(digest: str) -> str:
     """The 64 hexadecimal digits of a digest.
@@ -135,6 +215,36 @@ def not_found(digest: str) -> GraftError:
         Reason.BLOB_NOT_FOUND,
         f"There is no blob {digest}",
         next_step="Upload it with BlobService.Write first.",
+        digest=digest,
+    )
+
+
+def not_supported() -> GraftError:
+    """NOT_SUPPORTED, for signed URLs."""
+    return GraftError(
+        Reason.NOT_SUPPORTED,
+        "This registry's store gives no signed URLs for such a blob",
+        next_step="Send the bytes with BlobService.Write, and get them with BlobService.Read.",
+    )
+
+
+def other_bytes(digest: str, found: str) -> GraftError:
+    """DIGEST_MISMATCH of an upload; found says what arrived instead."""
+    return GraftError(
+        Reason.DIGEST_MISMATCH,
+        f"The bytes sent as {digest} have {found}; nothing of them was kept",
+        next_step="Compute the digest again: the file changed, or it arrived damaged.",
+        expected=digest,
+        found=found,
+    )
+
+
+def damaged(digest: str, found: str) -> GraftError:
+    """DIGEST_MISMATCH of a stored blob; found says what lies there instead."""
+    return GraftError(
+        Reason.DIGEST_MISMATCH,
+        f"The stored bytes of {digest} {found}: the store is damaged",
+        next_step="Remove the damaged blob from the store, upload the file again, check the disk.",
         digest=digest,
     )
 

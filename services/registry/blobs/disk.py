@@ -18,9 +18,9 @@ class Disk:
         """Opens a file for reading and writing, and makes it where it does not exist.
 
         Raises:
-            OSError: ENOSPC or EDQUOT when there is no room for it.
+            OSError: ENOSPC or EDQUOT when there is no room for it; ELOOP for a symbolic link.
         """
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
     def append(self, handle: int, data: bytes, at: int) -> None:
         """Writes all of data at position `at`.

@@ -1,38 +1,34 @@
-"""Blobs as files: blobs/sha256/ab/cdef... once whole, uploads/{hex}.part while they come.
+"""Blobs as files: sha256/ab/cdef... once whole, uploads/{hex}.part while they come.
 
-One process per folder writes (server.py takes a lock); files appear only by an atomic rename.
+Several processes may share the folder. Files appear only by an atomic rename, and no symbolic link
+in the folder is followed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from graft.errors import GraftError, Reason
-from graft.files import fsync_folder
 
 from services.registry.blobs.base import (
     CHUNK_BYTES,
     BlobStatus,
     BlobStore,
     BlobUpload,
+    StoredBlob,
     check_digest,
+    damaged,
     not_found,
     range_end,
     storage_full,
 )
 from services.registry.blobs.disk import Disk
+from services.registry.blobs.file_sink import FileSink, open_folder
+from services.registry.blobs.parts import PartFiles, regular_file
 from services.registry.blobs.shared import Sink, Uploads
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FilesystemBlobStore(BlobStore):
@@ -47,17 +43,15 @@ class FilesystemBlobStore(BlobStore):
         self._root, self._disk = root, disk or Disk()
         (root / "sha256").mkdir(parents=True, exist_ok=True)
         (root / "uploads").mkdir(exist_ok=True)
+        self._parts = PartFiles(root / "uploads", self._disk)
         self._uploads = Uploads(self._sink)
 
     def _path(self, digest: str) -> Path:
         digits = check_digest(digest)
         return self._root / "sha256" / digits[:2] / digits[2:]
 
-    def _part(self, digest: str) -> Path:
-        return self._root / "uploads" / f"{check_digest(digest)}.part"
-
     def _sink(self, digest: str) -> Sink:
-        return _FileSink(self._part(digest), self._path(digest), self._disk)
+        return FileSink(check_digest(digest), self._root, self._parts, self._disk)
 
     async def begin_upload(self, digest: str, size_bytes: int) -> BlobUpload | None:
         status = await self.status(digest)
@@ -74,118 +68,107 @@ class FilesystemBlobStore(BlobStore):
 
     def _status_now(self, digest: str) -> BlobStatus:
         # The part first: between the two looks it may become the blob, and never the other way.
-        kept_bytes = _size_of(self._part(digest))
-        whole_bytes = _size_of(self._path(digest))
-        if whole_bytes is not None:
-            return BlobStatus(whole_bytes, complete=True)
-        return BlobStatus(kept_bytes or 0, complete=False)
+        kept_bytes = self._parts.kept_bytes(check_digest(digest))
+        whole = regular_file(self._path(digest))
+        if whole is not None:
+            return BlobStatus(whole.st_size, complete=True)
+        return BlobStatus(kept_bytes, complete=False)
 
     async def missing(self, digests: Sequence[str]) -> list[str]:
         def look() -> list[str]:
-            return [digest for digest in digests if not self._path(digest).is_file()]
+            return [digest for digest in digests if regular_file(self._path(digest)) is None]
 
         return await asyncio.to_thread(look)
 
     async def size(self, digest: str) -> int:
-        found = await asyncio.to_thread(_size_of, self._path(digest))
+        found = await asyncio.to_thread(regular_file, self._path(digest))
         if found is None:
             raise not_found(digest)
-        return found
+        return found.st_size
 
     async def read(self, digest: str, offset: int = 0, limit: int = 0) -> AsyncIterator[bytes]:
-        end = range_end(digest, await self.size(digest), offset, limit)
-        handle = await asyncio.to_thread(os.open, self._path(digest), os.O_RDONLY)
+        reader = await asyncio.to_thread(_Reader, digest, self._path(digest), offset, limit)
         try:
-            while offset < end:
-                chunk = await asyncio.to_thread(
-                    os.pread, handle, min(CHUNK_BYTES, end - offset), offset
-                )
-                if not chunk:
-                    raise _shrunk(digest, offset, end)
-                offset += len(chunk)
+            while chunk := await asyncio.to_thread(reader.next):
                 yield chunk
         finally:
-            os.close(handle)
+            reader.close()
 
     async def total_bytes(self) -> int:
         def total() -> int:
-            return sum(path.stat().st_size for path in (self._root / "sha256").glob("??/*"))
+            return sum(path.lstat().st_size for path in (self._root / "sha256").glob("??/*"))
 
         return await asyncio.to_thread(total)
 
+    async def delete(self, digest: str) -> None:
+        def remove() -> None:
+            with open_folder(path.parent) as handle:
+                os.unlink(path.name, dir_fd=handle)
+                os.fsync(handle)
 
-class _FileSink(Sink):
-    def __init__(self, part: Path, target: Path, disk: Disk) -> None:
-        self._part, self._target, self._disk = part, target, disk
-        self._handle: int | None = None
-
-    def _open(self) -> int:
-        if self._handle is None:
-            with self._refusing_a_full_disk(0):
-                self._handle = self._disk.open(self._part)
-        return self._handle
-
-    @contextmanager
-    def _refusing_a_full_disk(self, needed_bytes: int) -> Iterator[None]:
-        """A disk may be found full at any of open, write, fsync and rename."""
+        path = self._path(digest)
+        if await asyncio.to_thread(regular_file, path) is None:
+            return
         try:
-            yield
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            free_bytes = self._disk.free_bytes(self._part.parent)
-            raise storage_full("sha256:" + self._part.stem, needed_bytes, free_bytes) from error
+            await asyncio.to_thread(remove)
+        except FileNotFoundError:
+            return  # Another process was faster.
 
-    def published(self) -> bool:
-        return self._target.is_file()
+    async def stored(self, after: str = "", limit: int = 1000) -> list[StoredBlob]:
+        return await asyncio.to_thread(self._stored_now, after, limit)
 
-    def replay(self, hasher: _Hash) -> int:
-        handle, at = self._open(), 0
-        while chunk := os.pread(handle, CHUNK_BYTES, at):
-            hasher.update(chunk)
-            at += len(chunk)
-        return at
+    def _stored_now(self, after: str, limit: int) -> list[StoredBlob]:
+        digits = check_digest(after) if after else ""
+        page: list[StoredBlob] = []
+        for folder in sorted((self._root / "sha256").glob("??")):
+            if folder.name < digits[:2]:
+                continue
+            for path in sorted(folder.iterdir()):
+                info = regular_file(path)
+                if folder.name + path.name > digits and info is not None:
+                    age_s = max(0.0, time.time() - info.st_mtime)
+                    digest = f"sha256:{folder.name}{path.name}"
+                    page.append(StoredBlob(digest, info.st_size, age_s))
+                if len(page) == limit:
+                    return page
+        return page
 
-    def append(self, data: bytes, at: int) -> None:
-        handle = self._open()
-        with self._refusing_a_full_disk(len(data)):
-            try:
-                self._disk.append(handle, data, at)
-            except OSError:
-                os.ftruncate(handle, at)
-                raise
+    async def expire_uploads(self, older_than_s: float) -> int:
+        return await asyncio.to_thread(self._parts.expire, older_than_s)
 
-    def publish(self) -> None:
-        handle = self._open()
-        with self._refusing_a_full_disk(0):
-            self._disk.sync(handle)
-            if not self._target.parent.is_dir():
-                self._target.parent.mkdir(exist_ok=True)
-                fsync_folder(self._target.parent.parent)
-            self._part.replace(self._target)
-            fsync_folder(self._target.parent)
 
-    def discard(self) -> None:
-        self.close()
-        self._part.unlink(missing_ok=True)
+class _Reader:
+    """One read of a blob, chunk by chunk in a thread; one of the whole checks its digest."""
+
+    def __init__(self, digest: str, path: Path, offset: int, limit: int) -> None:
+        try:
+            self._handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise not_found(digest) from None
+        try:
+            size_bytes = os.fstat(self._handle).st_size
+            self._end = range_end(digest, size_bytes, offset, limit)
+        except BaseException:
+            self.close()
+            raise
+        self._digest, self._at = digest, offset
+        self._hasher = hashlib.sha256() if (offset, self._end) == (0, size_bytes) else None
+
+    def next(self) -> bytes:
+        """The next chunk; b"" at the end."""
+        if self._at == self._end:
+            found = self._hasher and "sha256:" + self._hasher.hexdigest()
+            if found and found != self._digest:
+                raise damaged(self._digest, f"have the digest {found}")
+            return b""
+        chunk = os.pread(self._handle, min(CHUNK_BYTES, self._end - self._at), self._at)
+        if not chunk:
+            raise damaged(self._digest, f"end at {self._at} instead of {self._end}")
+        self._at += len(chunk)
+        if self._hasher:
+            self._hasher.update(chunk)
+        return chunk
 
     def close(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-
-def _size_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-
-
-def _shrunk(digest: str, offset: int, end: int) -> GraftError:
-    return GraftError(
-        Reason.DIGEST_MISMATCH,
-        f"The stored bytes of {digest} end at {offset} instead of {end}: the store is damaged",
-        next_step="Upload the file again after removing the damaged blob, and check the disk.",
-        digest=digest,
-    )
+        """Closes the file."""
+        os.close(self._handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from services.registry.blobs.base import (
     BlobStatus,
     BlobStore,
     BlobUpload,
+    StoredBlob,
     check_digest,
     not_found,
     range_end,
@@ -32,7 +34,11 @@ class MemoryBlobStore(BlobStore):
         self._capacity_bytes = capacity_bytes
         self._whole: dict[str, bytes] = {}
         self._parts: dict[str, bytearray] = {}
-        self._uploads = Uploads(lambda digest: _MemorySink(digest, self._whole, self._parts))
+        self._touched_s: dict[str, float] = {}
+        self._uploads = Uploads(self._sink)
+
+    def _sink(self, digest: str) -> Sink:
+        return _MemorySink(digest, self._whole, self._parts, self._touched_s)
 
     async def begin_upload(self, digest: str, size_bytes: int) -> BlobUpload | None:
         status = await self.status(digest)
@@ -71,27 +77,58 @@ class MemoryBlobStore(BlobStore):
     async def total_bytes(self) -> int:
         return sum(map(len, self._whole.values()))
 
+    async def delete(self, digest: str) -> None:
+        check_digest(digest)
+        self._whole.pop(digest, None)
+
+    async def stored(self, after: str = "", limit: int = 1000) -> list[StoredBlob]:
+        now_s = time.monotonic()
+        page = sorted(digest for digest in self._whole if digest > after)[:limit]
+        return [
+            StoredBlob(digest, len(self._whole[digest]), now_s - self._touched_s[digest])
+            for digest in page
+        ]
+
+    async def expire_uploads(self, older_than_s: float) -> int:
+        oldest_s = time.monotonic() - older_than_s
+        stale = [
+            digest
+            for digest in self._parts
+            if self._touched_s[digest] <= oldest_s and not self._uploads.is_open(digest)
+        ]
+        for digest in stale:
+            del self._parts[digest]
+        return len(stale)
+
 
 class _MemorySink(Sink):
-    def __init__(self, digest: str, whole: dict[str, bytes], parts: dict[str, bytearray]) -> None:
-        self._digest, self._whole, self._parts = digest, whole, parts
+    def __init__(
+        self,
+        digest: str,
+        whole: dict[str, bytes],
+        parts: dict[str, bytearray],
+        touched_s: dict[str, float],
+    ) -> None:
+        self._digest, self._whole, self._parts, self._touched_s = digest, whole, parts, touched_s
 
     def published(self) -> bool:
         return self._digest in self._whole
 
     def replay(self, hasher: _Hash) -> int:
         kept = self._parts.setdefault(self._digest, bytearray())
+        self._touched_s[self._digest] = time.monotonic()
         hasher.update(kept)
         return len(kept)
 
     def append(self, data: bytes, at: int) -> None:
         self._parts[self._digest][at:] = data
+        self._touched_s[self._digest] = time.monotonic()
 
-    def publish(self) -> None:
+    def publish(self, size_bytes: int) -> None:
         self._whole[self._digest] = bytes(self._parts.pop(self._digest))
 
     def discard(self) -> None:
         self._parts[self._digest] = bytearray()
 
-    def close(self) -> None:
-        pass
+    def close(self) -> int:
+        return len(self._parts.get(self._digest, b""))

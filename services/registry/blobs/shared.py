@@ -9,19 +9,22 @@ import asyncio
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, TypeVar
 
 from graft.errors import GraftError, Reason
 
-from services.registry.blobs.base import BlobStatus, BlobUpload
+from services.registry.blobs.base import BlobStatus, BlobUpload, other_bytes
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+T = TypeVar("T")
+
 
 class Sink(ABC):
     """Keeps the bytes of one upload. Its methods may block; they are called from a thread, one at
-    a time. After close() another append() may follow: a writer came while the last one left.
+    a time. After close() a replay() may follow: a writer came while the last one left.
     """
 
     @abstractmethod
@@ -37,16 +40,16 @@ class Sink(ABC):
         """Keeps data after the first `at` bytes, or raises and keeps none of it."""
 
     @abstractmethod
-    def publish(self) -> None:
-        """Makes the bytes durable and the blob exist."""
+    def publish(self, size_bytes: int) -> None:
+        """Makes the bytes durable and the blob exist; size_bytes are all that were kept."""
 
     @abstractmethod
     def discard(self) -> None:
         """Forgets what was kept."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Lets go of the handle; what was kept stays."""
+    def close(self) -> int:
+        """Lets go of the handle. Returns how many of the kept bytes stay for whoever goes on."""
 
 
 class SharedUpload:
@@ -57,16 +60,22 @@ class SharedUpload:
         size_bytes: size of the whole.
         sink: where its bytes go.
         released: called when the last writer has left.
+        threads: where the sink's methods run; None for the event loop's own.
     """
 
     def __init__(
-        self, digest: str, size_bytes: int, sink: Sink, released: Callable[[SharedUpload], None]
+        self,
+        digest: str,
+        size_bytes: int,
+        sink: Sink,
+        released: Callable[[SharedUpload], None],
+        threads: Executor | None = None,
     ) -> None:
         self.digest, self.size_bytes = digest, size_bytes
         self.committed_size_bytes = 0
         self.complete = False
         self.writers = 0
-        self._sink, self._released = sink, released
+        self._sink, self._released, self._threads = sink, released, threads
         self._lock = asyncio.Lock()
         self._opened = False
         self._hasher = hashlib.sha256()
@@ -89,17 +98,24 @@ class SharedUpload:
         await asyncio.shield(self._close())
         return BlobStatus(self.committed_size_bytes, self.complete)
 
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, function, *arguments)
+
     # The lock is held until the thread is done, also when the caller has gone away meanwhile.
 
     async def _open(self) -> None:
         async with self._lock:
-            if not self._opened and await asyncio.to_thread(self._sink.published):
+            if self._opened or self.complete:
+                return
+            if await self._in_thread(self._sink.published):
                 # Somebody finished it since this writer asked.
                 self.committed_size_bytes, self.complete = self.size_bytes, True
-            elif not self._opened:
-                self.committed_size_bytes = await asyncio.to_thread(self._sink.replay, self._hasher)
-                if self.committed_size_bytes > self.size_bytes:
-                    await asyncio.to_thread(self._discard_now)
+                return
+            self._hasher = hashlib.sha256()
+            self.committed_size_bytes = await self._in_thread(self._sink.replay, self._hasher)
+            if self.committed_size_bytes > self.size_bytes:
+                await self._in_thread(self._discard_now)
             self._opened = True
 
     async def _append(self, offset: int, data: bytes) -> None:
@@ -112,7 +128,7 @@ class SharedUpload:
                 raise _too_long(self.digest, offset + len(data), self.size_bytes)
             fresh = data[self.committed_size_bytes - offset :]
             if fresh:
-                await asyncio.to_thread(self._append_now, fresh)
+                await self._in_thread(self._append_now, fresh)
 
     def _append_now(self, data: bytes) -> None:
         self._sink.append(data, self.committed_size_bytes)
@@ -127,9 +143,9 @@ class SharedUpload:
                 raise _unfinished(self.digest, self.committed_size_bytes, self.size_bytes)
             found = "sha256:" + self._hasher.hexdigest()
             if found != self.digest:
-                await asyncio.to_thread(self._discard_now)
-                raise _other_bytes(self.digest, found)
-            await asyncio.to_thread(self._sink.publish)
+                await self._in_thread(self._discard_now)
+                raise other_bytes(self.digest, f"the digest {found}")
+            await self._in_thread(self._sink.publish, self.size_bytes)
             self.complete = True
 
     def _discard_now(self) -> None:
@@ -140,7 +156,9 @@ class SharedUpload:
     async def _close(self) -> None:
         async with self._lock:
             if self.writers == 0:
-                await asyncio.to_thread(self._sink.close)
+                kept_bytes = await self._in_thread(self._sink.close)
+                if not self.complete:
+                    self.committed_size_bytes, self._opened = kept_bytes, False
         if self.writers == 0:
             self._released(self)
 
@@ -200,32 +218,24 @@ def _unfinished(digest: str, kept_bytes: int, size_bytes: int) -> GraftError:
     )
 
 
-def _other_bytes(digest: str, found: str) -> GraftError:
-    return GraftError(
-        Reason.DIGEST_MISMATCH,
-        f"The bytes sent as {digest} have the digest {found}; nothing of them was kept",
-        next_step="Compute the digest again: the file changed, or it arrived damaged.",
-        expected=digest,
-        found=found,
-    )
-
-
 class Uploads:
     """The uploads that have a writer now, so that a second writer of a digest joins the first.
 
     Args:
         make_sink: makes the sink of a digest's upload.
+        threads: where sinks work; None for the event loop's own threads.
     """
 
-    def __init__(self, make_sink: Callable[[str], Sink]) -> None:
-        self._make_sink = make_sink
+    def __init__(self, make_sink: Callable[[str], Sink], threads: Executor | None = None) -> None:
+        self._make_sink, self._threads = make_sink, threads
         self._open: dict[str, SharedUpload] = {}
 
     async def join(self, digest: str, size_bytes: int) -> BlobUpload:
         """A writer of the digest's upload, which begins with it if there is none."""
         upload = self._open.get(digest)
         if upload is None:
-            upload = SharedUpload(digest, size_bytes, self._make_sink(digest), self._leave)
+            sink = self._make_sink(digest)
+            upload = SharedUpload(digest, size_bytes, sink, self._leave, self._threads)
             self._open[digest] = upload
         if upload.size_bytes != size_bytes:
             raise GraftError(
@@ -240,6 +250,10 @@ class Uploads:
             await writer.close()
             raise
         return writer
+
+    def is_open(self, digest: str) -> bool:
+        """Whether somebody writes that digest here now."""
+        return digest in self._open
 
     def _leave(self, upload: SharedUpload) -> None:
         if self._open.get(upload.digest) is upload:
