@@ -1,0 +1,132 @@
+"""From a reference to a folder that vLLM may load: found in the registry, verified, fitting, fetched.
+
+Knows nothing of vLLM. The registry's word is checked, not taken: a manifest by its digest and
+signature, a file by its digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graft.digests import digest_message
+from graft.errors import GraftError, Reason, UnavailableError
+from graft.names import ModelReference
+from graft.registry.v1.registry_service_pb2 import Version
+from graft.signatures import SignaturePolicy, check
+
+from services.inference.cache import AdapterCache, read_config
+from services.inference.domain import AdapterVersion
+from services.inference.engines.base import Limits
+from services.inference.fitness import check_config, check_version
+from services.inference.registry import convert
+from services.inference.registry.remote import RemoteRegistry
+from services.inference.vllm_plugin.engine_base import EngineBase
+
+if TYPE_CHECKING:
+    import logging
+
+    from graft.keys import PublicKey
+
+# The largest that vLLM has kernels for; it refuses by itself what is above its --max-lora-rank.
+_MAX_RANK = 512
+_MAX_REMEMBERED = 4096
+
+
+class Versions:
+    """The registry as the plugin uses it.
+
+    Args:
+        policy: what a version without a trusted signature means.
+        trusted: keys whose signatures count.
+        answer_timeout_s: longest wait for an answer; fetching has no limit, as a file may be large.
+    """
+
+    def __init__(
+        self,
+        registry: RemoteRegistry,
+        cache: AdapterCache,
+        base: EngineBase,
+        policy: SignaturePolicy,
+        trusted: Sequence[PublicKey],
+        answer_timeout_s: float,
+        log: logging.Logger,
+    ) -> None:
+        self._registry, self._cache, self._base = registry, cache, base
+        self._policy, self._trusted = policy, trusted
+        self._answer_timeout_s, self._log = answer_timeout_s, log
+        self._fetches: dict[str, asyncio.Task[Path]] = {}
+        self._last: dict[ModelReference, AdapterVersion] = {}
+        self.max_rank = _MAX_RANK
+
+    async def find(self, reference: ModelReference) -> AdapterVersion:
+        """The version that a reference means now.
+
+        Raises:
+            GraftError: ADAPTER_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND, DIGEST_MISMATCH,
+                SIGNATURE_REQUIRED, SIGNATURE_INVALID, UNAVAILABLE.
+        """
+        try:
+            async with asyncio.timeout(self._answer_timeout_s):
+                message = await self._registry.find_message(reference)
+        except TimeoutError:
+            raise GraftError(
+                Reason.UNAVAILABLE,
+                f"The registry did not answer for {reference} within {self._answer_timeout_s:g} s",
+                next_step="See how it is with `graft doctor`.",
+            ) from None
+        version = self._verified(message)
+        self._last[reference] = version
+        if len(self._last) > _MAX_REMEMBERED:
+            del self._last[next(iter(self._last))]
+        return version
+
+    async def find_or_last(self, reference: ModelReference) -> AdapterVersion:
+        """As find(); while the registry is away, what the reference meant when it was last asked.
+
+        Raises:
+            GraftError: as find().
+        """
+        try:
+            return await self.find(reference)
+        except UnavailableError as error:
+            last = self._last.get(reference)
+            if last is None:
+                raise
+            self._log.warning("%s; %s stays %s", error.message, reference, last.name)
+            return last
+
+    def _verified(self, message: Version) -> AdapterVersion:
+        digest = digest_message(message.manifest)
+        if digest != message.digest:
+            raise GraftError(
+                Reason.DIGEST_MISMATCH,
+                f"The manifest of {message.name} has the digest {digest}, and the registry says "
+                f"{message.digest}",
+                next_step="Check the registry with `graft doctor`.",
+            )
+        verdict = check(self._policy, message, self._trusted)
+        if verdict.problem:
+            self._log.warning("%s is used, but: %s", message.name, verdict.problem)
+        return convert.adapter_version(message)
+
+    async def take(self, version: AdapterVersion, model: str) -> Path:
+        """The version's folder, named by its digest, once it is known to fit the model and is verified.
+
+        Callers that want the same version at once share one fetch.
+
+        Raises:
+            GraftError: WRONG_BASE, RANK_TOO_LARGE, ADAPTER_UNUSABLE, NOT_A_MODEL, DIGEST_MISMATCH,
+                BLOB_NOT_FOUND, STORAGE_FULL, UNAVAILABLE.
+        """
+        limits = Limits(1, self.max_rank, 0, 0, 0)
+        check_version(version, await self._base.get(model), limits)
+        task = self._fetches.get(version.digest)
+        if task is None:
+            task = self._fetches[version.digest] = asyncio.create_task(self._cache.take(version))
+            task.add_done_callback(lambda _: self._fetches.pop(version.digest, None))
+        folder = await asyncio.shield(task)
+        check_config(version, await asyncio.to_thread(read_config, version, folder), limits)
+        return folder
