@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.registry.catalogue import migrations
-from services.registry.catalogue.database import WRITE
+from services.registry.catalogue.changes import WRITE
 
 
 async def upgrade(engine: AsyncEngine, revision: str = "head") -> None:
