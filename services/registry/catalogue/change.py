@@ -49,7 +49,11 @@ class Change:
         if rows:
             self.added.setdefault(table, []).extend(rows)
 
-    async def record(
+    def new_etag(self, name: str) -> str:
+        """An etag that nothing of that name had before."""
+        return hashlib.sha256(f"{name} {self.next_revision}".encode()).hexdigest()[:16]
+
+    def record(
         self,
         namespace: str,
         resource: Resource,
