@@ -9,6 +9,7 @@ import graft
 import pytest
 
 from tests.support.models import REPOSITORY, make_adapter, make_base
+from tests.support.objects import ObjectStore, object_store_server
 from tests.support.postgres import PostgresServer
 from tests.support.stack import Stack, graft_up
 
@@ -35,6 +36,13 @@ def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL for all tests; each takes a database of its own with create_database()."""
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server; take a bucket of your own."""
+    with object_store_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

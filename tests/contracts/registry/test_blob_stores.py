@@ -7,15 +7,19 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from graft.digests import digest_bytes
 from graft.errors import GraftError, Reason
 
 from services.registry.blobs.base import CHUNK_BYTES, BlobStatus, BlobStore
 from services.registry.blobs.disk import Disk
 from services.registry.blobs.filesystem import FilesystemBlobStore
 from services.registry.blobs.memory import MemoryBlobStore
+from services.registry.blobs.s3 import S3BlobStore
+from tests.support.objects import ObjectStore, s3_options
 
 DATA = bytes(range(256)) * 4096 + b"end"
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -177,6 +181,55 @@ class BlobStoreContract:
         with pytest.raises(GraftError, match="is not a digest"):
             await store.begin_upload(digest, 1)
 
+    async def test_a_deleted_blob_is_gone_and_can_come_again(self, store: BlobStore) -> None:
+        await put(store)
+        await store.delete(DIGEST)
+        await store.delete(DIGEST)
+        assert await store.missing([DIGEST]) == [DIGEST]
+        assert await store.total_bytes() == 0
+        with pytest.raises(GraftError, match="no blob"):
+            await get(store)
+        await put(store)
+        assert await get(store) == DATA
+
+    async def test_blobs_are_listed_page_by_page_in_the_order_of_their_digests(
+        self, store: BlobStore
+    ) -> None:
+        sizes = {digest_bytes(b"%d" % number): len(b"%d" % number) for number in range(7, 14)}
+        for number in range(7, 14):
+            await put(store, b"%d" % number, digest_bytes(b"%d" % number))
+        found, after = [], ""
+        while page := await store.stored(after, limit=3):
+            assert len(page) <= 3
+            found += page
+            after = page[-1].digest
+        assert [(blob.digest, blob.size_bytes) for blob in found] == sorted(sizes.items())
+        assert all(0 <= blob.age_s < 3600 for blob in found)
+
+    async def test_an_upload_that_was_left_expires(self, store: BlobStore) -> None:
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA[:70_000])
+        await upload.close()
+        assert await store.expire_uploads(3600) == 0
+        assert (await store.status(DIGEST)).committed_size_bytes == 70_000
+        assert await store.expire_uploads(0) == 1
+        assert (await store.status(DIGEST)).committed_size_bytes == 0
+
+    async def test_an_upload_that_goes_on_does_not_expire(self, store: BlobStore) -> None:
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA[:70_000])
+        assert await store.expire_uploads(0) == 0
+        await upload.append(70_000, DATA[70_000:])
+        await upload.finish()
+        await upload.close()
+        assert await get(store) == DATA
+
+
+class FiniteStoreContract(BlobStoreContract):
+    """For stores that know their room."""
+
     async def test_what_does_not_fit_is_refused_before_it_begins(self, small: BlobStore) -> None:
         with pytest.raises(GraftError, match=str(len(DATA))) as raised:
             await small.begin_upload(DIGEST, len(DATA))
@@ -213,7 +266,7 @@ class SlowDisk(Disk):
         super().append(handle, data, at)
 
 
-class TestFilesystemBlobStore(BlobStoreContract):
+class TestFilesystemBlobStore(FiniteStoreContract):
     """Blobs as files."""
 
     @pytest.fixture
@@ -282,7 +335,7 @@ class TestFilesystemBlobStore(BlobStoreContract):
         assert list((tmp_path / "uploads").iterdir()) == []
 
 
-class TestMemoryBlobStore(BlobStoreContract):
+class TestMemoryBlobStore(FiniteStoreContract):
     """Blobs in memory."""
 
     @pytest.fixture
@@ -292,3 +345,17 @@ class TestMemoryBlobStore(BlobStoreContract):
     @pytest.fixture
     def small(self) -> BlobStore:
         return MemoryBlobStore(capacity_bytes=1000)
+
+
+class TestS3BlobStore(BlobStoreContract):
+    """Blobs in a bucket, over HTTP."""
+
+    @pytest.fixture
+    def bucket(self, object_store: ObjectStore) -> str:
+        return object_store.new_bucket()
+
+    @pytest.fixture
+    async def store(self, object_store: ObjectStore, bucket: str) -> AsyncIterator[BlobStore]:
+        store = S3BlobStore(s3_options(object_store.url, bucket))
+        yield store
+        await store.close()
