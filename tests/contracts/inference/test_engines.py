@@ -16,6 +16,7 @@ from services.inference.engines.base import Engine, EngineAdapter, Finish, Posit
 from services.inference.engines.fake import FakeEngine
 from tests.support.engines import SharedEngine
 from tests.support.models import make_adapter
+from tests.support.peft import peft_greedy
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -244,21 +245,3 @@ def make_wide_base(folder: Path) -> Path:
         ' "intermediate_size": 512, "num_hidden_layers": 2}'
     )
     return folder
-
-
-def peft_greedy(base: Path, adapter: Path | None, ids: list[int], count: int) -> list[int]:
-    """What transformers and PEFT generate greedily, without stopping at the end token."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
-    tokens = torch.tensor([ids])
-    with torch.inference_mode():
-        for _ in range(count):
-            drawn = model(input_ids=tokens).logits[:, -1].argmax(-1, keepdim=True)
-            tokens = torch.cat([tokens, drawn], dim=1)
-    found: list[int] = tokens[0, len(ids) :].tolist()
-    return found
