@@ -9,11 +9,13 @@ from pathlib import Path
 
 from graft import convert, folders
 from graft.bases import read_base
-from graft.blobs import describe_file
 from graft.catalogue import Bases, pages
 from graft.common.v1.common_pb2 import File
 from graft.connection import Connection
+from graft.digests import digest_message
 from graft.errors import GraftError, NotFoundError, Reason
+from graft.intake import Intake, intake
+from graft.keys import PrivateKey, PublicKey
 from graft.names import (
     DEFAULT_ALIAS,
     ModelReference,
@@ -25,10 +27,13 @@ from graft.names import (
 )
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.results import Adapter, Alias, Version, short_id
+from graft.signatures import SignaturePolicy, Verdict, check, sign
 
 _PEER = "the registry"
 Transferred = Callable[[str, int, int], None]
 """Called with a file's path, how many bytes of it were moved just now, and its size in bytes."""
+Note = Callable[[str], None]
+"""Called with a sentence for people."""
 
 
 class Adapters:
@@ -194,38 +199,45 @@ class Adapters:
         folder: str | Path,
         *,
         base: str | Path | None = None,
+        sources: Sequence[str] = (),
         progress: Transferred | None = None,
+        note: Note | None = None,
         request_id: str | None = None,
     ) -> Version:
         """Makes a PEFT folder the adapter's next version; creates adapter and base where needed.
 
         Args:
             adapter: the adapter.
-            folder: what save_pretrained() wrote: adapter_config.json, adapter_model.safetensors.
+            folder: what save_pretrained() wrote, also years ago: an adapter_model.bin is converted
+                in a process of its own, and what does not belong to a version is left out.
             base: name of a recorded base, or a base model's folder; not needed when the adapter
                 exists, or when adapter_config.json names the base's folder.
+            sources: where it came from, for its lineage, for example "hf://org/name@{commit}".
             progress: called while files are uploaded.
+            note: called with a sentence for everything that was left out, added or converted.
             request_id: makes a repeated call answer what the first one did.
 
         Raises:
             GraftError: ADAPTER_UNUSABLE (a pickle, a missing file), VERSION_REFUSED, WRONG_BASE,
-                BASE_NOT_FOUND, STORAGE_FULL.
+                BASE_NOT_FOUND, STORAGE_FULL; NOT_INSTALLED (torch, for an adapter_model.bin).
         """
         folder = Path(folder)
-        paths = await asyncio.to_thread(folders.adapter_files, folder)
-        fingerprint = await self._ensure(adapter, folder, base)
-        files = [await asyncio.to_thread(describe_file, folder, path) for path in paths]
-        await self._upload(folder, files, progress)
-        request = pb.CommitVersionRequest(
-            parent=self._full(adapter),
-            files=files,
-            base_fingerprint=fingerprint,
-            request_id=request_id or uuid.uuid4().hex,
-        )
-        stub, timeout_s = self._connection.registry, max(300.0, self._connection.timeout_s)
-        answer = await self._connection.call(
-            stub.CommitVersion, request, _PEER, timeout_s=timeout_s
-        )
+        async with intake(folder) as taken:
+            for sentence in taken.notes if note else ():
+                note(sentence)  # type: ignore[misc]
+            fingerprint = await self._ensure(adapter, folder, base)
+            await self._upload(taken, progress)
+            request = pb.CommitVersionRequest(
+                parent=self._full(adapter),
+                files=[file for file, _ in taken.files.values()],
+                base_fingerprint=fingerprint,
+                lineage=pb.Lineage(sources=sources) if sources else None,
+                request_id=request_id or uuid.uuid4().hex,
+            )
+            stub, timeout_s = self._connection.registry, max(300.0, self._connection.timeout_s)
+            answer = await self._connection.call(
+                stub.CommitVersion, request, _PEER, timeout_s=timeout_s
+            )
         return convert.version(answer)
 
     async def _ensure(self, adapter: str, folder: Path, base: str | Path | None) -> str:
@@ -244,33 +256,80 @@ class Adapters:
             return read.fingerprint.digest
         return (await self._bases.resolve(base)).fingerprint
 
-    async def _upload(
-        self, folder: Path, files: Sequence[File], progress: Transferred | None
-    ) -> None:
-        missing = await self._connection.blobs.missing([file.digest for file in files])
-        for file in files:
+    async def _upload(self, taken: Intake, progress: Transferred | None) -> None:
+        missing = await self._connection.blobs.missing(
+            [file.digest for file, _ in taken.files.values()]
+        )
+        for file, path in taken.files.values():
             report = _reporter(file, progress)
             if file.digest in missing:
-                await self._connection.blobs.upload(folder / file.path, file, report)
+                await self._connection.blobs.upload(path, file, report)
             elif report:
                 report(file.size_bytes)
 
     async def pull(
-        self, reference: str, folder: str | Path, *, progress: Transferred | None = None
+        self,
+        reference: str,
+        folder: str | Path,
+        *,
+        policy: SignaturePolicy = SignaturePolicy.OFF,
+        trusted: Sequence[PublicKey] = (),
+        progress: Transferred | None = None,
+        note: Note | None = None,
     ) -> Version:
-        """Writes a version to a new folder that PeftModel.from_pretrained loads.
+        """Writes a version to a new folder that PeftModel.from_pretrained and vLLM load.
 
         The folder appears only when every file is there and its digest is right.
 
+        Args:
+            reference: "bot", "bot@production" or "bot:7".
+            folder: a new one.
+            policy: what a version that no trusted key signed means; see graft.signatures.
+            trusted: see graft.keys.load_trusted.
+            progress: called while files are fetched.
+            note: called with a sentence about what a policy of warn found.
+
         Raises:
-            GraftError: ALREADY_EXISTS (the folder), VERSION_NOT_FOUND, DIGEST_MISMATCH.
+            GraftError: ALREADY_EXISTS (the folder), VERSION_NOT_FOUND, DIGEST_MISMATCH,
+                SIGNATURE_REQUIRED, SIGNATURE_INVALID.
         """
         version = await self._version(reference)
+        verdict = check(policy, version, trusted)
+        if verdict.problem and note:
+            note(f"{version.name} is not signed by a trusted key: {verdict.problem}.")
         with folders.new_folder(Path(folder)) as part:
             for file in version.manifest.files:
                 target = folders.inside(part, file.path)
                 await self._connection.blobs.fetch(file, target, _reporter(file, progress))
         return convert.version(version)
+
+    async def sign(self, reference: str, key: PrivateKey) -> Version:
+        """Signs a version and stores the signature; again, it is stored once.
+
+        Raises:
+            GraftError: VERSION_NOT_FOUND; DIGEST_MISMATCH when its manifest is not what its digest says.
+        """
+        version = await self._version(reference)
+        digest = digest_message(version.manifest)
+        if digest != version.digest:
+            raise GraftError(
+                Reason.DIGEST_MISMATCH,
+                f"The manifest of {version.name} has the digest {digest}, and the registry says "
+                f"{version.digest}",
+                next_step="Do not sign it. If `graft version` is not the registry's, update graft.",
+            )
+        request = pb.SignVersionRequest(name=version.name, envelope_json=sign(digest, key))
+        stub = self._connection.registry
+        return convert.version(await self._connection.call(stub.SignVersion, request, _PEER))
+
+    async def verify(self, reference: str, trusted: Sequence[PublicKey]) -> tuple[Version, Verdict]:
+        """A version, and which of the trusted keys signed its manifest, or why none did.
+
+        Raises:
+            GraftError: VERSION_NOT_FOUND.
+        """
+        version = await self._version(reference)
+        return convert.version(version), check(SignaturePolicy.WARN, version, trusted)
 
 
 def _reporter(file: File, progress: Transferred | None) -> Callable[[int], None] | None:

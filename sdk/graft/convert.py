@@ -117,6 +117,10 @@ def version(message: registry_pb2.Version) -> results.Version:
         checks=tuple(results.Check(one.name, one.detail) for one in message.admission.checks),
         parameters=message.admission.parameters,
         create_time=_time(message.create_time),
+        signatures=tuple(
+            results.Signature(one.key_id, one.envelope_json, one.actor, _time(one.create_time))
+            for one in message.signatures
+        ),
     )
 
 

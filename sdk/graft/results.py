@@ -188,6 +188,16 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """Somebody's signature of a version, as the registry stored it: not yet verified."""
+
+    key_id: str
+    envelope_json: str
+    actor: str
+    create_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """An immutable, verified version of an adapter."""
 
@@ -205,6 +215,7 @@ class Version:
     checks: tuple[Check, ...]
     parameters: int
     create_time: datetime | None
+    signatures: tuple[Signature, ...] = ()
 
     @property
     def size_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,10 +28,13 @@ from graft.cli.adapter_tables import (
 )
 from graft.cli.output import Output, ago, short_digest, size
 from graft.cli.session import JsonOption, run
+from graft.cli.signing import TrustedOption, sign, verify
 from graft.client import Client
 from graft.errors import GraftError, Reason
+from graft.keys import load_trusted
 from graft.names import DEFAULT_ALIAS
 from graft.results import Alias, short_id
+from graft.signatures import SignaturePolicy
 
 app = typer.Typer(no_args_is_help=True, help="Versions of adapters and where aliases point.")
 AdapterArgument = Annotated[str, typer.Argument(metavar="ADAPTER")]
@@ -184,14 +188,18 @@ def push(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a PEFT folder as the adapter's next version."""
-    out = Output(as_json)
+    """Upload a PEFT folder as the adapter's next version; an old adapter_model.bin is converted."""
+    out, notes = Output(as_json), list[str]()
 
     async def work(client: Client) -> None:
         with _transfers(out) as progress:
-            version = await client.adapters.push(adapter, folder, base=base, progress=progress)
+            version = await client.adapters.push(
+                adapter, folder, base=base, progress=progress, note=notes.append
+            )
         if as_json:
             out.json(version)
+        for sentence in notes:
+            out.note(sentence)
         name = describe(version)
         out.note(f"{name} exists ({short_digest(version.digest)}, {size(version.size_bytes)}).")
         out.note(f"Serve it: graft adapters promote {name}")
@@ -204,19 +212,40 @@ def pull(
     ctx: typer.Context,
     reference: ReferenceArgument,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    require_signature: Annotated[
+        bool, typer.Option("--require-signature", help="Only what a trusted key signed.")
+    ] = False,
+    trusted: TrustedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a version to a folder that PEFT and vLLM load."""
-    out = Output(as_json)
+    out, notes = Output(as_json), list[str]()
+    # Whoever names keys wants to hear when none of them signed.
+    policy = (
+        SignaturePolicy.REQUIRE
+        if require_signature
+        else SignaturePolicy.WARN
+        if trusted
+        else SignaturePolicy.OFF
+    )
 
     async def work(client: Client) -> None:
+        keys = await asyncio.to_thread(load_trusted, trusted or [])
         with _transfers(out) as progress:
-            version = await client.adapters.pull(reference, folder, progress=progress)
+            version = await client.adapters.pull(
+                reference, folder, policy=policy, trusted=keys, progress=progress, note=notes.append
+            )
         if as_json:
             out.json(version)
+        for sentence in notes:
+            out.warn(sentence)
         out.note(f"{describe(version)} is in {folder} ({size(version.size_bytes)}, verified).")
 
     run(ctx, out, work)
+
+
+app.command()(sign)
+app.command()(verify)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli import adapters, bases, doctor, jobs, models, text, train, up
+from graft.cli import adapters, bases, doctor, jobs, keys, models, text, train, up
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
 from graft.names import DEFAULT_NAMESPACE
@@ -59,6 +59,7 @@ def _add_commands() -> None:
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(bases.app, name="bases")
+    app.add_typer(keys.app, name="keys")
     app.command()(models.models)
     app.command()(models.residency)
     app.command()(text.chat)

@@ -63,6 +63,10 @@ class Output:
                 table.add_row(Text(name, style="bold"), _cell(value))
         self.show(table)
 
+    def warn(self, text: str) -> None:
+        """What people should know though it worked, on standard error; also beside JSON."""
+        self.errors.print(Text("Warning: ", style="bold yellow") + Text(text), soft_wrap=True)
+
     def error(self, error: GraftError) -> None:
         """What is wrong and what to do, on standard error."""
         if self.as_json:
