@@ -1,18 +1,19 @@
 """Reads adapter_config.json and refuses what an engine would refuse or, worse, serve wrongly.
 
-The list of what vLLM cannot serve is vllm/lora/peft_helper.py's, and what it ignores silently.
+The list of what vLLM cannot serve is vllm/lora/peft_helper.py's, and what it ignores silently; what
+PEFT cannot load is peft/tuners/lora/config.py's.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graft.errors import GraftError
 
+from services.registry.admission.json_text import NotJsonError, read_object
+from services.registry.admission.selectors import Layers, Selector
 from services.registry.errors import refused
 
 CHECK = "adapter-config"
@@ -32,9 +33,12 @@ _UNSERVABLE = {
     "kasa_config": "KaSA",
     "velora_config": "VeLoRA",
     "monteclora_config": "MonteCLoRA",
+    "megatron_config": "Megatron's layers",
 }
+_SWITCHES = ("use_rslora", "fan_in_fan_out", "inference_mode")
 # A plain module name or path; "^" anchors it. Others would be patterns of unbounded cost.
-_PLAIN = re.compile(r"\^?[A-Za-z0-9_]+(?:\\?\.[A-Za-z0-9_]+)*")
+_PLAIN = re.compile(r"\^?[A-Za-z0-9_-]+(?:\\?\.[A-Za-z0-9_-]+)*")
+_MAX_NAME = 512
 _MAX_ALPHA = 1e9
 _FIX = "Correct adapter_config.json: it must say what the tensors are."
 
@@ -43,30 +47,29 @@ _FIX = "Correct adapter_config.json: it must say what the tensors are."
 class AdapterConfig:
     """What an adapter says of itself.
 
-    targets is None where target_modules is a pattern or "all-linear": then the tensors decide.
+    targets is None where target_modules is a pattern: then the tensors decide. every_layer says
+    that what is targeted in one layer is targeted in all, but for layers and excluded.
     """
 
     rank: int
     alpha: float
-    targets: tuple[str, ...] | None
-    ranks: Mapping[str, int]
+    rslora: bool
+    targets: Selector[None] | None
+    excluded: Selector[None]
+    every_layer: bool
+    layers: Layers
+    ranks: Selector[int]
+    alphas: Selector[float]
 
     def rank_of(self, module: str) -> int:
         """The rank of a module: by the first entry of rank_pattern that names it, as PEFT has it."""
-        for key, rank in self.ranks.items():
-            if names(key, module):
-                return rank
-        return self.rank
+        found = self.ranks.find(module)
+        return self.rank if found is None else self.ranks.values[found]
 
-    @property
-    def max_rank(self) -> int:
-        """The largest rank that it speaks of."""
-        return max([self.rank, *self.ranks.values()])
-
-
-def names(key: str, module: str) -> bool:
-    """Whether key is a module's path or a suffix of it that begins at a dot."""
-    return module == key.removeprefix("^") or (key[:1] != "^" and module.endswith("." + key))
+    def in_layers(self, module: str) -> bool:
+        """Whether layers_to_transform lets a module be adapted; one named by its path always is."""
+        named = self.targets is not None and module in self.targets.values
+        return named or self.layers.has(module)
 
 
 def read_config(text: bytes) -> AdapterConfig:
@@ -75,33 +78,34 @@ def read_config(text: bytes) -> AdapterConfig:
     Raises:
         GraftError: VERSION_REFUSED.
     """
-    config = _parse(text)
-    peft_type = config.get("peft_type")
-    if peft_type != "LORA":
+    try:
+        config = read_object(text)
+    except NotJsonError as error:
+        raise _refused(str(error), _FIX) from None
+    if config.get("peft_type") != "LORA":
         raise _refused(
-            f"peft_type is {peft_type!r}",
+            f"peft_type is {_shown(config.get('peft_type'))}",
             "This registry takes LoRA adapters: train with method lora or qlora.",
         )
     _refuse_unservable(config)
+    _refuse_code(config)
+    return _config(config)
+
+
+def _config(config: dict[str, Any]) -> AdapterConfig:
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     return AdapterConfig(
         rank=_rank("r", config.get("r")),
         alpha=_alpha("lora_alpha", config.get("lora_alpha")),
-        targets=_targets(config.get("target_modules")),
-        ranks={
-            _plain("rank_pattern", key): _rank(f"rank_pattern[{key!r}]", rank)
-            for key, rank in _pattern(config, "rank_pattern").items()
-        },
+        rslora=bool(config.get("use_rslora")),
+        targets=_targets(targets),
+        excluded=_names("exclude_modules", [] if isinstance(excluded, str) else excluded or []),
+        every_layer=(isinstance(targets, list) or targets == "all-linear")
+        and not isinstance(excluded, str),
+        layers=_layers(config),
+        ranks=_pattern(config, "rank_pattern", _rank),
+        alphas=_pattern(config, "alpha_pattern", _alpha),
     )
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        config = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise _refused("It is not a JSON object in UTF-8", _FIX)
-    return config
 
 
 def _refuse_unservable(config: dict[str, Any]) -> None:
@@ -111,32 +115,89 @@ def _refuse_unservable(config: dict[str, Any]) -> None:
                 f"{field} is set: it uses {what}, which the engine cannot serve",
                 "Merge it into a base, or train a plain LoRA.",
             )
+    for field in _SWITCHES:
+        if type(config.get(field, False)) is not bool and config[field] is not None:
+            raise _refused(f"{field} is {_shown(config[field])}", "It is true or false.")
     if config.get("bias", "none") != "none":
         raise _refused(
-            f"bias is {config['bias']!r}: trained biases cannot be served",
+            f"bias is {_shown(config['bias'])}: trained biases cannot be served",
             'Train with bias="none".',
         )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _INITS:
         raise _refused(
-            f"init_lora_weights is {init!r}: such an adapter fits only a changed base",
+            f"init_lora_weights is {_shown(init)}: such an adapter fits only a changed base",
             "Convert it: save_pretrained with path_initial_model_for_weight_conversion.",
         )
-    for key, alpha in _pattern(config, "alpha_pattern").items():
-        _alpha(f"alpha_pattern[{_plain('alpha_pattern', key)!r}]", alpha)
 
 
-def _pattern(config: dict[str, Any], field: str) -> dict[str, Any]:
+def _refuse_code(config: dict[str, Any]) -> None:
+    """PEFT imports the module that auto_mapping names."""
+    library = (config.get("auto_mapping") or {}) if "auto_mapping" in config else {}
+    library = library.get("parent_library") if isinstance(library, dict) else library
+    if library is not None and (
+        not isinstance(library, str) or library.partition(".")[0] not in ("transformers", "peft")
+    ):
+        raise _refused(
+            f"auto_mapping imports {_shown(library)}, which is code from elsewhere",
+            "Save the adapter with a task_type, or of a model that transformers has.",
+        )
+    if config.get("auto_map"):
+        raise _refused("auto_map names code to load", "Save the adapter without it.")
+
+
+def _layers(config: dict[str, Any]) -> Layers:
+    wanted, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
+    if isinstance(config.get("target_modules"), str) and (wanted is not None or patterns):
+        raise _refused(
+            "layers_to_transform and layers_pattern cannot go with a pattern as target_modules",
+            "PEFT would not load it: say the layers in the pattern.",
+        )
+    if patterns and wanted is None:
+        raise _refused(
+            "layers_pattern is set without layers_to_transform",
+            "PEFT would not load it: say which layers, or leave the pattern out.",
+        )
+    if wanted is not None:
+        wanted = [wanted] if type(wanted) is int else wanted
+        if not isinstance(wanted, list) or not all(type(one) is int and one >= 0 for one in wanted):
+            raise _refused(
+                f"layers_to_transform is {_shown(wanted)}", "It is a list of layers' numbers."
+            )
+    patterns = [patterns] if isinstance(patterns, str) else patterns or []
+    _names("layers_pattern", patterns)
+    return Layers(frozenset(wanted) if wanted else None, tuple(patterns))
+
+
+def _pattern(config: dict[str, Any], field: str, read: Any) -> Selector[Any]:
     found = config.get(field) or {}
     if not isinstance(found, dict):
         raise _refused(f"{field} is not an object", _FIX)
-    return found
+    return Selector(
+        {_plain(field, key): read(f"{field}[{_shown(key)}]", value) for key, value in found.items()}
+    )
+
+
+def _targets(targets: Any) -> Selector[None] | None:
+    if isinstance(targets, str) and targets:
+        return None
+    if not isinstance(targets, list) or not targets:
+        raise _refused(
+            f"target_modules is {_shown(targets)}", "It is a list of module names, not empty."
+        )
+    return _names("target_modules", targets)
+
+
+def _names(field: str, names: Any) -> Selector[None]:
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise _refused(f"{field} is {_shown(names)}", "It is a list of module names.")
+    return Selector({_plain(field, name): None for name in names})
 
 
 def _plain(field: str, key: str) -> str:
-    if len(key) > 512 or _PLAIN.fullmatch(key) is None:
+    if len(key) > _MAX_NAME or _PLAIN.fullmatch(key) is None:
         raise _refused(
-            f"{field} has the key {key[:120]!r}, a regular expression",
+            f"{field} has {_shown(key)}, which is a regular expression or no module's name",
             "Name the modules by their path or the end of it.",
         )
     return key.replace("\\.", ".")
@@ -144,25 +205,22 @@ def _plain(field: str, key: str) -> str:
 
 def _alpha(field: str, alpha: Any) -> float:
     if type(alpha) not in (int, float) or not 0 < alpha < _MAX_ALPHA:
-        raise _refused(f"{field} is {str(alpha)[:40]}", "It is a number above 0.")
+        raise _refused(f"{field} is {_shown(alpha)}", "It is a number above 0.")
     return float(alpha)
 
 
 def _rank(field: str, rank: Any) -> int:
     if type(rank) is not int or rank < 1:
-        raise _refused(f"{field} is {rank!r}", "A rank is a whole number above 0.")
+        raise _refused(f"{field} is {_shown(rank)}", "A rank is a whole number above 0.")
     return rank
 
 
-def _targets(targets: Any) -> tuple[str, ...] | None:
-    if isinstance(targets, str) and targets:
-        return None
-    if isinstance(targets, list) and targets and all(isinstance(one, str) for one in targets):
-        return tuple(targets)
-    raise _refused(
-        f"target_modules is {str(targets)[:120]!r}", "It is a list of module names, not empty."
-    )
+def _shown(value: Any) -> str:
+    """What stands there, short and in ASCII; whole numbers may be too long for repr."""
+    if type(value) is int and value.bit_length() > 256:
+        return "a number too large"
+    return ascii(value)[:120]
 
 
 def _refused(message: str, next_step: str) -> GraftError:
-    return refused(CHECK, f"adapter_config.json: {message}", next_step)
+    return refused(CHECK, f"adapter_config.json: {message}", next_step, path="adapter_config.json")

@@ -9,19 +9,23 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.registry.admission import adapter_config, pairs, values
-from services.registry.admission import files as files_check
-from services.registry.admission import header as header_check
+from services.registry.admission import adapter_config, coverage, files, pairs, report
 from services.registry.admission.adapter_config import AdapterConfig
-from services.registry.admission.header import LENGTH_BYTES, Tensor
+from services.registry.admission.base import AdmittedBase, BaseAdmission, DeclaredBase
+from services.registry.admission.content import Content
+from services.registry.admission.dtypes import ADAPTER_DTYPES
+from services.registry.admission.header import HeaderRules, Tensor
 from services.registry.admission.limits import Limits
+from services.registry.admission.modules import BaseModules, ModulesCache
 from services.registry.admission.pairs import Pair
-from services.registry.admission.values import FiniteScan
+from services.registry.admission.weights import read_header, scan_values
 from services.registry.blobs.base import BlobStore
-from services.registry.domain import Base, Check, File, Report
+from services.registry.domain import BaseContent, File, Report
 from services.registry.errors import refused
 
-__all__ = ["Admission", "Admitted", "Limits"]
+__all__ = ["Admission", "Admitted", "AdmittedBase", "DeclaredBase", "Limits"]
+# Above it comparing takes long enough to be worth a thread.
+_FEW_TENSORS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,13 @@ class Admitted:
     report: Report
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    pairs: list[Pair]
+    layers: str
+    targets: list[str]
+
+
 class Admission:
     """Verifies versions.
 
@@ -43,126 +54,82 @@ class Admission:
     """
 
     def __init__(self, blobs: BlobStore, limits: Limits) -> None:
-        self._blobs, self._limits = blobs, limits
+        self._limits = limits
+        self._content = Content(blobs)
+        self._bases = BaseAdmission(self._content, limits)
+        self._modules = ModulesCache()
+        self._rules = HeaderRules(
+            files.WEIGHTS, frozenset(ADAPTER_DTYPES), limits.max_header_bytes, limits.max_tensors
+        )
 
-    async def verify(self, files: Sequence[File], base: Base, base_fingerprint: str) -> Admitted:
-        """Runs every check, the cheap ones first.
+    async def verify(
+        self, listing: Sequence[File], base: BaseContent | BaseContent, base_fingerprint: str
+    ) -> Admitted:
+        """Runs every check of an adapter's version, the cheap ones first.
 
         Args:
-            files: the version's files.
+            listing: the version's files.
             base: the base of its adapter.
             base_fingerprint: digest of the base that it was trained on.
 
         Raises:
-            GraftError: VERSION_REFUSED, with check and, where one is at fault, tensor.
+            GraftError: VERSION_REFUSED, with check and, where one is at fault, tensor or path.
         """
-        by_path = files_check.check_files(files, self._limits)
+        by_path = files.check_adapter_files(listing, self._limits)
         _check_fingerprint(base, base_fingerprint)
-        await self._check_stored(files)
-        await self._check_text(by_path)
-        config = adapter_config.read_config(await self._read(by_path[files_check.CONFIG]))
-        weights = by_path[files_check.WEIGHTS]
-        tensors = await self._tensors(weights)
-        found, targets = await asyncio.to_thread(self._compare, tensors, config, base)
-        await self._scan(weights, tensors)
+        config = adapter_config.read_config(await self._content.whole(by_path[files.CONFIG]))
+        for path, file in by_path.items():
+            if path not in (files.CONFIG, files.WEIGHTS):
+                await self._content.check_text(file)
+        weights = await read_header(self._content, by_path[files.WEIGHTS], self._rules)
+        modules = self._modules.of(base)
+        arguments = (weights.tensors, config, modules, base.name)
+        if len(weights.tensors) <= _FEW_TENSORS:
+            found = self._compare(*arguments)
+        else:
+            found = await asyncio.to_thread(self._compare, *arguments)
+        largest = await scan_values(self._content, weights)
         return Admitted(
-            rank=max(pair.rank for pair in found),
+            rank=max(pair.rank for pair in found.pairs),
             alpha=config.alpha,
-            target_modules=targets,
-            report=_report(files, base, tensors, found, targets),
-        )
+            target_modules=found.targets,
+            report=report.adapter_report(
+                listing, base, config, weights.tensors,
+                found.pairs, found.layers, found.targets, largest,
+            ),
+        )  # fmt: skip
+
+    async def verify_base(
+        self, listing: Sequence[File], declared: DeclaredBase | None = None
+    ) -> AdmittedBase:
+        """Runs every check of a base's version.
+
+        Args:
+            listing: the version's files: a folder that transformers loads, as safetensors.
+            declared: what its maker says that it is, to be compared.
+
+        Raises:
+            GraftError: VERSION_REFUSED, with check and, where one is at fault, tensor or path.
+        """
+        return await self._bases.verify(listing, declared or DeclaredBase())
 
     def _compare(
-        self, tensors: list[Tensor], config: AdapterConfig, base: Base
-    ) -> tuple[list[Pair], list[str]]:
+        self, tensors: list[Tensor], config: AdapterConfig, base: BaseModules, base_name: str
+    ) -> _Compared:
         found = pairs.pair_up(tensors)
-        pairs.check_pairs(found, config, base, self._limits)
-        return found, pairs.check_targets(found, config)
-
-    async def _check_stored(self, files: Sequence[File]) -> None:
-        missing = set(await self._blobs.missing([file.digest for file in files]))
-        for file in files:
-            if file.digest in missing:
-                raise refused(
-                    files_check.CHECK,
-                    f"{file.path} ({file.digest}) was not uploaded",
-                    "Upload it with BlobService.Write, then commit again.",
-                    digest=file.digest,
-                )
-            size_bytes = await self._blobs.size(file.digest)
-            if size_bytes != file.size_bytes:
-                raise refused(
-                    files_check.CHECK,
-                    f"{file.path} is said to have {file.size_bytes} bytes and has {size_bytes}",
-                    "List the file with its real size.",
-                )
-
-    async def _check_text(self, by_path: dict[str, File]) -> None:
-        for path, file in by_path.items():
-            if path in (files_check.CONFIG, files_check.WEIGHTS):
-                continue
-            try:
-                text = (await self._read(file)).decode("utf-8")
-            except UnicodeDecodeError:
-                text = "\0"
-            if "\0" in text:
-                raise refused(
-                    files_check.CHECK,
-                    f"{path} is not text in UTF-8",
-                    "Leave it out, or save it as text.",
-                )
-
-    async def _read(self, file: File, offset: int = 0, limit: int = 0) -> bytes:
-        return b"".join([chunk async for chunk in self._blobs.read(file.digest, offset, limit)])
-
-    async def _tensors(self, weights: File) -> list[Tensor]:
-        prefix = await self._read(weights, 0, 2 * LENGTH_BYTES)
-        length = header_check.header_length(prefix, weights.size_bytes, self._limits)
-        text = await self._read(weights, LENGTH_BYTES, length) if length else b""
-        return await asyncio.to_thread(
-            header_check.parse_header, text, weights.size_bytes, self._limits
-        )
-
-    async def _scan(self, weights: File, tensors: list[Tensor]) -> None:
-        scan = FiniteScan(tensors)
-        async for chunk in self._blobs.read(weights.digest, tensors[0].begin):
-            await asyncio.to_thread(scan.feed, chunk)
-        assert scan.done, "the header covers the file to its end"
+        pairs.check_pairs(found, config, base, base_name, self._limits)
+        targets = pairs.check_targets(found, config, base, base_name)
+        return _Compared(found, coverage.check_coverage(found, config, base), targets)
 
 
-def _check_fingerprint(base: Base, base_fingerprint: str) -> None:
+def _check_fingerprint(base: BaseContent | BaseContent, base_fingerprint: str) -> None:
     if base_fingerprint != base.fingerprint.digest:
         raise refused(
             "base-fingerprint",
-            f"It was trained on a base with the fingerprint {base_fingerprint[:80] or '(none)'}, and "
+            f"It was trained on a base with the fingerprint "
+            f"{ascii(base_fingerprint[:80]) if base_fingerprint else '(none)'}, and "
             f"{base.name} has {base.fingerprint.digest}",
             "Train it on this base, or commit it to an adapter of its own base.",
             expected=base.fingerprint.digest,
-            found=base_fingerprint[:80],
+            found=ascii(base_fingerprint[:80])[1:-1],
         )
-
-
-def _report(
-    files: Sequence[File],
-    base: Base,
-    tensors: Sequence[Tensor],
-    found: Sequence[Pair],
-    targets: Sequence[str],
-) -> Report:
-    parameters = sum(tensor.parameters for tensor in tensors)
-    ranks = sorted({pair.rank for pair in found})
-    dtypes = sorted({tensor.dtype for tensor in tensors})
-    total_bytes = sum(file.size_bytes for file in files)
-    checks = [
-        Check(files_check.CHECK, f"{len(files)} files, {total_bytes} bytes, no pickle and no code"),
-        Check("base-fingerprint", f"{base.fingerprint.digest} of {base.name}"),
-        Check(adapter_config.CHECK, "a LoRA that the engine can serve"),
-        Check(header_check.CHECK, f"{len(tensors)} tensors of {', '.join(dtypes)}, without gaps"),
-        Check(pairs.NAMES, f"{len(found)} pairs of lora_A and lora_B"),
-        Check(pairs.LAYERS, f"all {len(found)} modules are in the base"),
-        Check(pairs.SHAPES, "all features are the base's"),
-        Check(pairs.RANKS, f"rank {', '.join(map(str, ranks))}, as the configuration says"),
-        Check(pairs.TARGETS, ", ".join(targets)),
-        Check(values.CHECK, f"{parameters} values, none of them NaN or infinite"),
-    ]
-    return Report(checks, len(tensors), parameters)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graft.errors import GraftError
 
-from services.registry.admission.adapter_config import AdapterConfig, names
+from services.registry.admission.adapter_config import AdapterConfig
 from services.registry.admission.header import Tensor
 from services.registry.admission.limits import Limits
-from services.registry.domain import Base, Module
+from services.registry.admission.modules import BaseModules
+from services.registry.domain import Module
 from services.registry.errors import refused
 
 PREFIX = "base_model.model."
@@ -78,32 +79,25 @@ def _split(tensor: Tensor) -> tuple[str, str]:
     raise refused(NAMES, f"tensor {tensor.name}: {why}", hint, tensor=tensor.name)
 
 
-def check_pairs(pairs: Sequence[Pair], config: AdapterConfig, base: Base, limits: Limits) -> None:
+def check_pairs(
+    pairs: Sequence[Pair], config: AdapterConfig, base: BaseModules, base_name: str, limits: Limits
+) -> None:
     """Holds every pair against the base's module, the configuration's rank and the limits.
 
     Raises:
         GraftError: VERSION_REFUSED, naming the tensor.
     """
-    modules = {module.path: module for module in base.modules}
     for pair in pairs:
-        module = _find(pair.module, modules)
+        module = base.find(pair.module)
         if module is None:
             raise refused(
                 LAYERS,
-                f"tensor {pair.down.name}: the base {base.name} has no module {pair.module}",
+                f"tensor {pair.down.name}: the base {base_name} has no module {pair.module}",
                 "It was trained for another base, or has more layers: train it on this one.",
                 tensor=pair.down.name,
             )
         _check_shape(pair, module)
         _check_rank(pair, config.rank_of(pair.module), limits)
-
-
-def _find(path: str, modules: Mapping[str, Module]) -> Module | None:
-    # Some checkpoints leave out the model's own prefix ("transformer.h.0" is stored as "h.0").
-    for candidate in (path, path.partition(".")[2], f"model.{path}"):
-        if candidate in modules:
-            return modules[candidate]
-    return None
 
 
 def _check_shape(pair: Pair, module: Module) -> None:
@@ -141,27 +135,46 @@ def _check_rank(pair: Pair, rank: int, limits: Limits) -> None:
             )
 
 
-def check_targets(pairs: Sequence[Pair], config: AdapterConfig) -> list[str]:
+def check_targets(
+    pairs: Sequence[Pair], config: AdapterConfig, base: BaseModules, base_name: str
+) -> list[str]:
     """The target modules as found in the tensors, by their last name, sorted.
 
     Raises:
         GraftError: VERSION_REFUSED where they are not those of the configuration.
     """
-    for target in config.targets or ():
-        if not any(names(target, pair.module) for pair in pairs):
-            raise refused(
-                TARGETS,
-                f"adapter_config.json targets {target[:120]!r}, but no tensor is of such a module",
-                "Save the whole adapter, or correct target_modules.",
-                target=target[:120],
-            )
     if config.targets is not None:
-        for pair in pairs:
-            if not any(names(target, pair.module) for target in config.targets):
-                raise _wrong(
-                    TARGETS, pair.down, "target_modules of adapter_config.json does not name it"
-                )
+        used = {name for pair in pairs for name in config.targets.fitting(pair.module)}
+        for target in config.targets.values:
+            if target not in used:
+                raise _unused_target(target, base, base_name)
+    for pair in pairs:
+        if config.targets is not None and config.targets.find(pair.module) is None:
+            raise _wrong(
+                TARGETS, pair.down, "target_modules of adapter_config.json does not name it"
+            )
+        if config.excluded.find(pair.module) is not None:
+            raise _wrong(TARGETS, pair.down, "exclude_modules of adapter_config.json names it")
+        if not config.in_layers(pair.module):
+            raise _wrong(
+                TARGETS,
+                pair.down,
+                "layers_to_transform of adapter_config.json does not name its layer",
+            )
     return sorted({pair.module.rpartition(".")[2] for pair in pairs})
+
+
+def _unused_target(target: str, base: BaseModules, base_name: str) -> GraftError:
+    there = base.has_named(target)
+    return refused(
+        TARGETS,
+        f"adapter_config.json targets {target!r}, but "
+        + ("no tensor is of such a module" if there else f"{base_name} has no such module"),
+        "Save the whole adapter, or correct target_modules."
+        if there
+        else "Leave it out of target_modules.",
+        target=target,
+    )
 
 
 def _wrong(
