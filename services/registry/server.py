@@ -14,19 +14,27 @@ from graft.registry.v1 import blob_service_pb2_grpc as blob_rpc
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1 import registry_service_pb2_grpc as rpc
 from prometheus_client import CollectorRegistry
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.common.server import GrpcServer
 from services.registry.admission.admit import Admission, Limits
 from services.registry.blob_servicer import BlobServicer
 from services.registry.blobs.base import BlobStore
 from services.registry.blobs.filesystem import FilesystemBlobStore
+from services.registry.blobs.s3 import S3BlobStore
+from services.registry.blobs.s3_client import S3Options
+from services.registry.catalogue.blob_index import BlobIndex
 from services.registry.catalogue.database import Database
+from services.registry.catalogue.listen import Listener
+from services.registry.catalogue.postgres import open_postgres
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
 from services.registry.commit import VersionCommitter
 from services.registry.config import RegistrySettings
 from services.registry.metrics import RegistryMetrics
+from services.registry.objects import Objects
 from services.registry.pulse import Pulse
+from services.registry.rpcs.base import Parts
 from services.registry.servicer import RegistryServicer
 from services.registry.watch import ChangeFeed
 
@@ -40,7 +48,7 @@ _STUCK_DRAIN_S = 2.0
 
 
 class RegistryServer:
-    """One registry process on one data folder.
+    """One registry process: on a data folder of its own, or with others on one PostgreSQL.
 
     Args:
         settings: see RegistrySettings.
@@ -57,7 +65,8 @@ class RegistryServer:
         """Opens the data folder and serves.
 
         Raises:
-            GraftError: UNAVAILABLE when another registry has the folder.
+            GraftError: UNAVAILABLE when another registry has the folder, or when the database cannot
+                be used.
         """
         try:
             await self._start()
@@ -67,21 +76,22 @@ class RegistryServer:
 
     async def _start(self) -> None:
         settings = self._settings
-        self._opened.callback(os.close, _lock_folder(settings.data_dir))
         changed, prometheus = Pulse(), CollectorRegistry()
         metrics = RegistryMetrics(prometheus)
-        engine = await open_sqlite(settings.database_path)
-        catalogue = SqlCatalogue(Database(engine, changed))
+        database = Database(await self._open_engine(changed), changed)
+        catalogue = SqlCatalogue(database)
         self._opened.push_async_callback(catalogue.close)
-        blobs = self._given_blobs or FilesystemBlobStore(settings.blobs_path)
+        blobs = self._given_blobs or _open_blobs(settings)
+        self._opened.push_async_callback(blobs.close)
         feed = ChangeFeed(catalogue, changed, settings.bookmark_interval_s, metrics.count)
         server = GrpcServer(settings, _SERVICES, prometheus)
         committer = VersionCommitter(catalogue, Admission(blobs, _limits(settings)), metrics)
         rpc.add_RegistryServiceServicer_to_server(
-            RegistryServicer(catalogue, committer, feed), server.grpc
+            RegistryServicer(Parts(catalogue, committer, feed)), server.grpc
         )
+        objects = Objects(blobs, BlobIndex(database))
         blob_rpc.add_BlobServiceServicer_to_server(
-            BlobServicer(blobs, settings.max_file_bytes, metrics), server.grpc
+            BlobServicer(objects, settings.max_file_bytes, metrics), server.grpc
         )
         await _fill(metrics, catalogue, blobs, feed)
         await feed.start()
@@ -89,6 +99,18 @@ class RegistryServer:
         await server.start()
         self._opened.push_async_callback(_drain, server, feed)
         self.address, self.metrics_address = server.address, server.metrics_address
+
+    async def _open_engine(self, changed: Pulse) -> AsyncEngine:
+        settings = self._settings
+        if settings.postgres_url is None:
+            self._opened.callback(os.close, _lock_folder(settings.data_dir))
+            return await open_sqlite(settings.database_path)
+        # Any number of registries share it, and may share the folder of the blobs.
+        engine = await open_postgres(settings.postgres_url, settings.database_connections)
+        listener = Listener(settings.postgres_url, changed)
+        await listener.start()
+        self._opened.push_async_callback(listener.close)
+        return engine
 
     async def stop(self) -> None:
         """Ends watches, lets other calls finish within the drain time, and closes everything."""
@@ -114,6 +136,26 @@ async def _fill(
     metrics.blob_bytes.set(await blobs.total_bytes())
     metrics.watchers.set_function(lambda: feed.watchers)
     metrics.watch_lag.set_function(lambda: feed.lag)
+
+
+def _open_blobs(settings: RegistrySettings) -> BlobStore:
+    if not settings.s3_bucket:
+        return FilesystemBlobStore(settings.blobs_path)
+    return S3BlobStore(
+        S3Options(
+            bucket=settings.s3_bucket,
+            prefix=settings.s3_prefix,
+            endpoint=settings.s3_endpoint,
+            public_endpoint=settings.s3_public_endpoint,
+            region=settings.s3_region,
+            allow_http=settings.s3_allow_http,
+            request_timeout_s=settings.s3_request_timeout_s,
+            stall_timeout_s=settings.s3_stall_timeout_s,
+            max_retries=settings.s3_max_retries,
+            retry_timeout_s=settings.s3_retry_timeout_s,
+            signed_url_ttl_s=settings.signed_url_ttl_s,
+        )
+    )
 
 
 def _limits(settings: RegistrySettings) -> Limits:
