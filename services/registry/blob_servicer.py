@@ -12,12 +12,12 @@ from services.common.interceptors import Context
 from services.registry.blobs.base import (
     CHUNK_BYTES,
     BlobStatus,
-    BlobStore,
     BlobUpload,
     check_digest,
 )
 from services.registry.errors import invalid
 from services.registry.metrics import RegistryMetrics
+from services.registry.objects import Objects
 
 _MAX_DIGESTS = 1000
 
@@ -26,12 +26,12 @@ class BlobServicer(rpc.BlobServiceServicer):
     """Answers BlobService.
 
     Args:
-        blobs: the store.
+        blobs: what exists.
         max_file_bytes: largest blob that is taken.
         metrics: counts what is stored.
     """
 
-    def __init__(self, blobs: BlobStore, max_file_bytes: int, metrics: RegistryMetrics) -> None:
+    def __init__(self, blobs: Objects, max_file_bytes: int, metrics: RegistryMetrics) -> None:
         self._blobs, self._max_file_bytes, self._metrics = blobs, max_file_bytes, metrics
 
     async def Write(
@@ -40,7 +40,7 @@ class BlobServicer(rpc.BlobServiceServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None:
             raise invalid("Write got no message", "Send the digest and the first chunk.")
-        self._check_first(first)
+        self._check_blob(first.digest, first.size_bytes)
         upload = await self._blobs.begin_upload(first.digest, first.size_bytes)
         if upload is None:
             return _answer(await self._blobs.status(first.digest))
@@ -53,14 +53,14 @@ class BlobServicer(rpc.BlobServiceServicer):
             self._metrics.blob_bytes.inc(status.committed_size_bytes)
         return _answer(status)
 
-    def _check_first(self, first: pb.WriteRequest) -> None:
-        check_digest(first.digest)
-        if first.size_bytes < 0:
-            raise invalid(f"size_bytes is {first.size_bytes}", "Send the size of the whole blob.")
-        if first.size_bytes > self._max_file_bytes:
+    def _check_blob(self, digest: str, size_bytes: int) -> None:
+        check_digest(digest)
+        if size_bytes < 0:
+            raise invalid(f"size_bytes is {size_bytes}", "Send the size of the whole blob.")
+        if size_bytes > self._max_file_bytes:
             raise GraftError(
                 Reason.TOO_LARGE,
-                f"{first.digest} has {first.size_bytes} bytes, and {self._max_file_bytes} are allowed",
+                f"{digest} has {size_bytes} bytes, and {self._max_file_bytes} are allowed",
                 next_step="Raise GRAFT_REGISTRY_MAX_FILE_BYTES, or store a smaller file.",
                 max_file_bytes=self._max_file_bytes,
             )
@@ -88,6 +88,39 @@ class BlobServicer(rpc.BlobServiceServicer):
                 f"{len(request.digests)} digests were asked for", f"Ask for {_MAX_DIGESTS} at most."
             )
         return pb.FindMissingResponse(missing=await self._blobs.missing(request.digests))
+
+    async def SignUpload(
+        self, request: pb.SignUploadRequest, context: Context
+    ) -> pb.SignUploadResponse:
+        self._check_blob(request.digest, request.size_bytes)
+        signed = await self._blobs.sign_upload(request.digest, request.size_bytes)
+        if signed is None:
+            return pb.SignUploadResponse(complete=True)
+        answer = pb.SignUploadResponse(upload_id=signed.upload_id, url=signed.target.url)
+        answer.expire_time.FromDatetime(signed.target.expire_time)
+        return answer
+
+    async def FinishUpload(
+        self, request: pb.FinishUploadRequest, context: Context
+    ) -> pb.FinishUploadResponse:
+        self._check_blob(request.digest, request.size_bytes)
+        existed = not await self._blobs.missing([request.digest])
+        await self._blobs.finish_signed_upload(
+            request.digest, request.size_bytes, request.upload_id
+        )
+        if not existed:
+            self._metrics.blob_bytes.inc(request.size_bytes)
+        return pb.FinishUploadResponse(size_bytes=request.size_bytes)
+
+    async def SignDownload(
+        self, request: pb.SignDownloadRequest, context: Context
+    ) -> pb.SignDownloadResponse:
+        signed = await self._blobs.sign_download(request.digest)
+        answer = pb.SignDownloadResponse(
+            url=signed.url, size_bytes=await self._blobs.size(request.digest)
+        )
+        answer.expire_time.FromDatetime(signed.expire_time)
+        return answer
 
 
 async def _receive(
