@@ -9,7 +9,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -74,10 +74,8 @@ async def _serving(process: Process, client: httpx.AsyncClient, log: Path) -> No
 async def _end(process: Process) -> None:
     if process.returncode is None:
         process.send_signal(signal.SIGTERM)
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), 15)
-        except TimeoutError:
-            pass
     try:
         # Its group: an engine is a process too.
         os.killpg(process.pid, signal.SIGKILL)

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from graft.bases import read_base
 
 from tests.support.models import make_adapter, make_base
 from tests.support.peft import peft_greedy
