@@ -75,6 +75,11 @@ def alias_name(adapter: str, alias: str) -> str:
     return f"{adapter}/aliases/{check_id('alias', alias)}"
 
 
+def namespace_of(name: str) -> str:
+    """The namespace of a resource's name, which is known to be one."""
+    return name.split("/", 2)[1]
+
+
 def parse_name(name: str, pattern: str) -> dict[str, str]:
     """Takes a resource name apart.
 

@@ -18,6 +18,7 @@ from graft.channel import ACTOR_HEADER, REQUEST_ID, REQUEST_ID_HEADER
 from graft.errors import GraftError, Reason, to_status
 from grpc_status import rpc_status
 
+from services.common.caller import CALLER, Caller
 from services.common.logs import get_logger
 from services.common.metrics import RpcMetrics
 
@@ -92,9 +93,9 @@ class _Observed:
         metadata = dict(self._context.invocation_metadata() or ())
         request_id = str(metadata.get(REQUEST_ID_HEADER) or uuid.uuid4().hex)
         REQUEST_ID.set(request_id)
-        structlog.contextvars.bind_contextvars(
-            request_id=request_id, actor=str(metadata.get(ACTOR_HEADER, ""))
-        )
+        actor = str(metadata.get(ACTOR_HEADER, ""))
+        CALLER.set(Caller(actor, self._method.rpartition("/")[2], request_id))
+        structlog.contextvars.bind_contextvars(request_id=request_id, actor=actor)
         self._began_s = time.perf_counter()
         self._metrics.in_flight.labels(self._method).inc()
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from graft.errors import GraftError, RefusedError
 
 from services.registry.admission.admit import Admission
+from services.registry.admission.base import DeclaredBase
 from services.registry.catalogue.base import Catalogue, NewVersion, RequestKey
-from services.registry.convert import manifest_digest
-from services.registry.domain import File, Lineage, Manifest, Version
+from services.registry.convert.messages import manifest_digest
+from services.registry.domain import BaseContent, File, Kind, Lineage, Manifest, Report, Version
 from services.registry.metrics import RegistryMetrics
 
 
 @dataclass(frozen=True, slots=True)
 class CommitRequest:
-    """What somebody wants to be the adapter's next version."""
+    """What somebody wants to be the next version of an adapter or a base."""
 
-    adapter: str
+    parent: str
     files: Sequence[File]
     base_fingerprint: str
     lineage: Lineage
     key: RequestKey | None
+    method: str
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class VersionCommitter:
@@ -44,7 +48,7 @@ class VersionCommitter:
 
         Raises:
             GraftError: VERSION_REFUSED with the check and the tensor; ADAPTER_NOT_FOUND;
-                REQUEST_ID_REUSED.
+                BASE_NOT_FOUND; DELETED; QUOTA_EXCEEDED; REQUEST_ID_REUSED.
         """
         try:
             version = await self._commit(request)
@@ -59,21 +63,73 @@ class VersionCommitter:
 
     async def _commit(self, request: CommitRequest) -> Version:
         if request.key is not None:
-            done = await self._catalogue.find_committed(request.adapter, request.key)
+            done = await self._catalogue.find_committed(request.parent, request.key)
             if done is not None:
                 return done
-        adapter = await self._catalogue.get_adapter(request.adapter)
+        if "/bases/" in request.parent:
+            new = await self._new_base_version(request)
+        else:
+            new = await self._new_adapter_version(request)
+        return await self._catalogue.commit_version(new, request.key)
+
+    async def _new_adapter_version(self, request: CommitRequest) -> NewVersion:
+        adapter = await self._catalogue.get_adapter(request.parent)
         base = await self._catalogue.get_base(adapter.base)
-        admitted = await self._admission.verify(request.files, base, request.base_fingerprint)
+        content = await self._catalogue.base_content(base.name, request.base_fingerprint)
+        if content is None:
+            content = BaseContent(base.name, base.fingerprint, base.config_json, base.modules)
+        admitted = await self._admission.verify(request.files, content, request.base_fingerprint)
         manifest = Manifest(
             base=base.name,
-            base_fingerprint=base.fingerprint.digest,
+            base_fingerprint=content.fingerprint.digest,
             peft_type="LORA",
             rank=admitted.rank,
             alpha=admitted.alpha,
             target_modules=admitted.target_modules,
-            files=sorted(request.files, key=lambda file: file.path),
+            files=_sorted(request.files),
             lineage=request.lineage,
+            kind=Kind.ADAPTER,
+            method=request.method,
         )
-        new = NewVersion(request.adapter, manifest_digest(manifest), manifest, admitted.report)
-        return await self._catalogue.commit_version(new, request.key)
+        return _new(request, manifest, admitted.report)
+
+    async def _new_base_version(self, request: CommitRequest) -> NewVersion:
+        base = await self._catalogue.get_base(request.parent)
+        declared = DeclaredBase(fingerprint=request.base_fingerprint)
+        admitted = await self._admission.verify_base(request.files, declared)
+        manifest = Manifest(
+            base=base.name,
+            base_fingerprint="",
+            peft_type="",
+            rank=0,
+            alpha=0.0,
+            target_modules=(),
+            files=_sorted(request.files),
+            lineage=request.lineage,
+            kind=Kind.BASE,
+            method=request.method,
+            quantization=admitted.quantization,
+            fingerprint=admitted.fingerprint,
+        )
+        content = BaseContent(
+            base.name, admitted.fingerprint, admitted.config_json, admitted.modules
+        )
+        return _new(request, manifest, admitted.report, content)
+
+
+def _sorted(files: Sequence[File]) -> list[File]:
+    return sorted(files, key=lambda file: file.path)
+
+
+def _new(
+    request: CommitRequest, manifest: Manifest, report: Report, content: BaseContent | None = None
+) -> NewVersion:
+    return NewVersion(
+        parent=request.parent,
+        digest=manifest_digest(manifest),
+        manifest=manifest,
+        report=report,
+        description=request.description,
+        labels=request.labels,
+        content=content,
+    )

@@ -1,4 +1,4 @@
-"""What the registry keeps: adapters, bases, versions, aliases and the events of their changes.
+"""What the registry keeps: adapters, bases, versions, aliases, policies and the events of their changes.
 
 Plain values without protobuf, SQL or I/O. Names are full resource names (graft.names makes them).
 """
@@ -8,9 +8,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """Where a resource is in its life; times are None for what did not happen.
+
+    etag changes with every update of what is said of it; actor created it; until expire_time it can
+    be undeleted.
+    """
+
+    etag: str = ""
+    actor: str = ""
+    delete_time: datetime | None = None
+    expire_time: datetime | None = None
+    purge_time: datetime | None = None
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it is hidden: deleted or purged."""
+        return self.delete_time is not None or self.purge_time is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +44,7 @@ class Adapter:
     labels: Mapping[str, str]
     latest_version: int
     create_time: datetime
+    life: Life = Life()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +68,10 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A model that adapters are trained on and served with."""
+    """A model that adapters are trained on and served with.
+
+    fingerprint, config_json and modules are those of its source; its versions have their own.
+    """
 
     name: str
     source: str
@@ -54,6 +79,20 @@ class Base:
     config_json: str
     modules: Sequence[Module]
     create_time: datetime
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    latest_version: int = 0
+    life: Life = Life()
+
+
+@dataclass(frozen=True, slots=True)
+class BaseContent:
+    """What adapters are checked against: a base as recorded, or a version of it."""
+
+    name: str
+    fingerprint: Fingerprint
+    config_json: str
+    modules: Sequence[Module]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +116,27 @@ class Lineage:
     seed: int = 0
     library_versions: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    parent_versions: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     # A diverged run's loss is NaN, which plain JSON would store as null.
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"ser_json_inf_nan": "strings"}
 
 
+class Kind(StrEnum):
+    """What a version is a version of; UNSPECIFIED for adapters from before kinds were kept."""
+
+    UNSPECIFIED = ""
+    ADAPTER = "adapter"
+    BASE = "base"
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a version consists of; the digest of its canonical JSON names the version."""
+    """What a version consists of; the digest of its canonical JSON names the version.
+
+    base, base_fingerprint, peft_type, rank, alpha and target_modules are an adapter's, quantization
+    and fingerprint a base's.
+    """
 
     base: str
     base_fingerprint: str
@@ -93,6 +146,15 @@ class Manifest:
     target_modules: Sequence[str]
     files: Sequence[File]
     lineage: Lineage
+    kind: Kind = Kind.UNSPECIFIED
+    method: str = ""
+    quantization: str = ""
+    fingerprint: Fingerprint | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the sizes of its files."""
+        return sum(file.size_bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +175,138 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """An immutable, verified version of an adapter; adapter is its full name."""
+class Signature:
+    """Somebody's signature of a version's digest, as a DSSE envelope."""
 
-    adapter: str
+    key_id: str
+    envelope_json: str
+    actor: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable, verified version; parent is the full name of its adapter or base."""
+
+    parent: str
     number: int
     digest: str
     manifest: Manifest
     report: Report
     create_time: datetime
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    life: Life = Life()
+    signatures: tuple[Signature, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """Somebody's agreement with a version's promotion; alias is "" for every alias."""
+
+    parent: str
+    number: int
+    alias: str
+    actor: str
+    reason: str
+    create_time: datetime
+
+
+class Comparison(StrEnum):
+    """How two numbers must compare."""
+
+    LESS = "<"
+    AT_MOST = "<="
+    AT_LEAST = ">="
+    MORE = ">"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricCondition:
+    """A metric of the version compared with value, or with what alias names; margin is added to that."""
+
+    metric: str
+    comparison: Comparison
+    value: float | None
+    alias: str = ""
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalCondition:
+    """At least count approvals by others than the mover, of the actors where some are named."""
+
+    count: int
+    actors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCondition:
+    """The version has the label; value "" for any."""
+
+    key: str
+    value: str = ""
+
+
+Condition = MetricCondition | ApprovalCondition | LabelCondition
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionResult:
+    """What one condition of a gate found for one version; the numbers are None where there is none."""
+
+    version: int
+    condition: str
+    passed: bool
+    detail: str
+    actual: float | None = None
+    bound: float | None = None
+    # A metric may be NaN, which plain JSON would store as null.
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"ser_json_inf_nan": "strings"}
+
+
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """What a gate found at a move."""
+
+    passed: bool
+    results: tuple[ConditionResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AliasPolicy:
+    """What must hold before an alias moves; name is the alias'."""
+
+    name: str
+    parent: str
+    protected: bool
+    movers: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+    etag: str
+    actor: str
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A version that gets a part of an alias' requests, in percent."""
+
+    version: int
+    version_digest: str
+    weight_percent: float
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
     """A mutable pointer to a version, as it was after the move of that revision.
 
-    version and previous_version are numbers of the alias' adapter; previous_version is 0 for none.
+    version and previous_version are numbers of the alias' parent (an adapter or a base);
+    previous_version is 0 for none. canaries get their parts of the requests, version the rest. In a
+    history deleted says that the entry is the alias' removal; version is what it named last.
     """
 
     name: str
-    adapter: str
+    parent: str
     version: int
     version_digest: str
     previous_version: int
@@ -141,17 +315,35 @@ class Alias:
     reason: str
     update_time: datetime
     revision: int
+    canaries: tuple[Canary, ...] = ()
+    gate_report: GateReport | None = None
+    deleted: bool = False
 
 
-Resource = Adapter | Base | Version | Alias
+Resource = Adapter | Base | Version | Alias | AliasPolicy
+
+
+class Action(StrEnum):
+    """What happened to a resource."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    DELETED = "deleted"
+    UNDELETED = "undeleted"
+    PURGED = "purged"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change. Revisions are global, without gaps, in the order of the commits."""
+    """One change. Revisions are global, without gaps, in the order of the commits.
+
+    parent is the adapter or base that the resource is or belongs to.
+    """
 
     revision: int
     namespace: str
+    parent: str
+    action: Action
     time: datetime
     resource: Resource
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from graft.errors import GraftError, Reason
 
+from services.registry.domain import Life
+
 _MISSING = {
     "adapter": (Reason.ADAPTER_NOT_FOUND, "Create it first, or list what there is with `graft adapters list`."),
     "base": (Reason.BASE_NOT_FOUND, "Record the base first with CreateBase; `graft train` does it."),
@@ -16,6 +18,23 @@ def not_found(kind: str, name: str) -> GraftError:
     """{KIND}_NOT_FOUND for "adapter", "base", "version" or "alias"."""
     reason, next_step = _MISSING[kind]
     return GraftError(reason, f"There is no {kind} {name}", next_step=next_step, resource=name)
+
+
+def deleted(kind: str, name: str, life: Life) -> GraftError:
+    """DELETED, for "adapter", "base" or "version"."""
+    if life.purge_time is not None:
+        return GraftError(
+            Reason.DELETED,
+            f"{name} was purged at {life.purge_time:%Y-%m-%d %H:%M} UTC",
+            next_step="It cannot come back: make a new one under another name.",
+            resource=name,
+        )
+    return GraftError(
+        Reason.DELETED,
+        f"{name} was deleted at {life.delete_time:%Y-%m-%d %H:%M} UTC",
+        next_step=f"Bring it back with Undelete{kind.capitalize()} (`graft undelete`), or use another.",
+        resource=name,
+    )
 
 
 def invalid(message: str, next_step: str, **metadata: object) -> GraftError:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from services.registry.domain import (
     Adapter,
     Alias,
     Base,
+    BaseContent,
     Event,
     Fingerprint,
     Manifest,
@@ -54,16 +56,24 @@ class NewBase:
     fingerprint: Fingerprint
     config_json: str
     modules: Sequence[Module]
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """A verified version to be committed; it gets the adapter's next number."""
+    """A verified version to be committed; it gets the next number of its parent.
 
-    adapter: str
+    content is what a version of a base is; None for an adapter's.
+    """
+
+    parent: str
     digest: str
     manifest: Manifest
     report: Report
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    content: BaseContent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,19 @@ class AliasMove:
     etag: str | None
     actor: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are wanted; None and () for all.
+
+    parent is the full name of an adapter or a base, with all that belongs to it. kinds are words of
+    WatchRequest.kinds.
+    """
+
+    namespace: str | None = None
+    parent: str | None = None
+    kinds: frozenset[str] = frozenset()
 
 
 class Catalogue(ABC):
@@ -114,34 +137,39 @@ class Catalogue(ABC):
         """Bases of a namespace, by name, without modules and config_json."""
 
     @abstractmethod
-    async def find_committed(self, adapter: str, key: RequestKey) -> Version | None:
+    async def base_content(self, base: str, fingerprint: str) -> BaseContent | None:
+        """What of a base has that fingerprint: itself, or a version of it; None for neither."""
+
+    @abstractmethod
+    async def find_committed(self, parent: str, key: RequestKey) -> Version | None:
         """What an earlier commit under this key made."""
 
     @abstractmethod
     async def commit_version(self, new: NewVersion, key: RequestKey | None) -> Version:
-        """Stores a version, or answers the stored one of the same digest."""
+        """Stores a version, or answers the stored one of the same digest.
+
+        Raises VERSION_REFUSED when a file's blob is not there any more.
+        """
 
     @abstractmethod
-    async def get_version(self, adapter: str, number: int) -> Version:
-        """The adapter's version of that number."""
+    async def get_version(self, parent: str, number: int) -> Version:
+        """The version of that number of an adapter or a base."""
 
     @abstractmethod
     async def get_version_by_alias(self, alias: str) -> Version:
         """The version that an alias names now."""
 
     @abstractmethod
-    async def list_versions(self, adapter: str, limit: int, after: str | None) -> Page[Version]:
-        """The adapter's versions, newest first."""
+    async def list_versions(self, parent: str, limit: int, after: str | None) -> Page[Version]:
+        """Versions of an adapter or a base, newest first."""
 
     @abstractmethod
     async def get_alias(self, name: str) -> Alias:
         """The alias of that name."""
 
     @abstractmethod
-    async def list_aliases(
-        self, namespace: str, adapter: str | None
-    ) -> tuple[Sequence[Alias], int]:
-        """Aliases of an adapter, or of the whole namespace, and the revision they were read at."""
+    async def list_aliases(self, namespace: str, parent: str | None) -> tuple[Sequence[Alias], int]:
+        """Aliases of an adapter or a base, or of the whole namespace, and the revision they were read at."""
 
     @abstractmethod
     async def move_alias(self, move: AliasMove) -> Alias:
@@ -155,8 +183,25 @@ class Catalogue(ABC):
         """The alias as it was after each move, newest first."""
 
     @abstractmethod
-    async def events(self, after: int, limit: int, namespace: str | None) -> Sequence[Event]:
-        """Stored events after a revision, in order; of one namespace or of all."""
+    async def events(
+        self, after: int, limit: int, which: EventFilter = EventFilter()
+    ) -> Sequence[Event]:
+        """Stored events after a revision, in order, as many as are stored up to limit.
+
+        Raises REVISION_COMPACTED when some after that revision are not kept any more.
+        """
+
+    @abstractmethod
+    async def compact(self, before: datetime, keep: int) -> int:
+        """Lets go of the events and request keys from before a time, but of none of the last events.
+
+        Args:
+            before: what is as old or older goes.
+            keep: so many last events stay, however old.
+
+        Returns:
+            The last revision whose event is not kept any more.
+        """
 
     @abstractmethod
     async def revision(self) -> int:

@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from graft.names import parse_name, version_name
+from graft.names import namespace_of, version_name
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.catalogue import rows
 from services.registry.catalogue.base import NewVersion, RequestKey
-from services.registry.catalogue.database import Change
-from services.registry.catalogue.models import read_adapter
+from services.registry.catalogue.blob_index import present_digests
+from services.registry.catalogue.change import Change
+from services.registry.catalogue.facts import add_facts
+from services.registry.catalogue.models import new_life, read_parent
 from services.registry.catalogue.requests import find_answer, keep_answer
-from services.registry.catalogue.tables import adapters, aliases, versions
-from services.registry.domain import Version
-from services.registry.errors import not_found
+from services.registry.catalogue.tables import adapters, aliases, base_contents, bases, versions
+from services.registry.catalogue.usage import use
+from services.registry.domain import Adapter, BaseContent, Fingerprint, Manifest, Module, Version
+from services.registry.errors import deleted, not_found, refused
 
 
 async def find_committed(
-    connection: AsyncConnection, adapter: str, key: RequestKey | None
+    connection: AsyncConnection, parent: str, key: RequestKey | None
 ) -> Version | None:
     """See Catalogue.find_committed."""
-    namespace = parse_name(adapter, "namespaces/{namespace}/adapters/{adapter}")["namespace"]
-    answered = await find_answer(connection, namespace, key)
+    answered = await find_answer(connection, namespace_of(parent), key)
     assert answered is None or isinstance(answered, Version), "the hash holds the kind of request"
     return answered
 
 
-async def read_version(connection: AsyncConnection, adapter: str, number: int) -> Version:
+async def read_version(connection: AsyncConnection, parent: str, number: int) -> Version:
     """Raises VERSION_NOT_FOUND."""
     row = (
         await connection.execute(
-            select(versions).where(versions.c.adapter == adapter, versions.c.number == number)
+            select(versions).where(versions.c.parent == parent, versions.c.number == number)
         )
     ).one_or_none()
     if row is None:
-        raise not_found("version", version_name(adapter, number))
+        raise not_found("version", version_name(parent, number))
     return rows.version_of(row)
 
 
 async def read_version_by_alias(connection: AsyncConnection, alias: str) -> Version:
     """Raises ALIAS_NOT_FOUND."""
-    names = (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.number)
+    names = (aliases.c.parent == versions.c.parent) & (aliases.c.version == versions.c.number)
     row = (
         await connection.execute(
             select(versions).join(aliases, names).where(aliases.c.name == alias)
@@ -53,29 +55,76 @@ async def read_version_by_alias(connection: AsyncConnection, alias: str) -> Vers
 
 async def commit_version(change: Change, new: NewVersion, key: RequestKey | None) -> Version:
     """See Catalogue.commit_version."""
-    connection = change.connection
-    namespace = parse_name(new.adapter, "namespaces/{namespace}/adapters/{adapter}")["namespace"]
-    answered = await find_committed(connection, new.adapter, key)
+    connection, namespace = change.connection, namespace_of(new.parent)
+    answered = await find_committed(connection, new.parent, key)
     if answered is not None:
         return answered
     row = (
         await connection.execute(
-            select(versions).where(
-                versions.c.adapter == new.adapter, versions.c.digest == new.digest
-            )
+            select(versions).where(versions.c.parent == new.parent, versions.c.digest == new.digest)
         )
     ).one_or_none()
     version = rows.version_of(row) if row is not None else await _add(change, namespace, new)
+    if version.life.deleted:
+        raise deleted("version", version_name(version.parent, version.number), version.life)
     await keep_answer(change, namespace, key, version)
     return version
 
 
 async def _add(change: Change, namespace: str, new: NewVersion) -> Version:
-    latest = (await read_adapter(change.connection, new.adapter)).latest_version
-    version = Version(new.adapter, latest + 1, new.digest, new.manifest, new.report, change.now)
-    await change.connection.execute(insert(versions).values(rows.version_row(version)))
-    await change.connection.execute(
-        update(adapters).where(adapters.c.name == new.adapter).values(latest_version=version.number)
+    parent = await read_parent(change.connection, new.parent)
+    if parent.life.deleted:
+        raise deleted("adapter" if isinstance(parent, Adapter) else "base", new.parent, parent.life)
+    await _check_present(change.connection, new.manifest)
+    await use(change, namespace, size_bytes=new.manifest.size_bytes, versions=1)
+    number = parent.latest_version + 1
+    version = Version(
+        parent=new.parent,
+        number=number,
+        digest=new.digest,
+        manifest=new.manifest,
+        report=new.report,
+        create_time=change.now,
+        description=new.description,
+        labels=new.labels,
+        life=new_life(change, version_name(new.parent, number)),
     )
-    await change.record(namespace, version)
+    await change.connection.execute(insert(versions).values(rows.version_row(version, namespace)))
+    table = adapters if isinstance(parent, Adapter) else bases
+    await change.connection.execute(
+        update(table).where(table.c.name == new.parent).values(latest_version=number)
+    )
+    if new.content is not None:
+        await _keep_content(change, new.content)
+    add_facts(change, namespace, version)
+    change.record(namespace, version, detail={"digest": version.digest})
     return version
+
+
+async def _check_present(connection: AsyncConnection, manifest: Manifest) -> None:
+    """Collection takes turns with commits: what is there now stays, once this is stored."""
+    present = await present_digests(connection, [file.digest for file in manifest.files])
+    for file in manifest.files:
+        if file.digest not in present:
+            raise refused(
+                "files",
+                f"{file.path} ({file.digest}) was not uploaded, or is not kept any more",
+                "Upload it with BlobService.Write, then commit again.",
+                digest=file.digest,
+            )
+
+
+async def _keep_content(change: Change, content: BaseContent) -> None:
+    digest = content.fingerprint.digest
+    known = select(base_contents.c.fingerprint_digest).where(
+        base_contents.c.fingerprint_digest == digest
+    )
+    if await change.connection.scalar(known) is None:
+        await change.connection.execute(
+            insert(base_contents).values(
+                fingerprint_digest=digest,
+                fingerprint=rows.dump(content.fingerprint, Fingerprint),
+                config_json=content.config_json,
+                modules=rows.dump(list(content.modules), list[Module]),
+            )
+        )

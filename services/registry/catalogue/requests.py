@@ -7,7 +7,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.catalogue.base import RequestKey
-from services.registry.catalogue.database import Change
+from services.registry.catalogue.change import Change
 from services.registry.catalogue.rows import dump, kind_of, load_resource, to_us
 from services.registry.catalogue.tables import request_keys
 from services.registry.domain import Resource

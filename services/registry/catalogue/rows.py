@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
+from graft.names import version_name
 from pydantic import TypeAdapter
 from sqlalchemy import Row
 
 from services.registry.domain import (
+    Action,
     Adapter,
     Alias,
+    AliasPolicy,
     Base,
+    Canary,
     Event,
     Fingerprint,
+    GateReport,
+    Kind,
+    Life,
     Manifest,
     Module,
     Report,
     Resource,
+    Signature,
     Version,
 )
 
@@ -32,7 +39,9 @@ _KINDS: Mapping[str, type[Resource]] = {
     "base": Base,
     "version": Version,
     "alias": Alias,
+    "policy": AliasPolicy,
 }
+_WORDS = {kind: word for word, kind in _KINDS.items()}
 
 
 def to_us(time: datetime) -> int:
@@ -68,13 +77,55 @@ def load(text: str, kind: type[T]) -> T:
 
 def kind_of(resource: Resource) -> str:
     """The word for a resource's type in the tables."""
-    return type(resource).__name__.lower()
+    return _WORDS[type(resource)]
+
+
+def name_of(resource: Resource) -> str:
+    """A resource's name."""
+    if isinstance(resource, Version):
+        return version_name(resource.parent, resource.number)
+    return resource.name
+
+
+def parent_of(resource: Resource) -> str:
+    """Name of the adapter or base that a resource is or belongs to."""
+    return resource.name if isinstance(resource, Adapter | Base) else resource.parent
 
 
 def load_resource(kind: str, text: str) -> Resource:
     """The resource of an event or a stored answer."""
     resource: Resource = _codec(_KINDS[kind]).validate_json(text)
     return resource
+
+
+def life_of(row: AnyRow) -> Life:
+    """The life of a row that has its columns."""
+    return Life(
+        etag=row.etag,
+        actor=row.actor,
+        delete_time=_time(row.delete_time_us),
+        expire_time=_time(row.expire_time_us),
+        purge_time=_time(row.purge_time_us),
+    )
+
+
+def life_row(life: Life) -> dict[str, Any]:
+    """The columns of a life."""
+    return {
+        "etag": life.etag,
+        "actor": life.actor,
+        "delete_time_us": _us(life.delete_time),
+        "expire_time_us": _us(life.expire_time),
+        "purge_time_us": _us(life.purge_time),
+    }
+
+
+def _time(time_us: int | None) -> datetime | None:
+    return None if time_us is None else from_us(time_us)
+
+
+def _us(time: datetime | None) -> int | None:
+    return None if time is None else to_us(time)
 
 
 def adapter_of(row: AnyRow) -> Adapter:
@@ -85,6 +136,7 @@ def adapter_of(row: AnyRow) -> Adapter:
         labels=load(row.labels, dict[str, str]),
         latest_version=row.latest_version,
         create_time=from_us(row.create_time_us),
+        life=life_of(row),
     )
 
 
@@ -97,6 +149,7 @@ def adapter_row(adapter: Adapter, namespace: str) -> dict[str, Any]:
         "labels": dump(dict(adapter.labels), dict[str, str]),
         "latest_version": adapter.latest_version,
         "create_time_us": to_us(adapter.create_time),
+        **life_row(adapter.life),
     }
 
 
@@ -109,6 +162,10 @@ def base_of(row: AnyRow, whole: bool = True) -> Base:
         config_json=row.config_json if whole else "",
         modules=load(row.modules, list[Module]) if whole else (),
         create_time=from_us(row.create_time_us),
+        description=row.description,
+        labels=load(row.labels, dict[str, str]),
+        latest_version=row.latest_version,
+        life=life_of(row),
     )
 
 
@@ -121,35 +178,58 @@ def base_row(base: Base, namespace: str) -> dict[str, Any]:
         "config_json": base.config_json,
         "modules": dump(base.modules, Sequence[Module]),
         "create_time_us": to_us(base.create_time),
+        "description": base.description,
+        "labels": dump(dict(base.labels), dict[str, str]),
+        "latest_version": base.latest_version,
+        **life_row(base.life),
     }
 
 
 def version_of(row: AnyRow) -> Version:
     return Version(
-        adapter=row.adapter,
+        parent=row.parent,
         number=row.number,
         digest=row.digest,
         manifest=load(row.manifest, Manifest),
         report=load(row.report, Report),
         create_time=from_us(row.create_time_us),
+        description=row.description,
+        labels=load(row.labels, dict[str, str]),
+        life=life_of(row),
+        signatures=tuple(load(row.signatures, list[Signature])),
     )
 
 
-def version_row(version: Version) -> dict[str, Any]:
+def version_row(version: Version, namespace: str) -> dict[str, Any]:
+    manifest = version.manifest
+    fingerprint = manifest.fingerprint
     return {
-        "adapter": version.adapter,
+        "parent": version.parent,
         "number": version.number,
+        "namespace": namespace,
+        "kind": (manifest.kind or Kind.ADAPTER).value,
         "digest": version.digest,
-        "manifest": dump(version.manifest, Manifest),
+        "base": manifest.base,
+        "base_fingerprint": manifest.base_fingerprint,
+        "fingerprint": "" if fingerprint is None else fingerprint.digest,
+        "method": manifest.method,
+        "rank": manifest.rank,
+        "size_bytes": manifest.size_bytes,
+        "manifest": dump(manifest, Manifest),
         "report": dump(version.report, Report),
+        "signatures": dump(version.signatures, Sequence[Signature]),
         "create_time_us": to_us(version.create_time),
+        "description": version.description,
+        "labels": dump(dict(version.labels), dict[str, str]),
+        **life_row(version.life),
     }
 
 
 def alias_of(row: AnyRow) -> Alias:
+    """An alias as it is, or as it was after a move."""
     return Alias(
         name=row.name,
-        adapter=row.adapter,
+        parent=row.parent,
         version=row.version,
         version_digest=row.version_digest,
         previous_version=row.previous_version,
@@ -158,19 +238,41 @@ def alias_of(row: AnyRow) -> Alias:
         reason=row.reason,
         update_time=from_us(row.update_time_us),
         revision=row.revision,
+        canaries=tuple(load(row.canaries, list[Canary])),
+        gate_report=_report(row.gate_report),
+        deleted=bool(getattr(row, "deleted", False)),
     )
 
 
+def _report(text: str) -> GateReport | None:
+    return None if text == "null" else load(text, GateReport)
+
+
 def alias_row(alias: Alias, namespace: str) -> dict[str, Any]:
-    row = asdict(alias)
-    row["update_time_us"] = to_us(row.pop("update_time"))
-    return {**row, "namespace": namespace}
+    """The columns of both aliases and their moves; a move's deleted is apart."""
+    return {
+        "name": alias.name,
+        "namespace": namespace,
+        "parent": alias.parent,
+        "version": alias.version,
+        "version_digest": alias.version_digest,
+        "previous_version": alias.previous_version,
+        "etag": alias.etag,
+        "actor": alias.actor,
+        "reason": alias.reason,
+        "update_time_us": to_us(alias.update_time),
+        "revision": alias.revision,
+        "canaries": dump(alias.canaries, Sequence[Canary]),
+        "gate_report": "null" if alias.gate_report is None else dump(alias.gate_report, GateReport),
+    }
 
 
 def event_of(row: AnyRow) -> Event:
     return Event(
         revision=row.revision,
         namespace=row.namespace,
+        parent=row.parent,
+        action=Action(row.action),
         time=from_us(row.time_us),
         resource=load_resource(row.kind, row.resource),
     )

@@ -18,7 +18,7 @@ from services.registry.catalogue.base import (
     RequestKey,
 )
 from services.registry.catalogue.database import Database
-from services.registry.domain import Adapter, Alias, Base, Event, Page, Version
+from services.registry.domain import Adapter, Alias, Base, BaseContent, Event, Page, Version
 from services.registry.errors import not_found
 
 T = TypeVar("T")
@@ -55,28 +55,30 @@ class SqlCatalogue(Catalogue):
 
     async def list_bases(self, namespace: str, limit: int, after: str | None) -> Page[Base]:
         columns = tables.bases.c
-        query = (
-            select(columns.name, columns.source, columns.fingerprint, columns.create_time_us)
-            .where(columns.namespace == namespace)
-            .order_by(columns.name)
-        )
+        wanted = [one for one in columns if one.name not in ("config_json", "modules")]
+        query = select(*wanted).where(columns.namespace == namespace).order_by(columns.name)
         if after is not None:
             query = query.where(columns.name > after)
         return await self._page(
             query, limit, lambda row: rows.base_of(row, whole=False), lambda base: base.name
         )
 
-    async def find_committed(self, adapter: str, key: RequestKey) -> Version | None:
+    async def base_content(self, base: str, fingerprint: str) -> BaseContent | None:
         return await self._database.read(
-            lambda connection: commits.find_committed(connection, adapter, key)
+            lambda connection: models.read_content(connection, base, fingerprint)
+        )
+
+    async def find_committed(self, parent: str, key: RequestKey) -> Version | None:
+        return await self._database.read(
+            lambda connection: commits.find_committed(connection, parent, key)
         )
 
     async def commit_version(self, new: NewVersion, key: RequestKey | None) -> Version:
         return await self._database.change(lambda change: commits.commit_version(change, new, key))
 
-    async def get_version(self, adapter: str, number: int) -> Version:
+    async def get_version(self, parent: str, number: int) -> Version:
         return await self._database.read(
-            lambda connection: commits.read_version(connection, adapter, number)
+            lambda connection: commits.read_version(connection, parent, number)
         )
 
     async def get_version_by_alias(self, alias: str) -> Version:
@@ -84,10 +86,10 @@ class SqlCatalogue(Catalogue):
             lambda connection: commits.read_version_by_alias(connection, alias)
         )
 
-    async def list_versions(self, adapter: str, limit: int, after: str | None) -> Page[Version]:
-        await self.get_adapter(adapter)
+    async def list_versions(self, parent: str, limit: int, after: str | None) -> Page[Version]:
+        await self._database.read(lambda connection: models.read_parent(connection, parent))
         table = tables.versions
-        query = select(table).where(table.c.adapter == adapter).order_by(table.c.number.desc())
+        query = select(table).where(table.c.parent == parent).order_by(table.c.number.desc())
         if after is not None:
             query = query.where(table.c.number < int(after))
         return await self._page(query, limit, rows.version_of, lambda version: str(version.number))
@@ -98,19 +100,17 @@ class SqlCatalogue(Catalogue):
             raise not_found("alias", name)
         return found
 
-    async def list_aliases(
-        self, namespace: str, adapter: str | None
-    ) -> tuple[Sequence[Alias], int]:
+    async def list_aliases(self, namespace: str, parent: str | None) -> tuple[Sequence[Alias], int]:
         table = tables.aliases
         query = select(table).order_by(table.c.name)
-        if adapter is None:
+        if parent is None:
             query = query.where(table.c.namespace == namespace)
         else:
-            query = query.where(table.c.adapter == adapter)
+            query = query.where(table.c.parent == parent)
 
         async def read(connection: AsyncConnection) -> tuple[Sequence[Alias], int]:
-            if adapter is not None:
-                await models.read_adapter(connection, adapter)
+            if parent is not None:
+                await models.read_parent(connection, parent)
             revision = await connection.scalar(select(tables.revisions.c.value))
             found = (await connection.execute(query)).all()
             return [rows.alias_of(row) for row in found], int(revision or 0)
@@ -128,12 +128,23 @@ class SqlCatalogue(Catalogue):
             query = query.where(table.c.revision < int(after))
         return await self._page(query, limit, rows.alias_of, lambda alias: str(alias.revision))
 
-    async def events(self, after: int, limit: int, namespace: str | None) -> Sequence[Event]:
-        table = tables.events
-        query = select(table).where(table.c.revision > after).order_by(table.c.revision)
-        if namespace is not None:
-            query = query.where(table.c.namespace == namespace)
-        return [rows.event_of(row) for row in await self._all(query.limit(limit))]
+    async def events(
+        self, after: int, limit: int, which: EventFilter = EventFilter()
+    ) -> Sequence[Event]:
+        return await self._database.read(
+            lambda connection: stream.read_events(connection, after, limit, which)
+        )
+
+    async def compact(self, before: datetime, keep: int) -> int:
+        # In changes of their own, so that others get their turn between them.
+        while await self._database.change(
+            lambda change: stream.compact_events(change, before, keep)
+        ):
+            pass
+        while await self._database.change(lambda change: stream.forget_requests(change, before)):
+            pass
+        (row,) = await self._all(select(tables.revisions.c.compacted))
+        return int(row.compacted)
 
     async def revision(self) -> int:
         (row,) = await self._all(select(tables.revisions.c.value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,74 +15,17 @@ from graft.errors import GraftError, Reason
 from sqlalchemy import event, text
 
 from services.registry.catalogue import tables
-from services.registry.catalogue.base import (
-    AliasMove,
-    Catalogue,
-    NewAdapter,
-    NewBase,
-    NewVersion,
-    RequestKey,
-)
+from services.registry.catalogue.base import Catalogue, RequestKey
 from services.registry.catalogue.database import Database
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
-from services.registry.domain import (
-    Adapter,
-    Alias,
-    Base,
-    Check,
-    File,
-    Fingerprint,
-    Lineage,
-    Manifest,
-    Module,
-    Report,
-    Version,
-)
+from services.registry.domain import Adapter, Alias, Base, Version
 from services.registry.pulse import Pulse
-
-NS = "namespaces/default"
-BOT = f"{NS}/adapters/bot"
-PRODUCTION = f"{BOT}/aliases/production"
-BASE = NewBase(
-    f"{NS}/bases/tiny",
-    "/models/tiny",
-    Fingerprint("sha256:f", "sha256:c", "sha256:t", "sha256:w"),
-    '{"model_type": "llama"}',
-    [Module("model.layers.0.self_attn.q_proj", 64, 32)],
-)
+from tests.support.catalogue import BASE, BOT, NS, PRODUCTION, adapter, move, version
 
 
-def adapter(name: str = "bot", ns: str = "default") -> NewAdapter:
-    """A new adapter of the base."""
-    return NewAdapter(f"namespaces/{ns}/adapters/{name}", BASE.name, "answers", {"team": "a"})
-
-
-def version(number: int, adapter: str = BOT) -> NewVersion:
-    """A new version whose digest is its number."""
-    lineage = Lineage(job=f"{NS}/jobs/j", metrics={"loss": 0.5}, library_versions={"peft": "1"})
-    files = [File("adapter_model.safetensors", "sha256:x", 9)]
-    manifest = Manifest(BASE.name, "sha256:f", "LORA", 8, 16.0, ["q_proj"], files, lineage)
-    report = Report([Check("finite-values", "all of them")], 2, 768)
-    return NewVersion(adapter, f"sha256:{number}", manifest, report)
-
-
-def move(to: int | None, expected: int | None = None, etag: str | None = None) -> AliasMove:
-    """A move of bot@production."""
-    return AliasMove(PRODUCTION, to, expected, etag, "ann", "better answers")
-
-
-class CatalogueContract:
-    """Subclasses supply an empty catalogue."""
-
-    @pytest.fixture
-    async def filled(self, catalogue: Catalogue) -> Catalogue:
-        """With a base, the adapter bot and two versions."""
-        await catalogue.create_base(BASE)
-        await catalogue.create_adapter(adapter(), None)
-        for number in (1, 2):
-            await catalogue.commit_version(version(number), None)
-        return catalogue
+class TestCatalogue:
+    """On both databases."""
 
     async def test_what_was_created_is_got(self, filled: Catalogue) -> None:
         bot = await filled.get_adapter(BOT)
@@ -306,14 +249,8 @@ class CatalogueContract:
         assert [one.revision for one in events] == list(range(1, revision + 1))
 
 
-class TestSqliteCatalogue(CatalogueContract):
+class TestSqlite:
     """The embedded catalogue."""
-
-    @pytest.fixture
-    async def catalogue(self, tmp_path: Path) -> AsyncIterator[Catalogue]:
-        opened = SqlCatalogue(Database(await open_sqlite(tmp_path / "registry.db"), Pulse()))
-        yield opened
-        await opened.close()
 
     async def test_it_is_there_again_after_closing(self, tmp_path: Path) -> None:
         first = SqlCatalogue(Database(await open_sqlite(tmp_path / "r.db"), Pulse()))

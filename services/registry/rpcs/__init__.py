@@ -1,0 +1,1 @@
+"""The RPCs of RegistryService in groups; servicer.py puts them together."""
