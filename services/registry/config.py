@@ -78,6 +78,17 @@ class RegistrySettings(ServiceSettings):
     max_tensors: int = Field(default=100_000, gt=0, description="most tensors in a version")
     max_header_bytes: int = Field(default=16 * _MIB, gt=0, description="largest safetensors header")
     max_rank: int = Field(default=512, gt=0, description="largest rank of any module")
+    event_retention_s: float = Field(
+        default=7 * 24 * 3600.0,
+        gt=0,
+        description="how long a watch may be away, and a request_id is remembered",
+    )
+    event_retention_count: int = Field(
+        default=10_000, ge=0, description="so many last events are kept however old"
+    )
+    compaction_interval_s: float = Field(
+        default=3600.0, gt=0, description="how often what is past its retention is removed"
+    )
     bookmark_interval_s: float = Field(
         default=30.0, gt=0, description="how often an idle watch is told"
     )

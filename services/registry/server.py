@@ -34,6 +34,7 @@ from services.registry.config import RegistrySettings
 from services.registry.metrics import RegistryMetrics
 from services.registry.objects import Objects
 from services.registry.pulse import Pulse
+from services.registry.retention import Compaction, Retention
 from services.registry.rpcs.base import Parts
 from services.registry.servicer import RegistryServicer
 from services.registry.watch import ChangeFeed
@@ -96,6 +97,9 @@ class RegistryServer:
         await _fill(metrics, catalogue, blobs, feed)
         await feed.start()
         self._opened.push_async_callback(feed.close)
+        compaction = Compaction(catalogue, _retention(settings))
+        await compaction.start()
+        self._opened.push_async_callback(compaction.close)
         await server.start()
         self._opened.push_async_callback(_drain, server, feed)
         self.address, self.metrics_address = server.address, server.metrics_address
@@ -165,6 +169,14 @@ def _limits(settings: RegistrySettings) -> Limits:
         max_tensors=settings.max_tensors,
         max_header_bytes=settings.max_header_bytes,
         max_rank=settings.max_rank,
+    )
+
+
+def _retention(settings: RegistrySettings) -> Retention:
+    return Retention(
+        age_s=settings.event_retention_s,
+        events=settings.event_retention_count,
+        interval_s=settings.compaction_interval_s,
     )
 
 

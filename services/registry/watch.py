@@ -17,7 +17,8 @@ from itertools import islice
 from graft.errors import GraftError, Reason
 
 from services.common.logs import get_logger
-from services.registry.catalogue.base import Catalogue
+from services.registry.catalogue.base import Catalogue, EventFilter
+from services.registry.catalogue.rows import kind_of
 from services.registry.domain import Event
 from services.registry.pulse import Pulse
 
@@ -104,16 +105,17 @@ class ChangeFeed:
         return max((self._head - one.position for one in tuple(self._watchers)), default=0)
 
     async def follow(
-        self, namespace: str | None, after: int
+        self, which: EventFilter, after: int
     ) -> AsyncGenerator[Event | Bookmark, None]:
-        """Events after a revision without end, of one namespace or of all.
+        """Events after a revision without end.
 
         A bookmark follows what was stored already, and then comes whenever nothing else did for
         the bookmark interval.
 
         Raises:
-            GraftError: REVISION_COMPACTED for a revision that this registry never had; UNAVAILABLE
-                when the registry stops.
+            GraftError: REVISION_COMPACTED for a revision that this registry never had, or after
+                which events are not kept any more, also when that overtakes a slow watcher;
+                UNAVAILABLE when the registry stops.
         """
         target = await self._catalogue.revision()
         if after > target:
@@ -121,14 +123,14 @@ class ChangeFeed:
         watcher = _Watcher(asyncio.current_task(), after)
         self._watchers.add(watcher)
         try:
-            async with aclosing(self._follow(watcher, target, namespace)) as news:
+            async with aclosing(self._follow(watcher, target, which)) as news:
                 async for one in news:
                     yield one
         finally:
             self._watchers.discard(watcher)
 
     async def _follow(
-        self, watcher: _Watcher, target: int, namespace: str | None
+        self, watcher: _Watcher, target: int, which: EventFilter
     ) -> AsyncGenerator[Event | Bookmark, None]:
         clock = asyncio.get_running_loop().time
         replayed, told_s = False, clock()
@@ -137,7 +139,7 @@ class ChangeFeed:
             if self._closing:
                 raise _stopping(watcher.position)
             before = watcher.position
-            events, reached = await self._after(before, namespace)
+            events, reached = await self._after(before, which)
             for event in events:
                 yield event
                 watcher.position, told_s = event.revision, clock()
@@ -150,7 +152,7 @@ class ChangeFeed:
             if watcher.position == before:
                 await _wait(moved, told_s + self._bookmark_interval_s)
 
-    async def _after(self, position: int, namespace: str | None) -> tuple[Sequence[Event], int]:
+    async def _after(self, position: int, which: EventFilter) -> tuple[Sequence[Event], int]:
         """Some of the next events, and the revision up to which they are all."""
         head = self._head
         if position >= head:
@@ -159,23 +161,43 @@ class ChangeFeed:
             # Revisions have no gaps, so the distance is the index.
             begin = position + 1 - self._recent[0].revision
             fresh = list(islice(self._recent, begin, begin + _BATCH))
-            chosen = [one for one in fresh if namespace in (None, one.namespace)]
+            chosen = [one for one in fresh if _is_wanted(one, which)]
             return chosen, fresh[-1].revision
-        stored = await self._catalogue.events(position, _BATCH, namespace)
+        stored = await self._catalogue.events(position, _BATCH, which)
         return stored, stored[-1].revision if len(stored) == _BATCH else max(
             head, stored[-1].revision if stored else 0
         )
 
     async def _read_on(self) -> None:
+        failed = False
         while True:
             changed = self._changed.next()
             try:
-                while events := await self._catalogue.events(self._head, _BATCH, None):
-                    self._take(events)
-                await changed.wait()
+                events = await self._catalogue.events(self._head, _BATCH)
+                failed = False
             except Exception as error:
-                get_logger().error("events cannot be read", exc_info=error)
+                if isinstance(error, GraftError) and error.reason is Reason.REVISION_COMPACTED:
+                    await self._begin_anew()
+                    continue
+                if not failed:
+                    get_logger().error("events cannot be read; trying on", exc_info=error)
+                failed = True
                 await asyncio.sleep(_RETRY_S)
+                continue
+            if events:
+                self._take(events)
+            if len(events) < _BATCH:
+                await changed.wait()
+
+    async def _begin_anew(self) -> None:
+        """Goes on from now, after others let go of what this reader has not read.
+
+        Watchers that had not read it either find that out from the database themselves.
+        """
+        self._recent.clear()
+        with suppress(GraftError):
+            self._head = await self._catalogue.revision()
+        self._moved.fire()
 
     def _take(self, events: Sequence[Event]) -> None:
         self._recent.extend(events)
@@ -183,6 +205,14 @@ class ChangeFeed:
         for event in events:
             self._seen(event)
         self._moved.fire()
+
+
+def _is_wanted(event: Event, which: EventFilter) -> bool:
+    return (
+        which.namespace in (None, event.namespace)
+        and which.parent in (None, event.parent)
+        and (not which.kinds or kind_of(event.resource) in which.kinds)
+    )
 
 
 async def _wait(moved: asyncio.Event, until_s: float) -> None:

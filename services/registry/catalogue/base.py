@@ -184,7 +184,7 @@ class Catalogue(ABC):
 
     @abstractmethod
     async def events(
-        self, after: int, limit: int, which: EventFilter = EventFilter()
+        self, after: int, limit: int, which: EventFilter | None = None
     ) -> Sequence[Event]:
         """Stored events after a revision, in order, as many as are stored up to limit.
 

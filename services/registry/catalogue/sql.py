@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.catalogue import commits, models, moves, rows, tables
+from services.registry.catalogue import commits, models, moves, rows, stream, tables
 from services.registry.catalogue.base import (
     AliasMove,
     Catalogue,
+    EventFilter,
     NewAdapter,
     NewBase,
     NewVersion,
@@ -129,10 +131,10 @@ class SqlCatalogue(Catalogue):
         return await self._page(query, limit, rows.alias_of, lambda alias: str(alias.revision))
 
     async def events(
-        self, after: int, limit: int, which: EventFilter = EventFilter()
+        self, after: int, limit: int, which: EventFilter | None = None
     ) -> Sequence[Event]:
         return await self._database.read(
-            lambda connection: stream.read_events(connection, after, limit, which)
+            lambda connection: stream.read_events(connection, after, limit, which or EventFilter())
         )
 
     async def compact(self, before: datetime, keep: int) -> int:

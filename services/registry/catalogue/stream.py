@@ -69,9 +69,7 @@ async def compact_events(change: Change, before: datetime, keep: int) -> bool:
     if until <= row.compacted:
         return False
     await connection.execute(delete(events).where(events.c.revision <= until))
-    await connection.execute(
-        update(revisions).where(revisions.c.id == 1).values(compacted=until)
-    )
+    await connection.execute(update(revisions).where(revisions.c.id == 1).values(compacted=until))
     return until < last
 
 
@@ -90,7 +88,7 @@ async def forget_requests(change: Change, before: datetime) -> bool:
     removed = await change.connection.execute(
         delete(request_keys).where(request_keys.c.time_us <= last)
     )
-    return removed.rowcount >= _AT_ONCE
+    return int(removed.rowcount) >= _AT_ONCE
 
 
 def compacted(after: int, oldest: int) -> GraftError:

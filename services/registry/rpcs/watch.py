@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from graft.names import parse_name
 from graft.registry.v1 import registry_service_pb2 as pb
 
 from services.common.interceptors import Context
 from services.registry.convert import messages
-from services.registry.convert.checks import NAMESPACE
+from services.registry.convert.events import event_filter
 from services.registry.errors import invalid
 from services.registry.rpcs.base import RpcGroup
 
@@ -21,13 +20,11 @@ class WatchRpcs(RpcGroup):
     async def Watch(
         self, request: pb.WatchRequest, context: Context
     ) -> AsyncIterator[pb.WatchResponse]:
-        namespace: str | None = None
-        if request.parent != "namespaces/-":
-            namespace = parse_name(request.parent, NAMESPACE)["namespace"]
+        which = event_filter(request)
         if request.after_revision < 0:
             raise invalid(
                 f"after_revision is {request.after_revision}", "Use 0 for all there ever were."
             )
-        async with aclosing(self.parts.feed.follow(namespace, request.after_revision)) as news:
+        async with aclosing(self.parts.feed.follow(which, request.after_revision)) as news:
             async for one in news:
                 yield messages.watch_message(one)
