@@ -135,6 +135,8 @@ def _lineage(message: registry_pb2.Lineage) -> results.Lineage:
         seed=message.seed,
         library_versions=dict(message.library_versions),
         metrics=dict(message.metrics),
+        parent_versions=tuple(message.parent_versions),
+        sources=tuple(message.sources),
     )
 
 

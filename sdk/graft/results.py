@@ -177,6 +177,8 @@ class Lineage:
     seed: int
     library_versions: Mapping[str, str]
     metrics: Mapping[str, float]
+    parent_versions: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
