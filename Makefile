@@ -9,7 +9,7 @@ PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
 SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
 CODE := sdk services tests bench examples
 
-.PHONY: help install reinstall demo test lint format proto check-proto bench lock clean
+.PHONY: help install reinstall demo test soak lint format proto check-proto bench lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 mi
 
 test: install  ## Run all tests, with the real engine and the real trainer
 	$(BIN)/python -m pytest
+
+soak: install  ## The long forms of random and slow tests (about half an hour)
+	$(BIN)/python -m pytest -m soak --timeout 3600
 
 lint: install $(BUF)  ## ruff, mypy --strict, buf lint
 	$(BIN)/ruff check $(CODE)
