@@ -93,6 +93,11 @@ def read_folder(folder: Path) -> Contents:
     return Contents(files, old_weights, left_out)
 
 
+def may_belong(name: str) -> bool:
+    """Whether a file of that name at the top of a folder may be part of a version."""
+    return name in (CONFIG, WEIGHTS, OLD_WEIGHTS, *_TOKENIZER) or _TEXT.fullmatch(name) is not None
+
+
 def _why_left_out(path: Path) -> str | None:
     """None for what belongs to a version, or may."""
     name = path.name

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli import adapters, bases, doctor, jobs, keys, models, text, train, up
+from graft.cli import adapters, bases, doctor, hub, jobs, keys, models, text, train, up
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
 from graft.names import DEFAULT_NAMESPACE
@@ -60,6 +60,7 @@ def _add_commands() -> None:
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(bases.app, name="bases")
     app.add_typer(keys.app, name="keys")
+    app.add_typer(hub.app, name="hub")
     app.command()(models.models)
     app.command()(models.residency)
     app.command()(text.chat)
