@@ -20,7 +20,7 @@ from services.registry.admission.modules import BaseModules, ModulesCache
 from services.registry.admission.pairs import Pair
 from services.registry.admission.weights import read_header, scan_values
 from services.registry.blobs.base import BlobStore
-from services.registry.domain import BaseContent, File, Report
+from services.registry.domain import Base, BaseContent, File, Report
 from services.registry.errors import refused
 
 __all__ = ["Admission", "Admitted", "AdmittedBase", "DeclaredBase", "Limits"]
@@ -63,7 +63,7 @@ class Admission:
         )
 
     async def verify(
-        self, listing: Sequence[File], base: BaseContent | BaseContent, base_fingerprint: str
+        self, listing: Sequence[File], base: BaseContent, base_fingerprint: str
     ) -> Admitted:
         """Runs every check of an adapter's version, the cheap ones first.
 
@@ -100,18 +100,19 @@ class Admission:
         )  # fmt: skip
 
     async def verify_base(
-        self, listing: Sequence[File], declared: DeclaredBase | None = None
+        self, listing: Sequence[File], base: Base, declared: DeclaredBase | None = None
     ) -> AdmittedBase:
         """Runs every check of a base's version.
 
         Args:
             listing: the version's files: a folder that transformers loads, as safetensors.
+            base: what it is to be a version of: the same kind of model.
             declared: what its maker says that it is, to be compared.
 
         Raises:
             GraftError: VERSION_REFUSED, with check and, where one is at fault, tensor or path.
         """
-        return await self._bases.verify(listing, declared or DeclaredBase())
+        return await self._bases.verify(listing, base, declared or DeclaredBase())
 
     def _compare(
         self, tensors: list[Tensor], config: AdapterConfig, base: BaseModules, base_name: str
@@ -122,7 +123,7 @@ class Admission:
         return _Compared(found, coverage.check_coverage(found, config, base), targets)
 
 
-def _check_fingerprint(base: BaseContent | BaseContent, base_fingerprint: str) -> None:
+def _check_fingerprint(base: BaseContent, base_fingerprint: str) -> None:
     if base_fingerprint != base.fingerprint.digest:
         raise refused(
             "base-fingerprint",

@@ -21,10 +21,10 @@ from services.registry.admission.header import HeaderRules, Tensor
 from services.registry.admission.limits import Limits
 from services.registry.admission.shards import ShardIndex
 from services.registry.admission.weights import read_header, scan_values
-from services.registry.domain import Check, File, Fingerprint, Module, Report
+from services.registry.domain import Base, Check, File, Fingerprint, Module, Report
 from services.registry.errors import refused
 
-_FINGERPRINT = "fingerprint"
+_FINGERPRINT, _FAMILY = "fingerprint", "model-type"
 _DTYPES = frozenset(DTYPE_BITS) - {"C64"}
 
 
@@ -79,7 +79,9 @@ class BaseAdmission:
     def __init__(self, content: Content, limits: Limits) -> None:
         self._content, self._limits = content, limits
 
-    async def verify(self, listing: Sequence[File], declared: DeclaredBase) -> AdmittedBase:
+    async def verify(
+        self, listing: Sequence[File], base: Base, declared: DeclaredBase
+    ) -> AdmittedBase:
         """Runs every check, the cheap ones first.
 
         Raises:
@@ -89,11 +91,13 @@ class BaseAdmission:
         config = await self._config(by_path)
         quantized = quantization.quantization_of(config)
         identity = fingerprint(config, {path: file.digest for path, file in by_path.items()})
+        _check_family(base, config)
         _check_declared(declared, identity.digest, quantized)
         found = await self._weights(by_path, config)
         checks = [
             report.files_check(listing),
             Check(base_config.CHECK, f"a {ascii(config['model_type'])[1:-1][:80]} without code"),
+            Check(_FAMILY, f"{base.name} is one, too"),
             Check(quantization.CHECK, quantized),
             Check(_FINGERPRINT, identity.digest),
             _tensors_check(found, by_path),
@@ -168,6 +172,19 @@ class BaseAdmission:
 
 def _canonical(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True)
+
+
+def _check_family(base: Base, config: Mapping[str, Any]) -> None:
+    """A merge, a tuning and a quantization leave the kind of model what it is."""
+    expected = json.loads(base.config_json or "{}").get("model_type", config["model_type"])
+    if config["model_type"] != expected:
+        found = ascii(config["model_type"])[1:-1][:80]
+        raise refused(
+            _FAMILY,
+            f"config.json says that it is a {found}, and {base.name} is a {expected}",
+            "Record it as a base of its own with CreateBase.",
+            path=base_files.CONFIG,
+        )
 
 
 def _check_declared(declared: DeclaredBase, digest: str, quantized: str) -> None:

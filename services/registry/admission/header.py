@@ -186,11 +186,9 @@ def _name(quoted: bytes, rules: HeaderRules) -> str:
         if 0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable():
             return name
     shown = quoted[1:80].decode("ascii", "backslashreplace")
-    raise refused(
-        CHECK,
-        f"{rules.file}: {shown!a} cannot be a tensor's name: it is 1 to {_MAX_NAME} printable "
-        "ASCII characters",
-        _SAVE_AGAIN,
+    raise _refused(
+        rules,
+        f"{shown!a} cannot be a tensor's name: it is 1 to {_MAX_NAME} printable ASCII characters",
     )
 
 

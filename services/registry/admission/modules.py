@@ -61,7 +61,7 @@ class ModulesCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, str, int], BaseModules] = OrderedDict()
 
-    def of(self, base: BaseContent | BaseContent) -> BaseModules:
+    def of(self, base: BaseContent) -> BaseModules:
         """The base's modules."""
         key = (base.name, base.fingerprint.digest, len(base.modules))
         found = self._kept.get(key)

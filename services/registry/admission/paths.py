@@ -60,15 +60,16 @@ def check_collisions(paths: Iterable[str]) -> None:
     """
     seen: dict[str, str] = {}
     for path in paths:
-        first = seen.setdefault(path.lower(), path)
-        if first is not path:
-            if first == path:
-                raise _refused(path, "is listed twice", "List every file once.")
+        first = seen.get(path.lower())
+        if first == path:
+            raise _refused(path, "is listed twice", "List every file once.")
+        if first is not None:
             raise _refused(
                 path,
                 f"and {first!a} are one file where upper and lower case are the same",
                 "Rename one of them.",
             )
+        seen[path.lower()] = path
 
 
 def does_not_belong(path: str, what_does: str) -> GraftError:

@@ -49,7 +49,7 @@ def values_check(parameters: int, largest: Mapping[str, float]) -> Check:
 
 def adapter_report(
     listing: Sequence[File],
-    base: BaseContent | BaseContent,
+    base: BaseContent,
     config: AdapterConfig,
     tensors: Sequence[Tensor],
     found: Sequence[Pair],

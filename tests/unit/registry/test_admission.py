@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import re
 import struct
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,109 +21,26 @@ from services.registry.admission.admit import Admission, Admitted, Limits
 from services.registry.admission.header import Tensor
 from services.registry.admission.values import FiniteScan
 from services.registry.blobs.memory import MemoryBlobStore
-from services.registry.domain import Base, File, Fingerprint, Module
-
-FINGERPRINT = "sha256:" + "f" * 64
-MODULES = {
-    f"model.layers.{layer}.self_attn.{name}": shape
-    for layer in range(2)
-    for name, shape in {"q_proj": (64, 64), "v_proj": (64, 32)}.items()
-}
-BASE = Base(
-    "namespaces/default/bases/tiny",
-    "",
-    Fingerprint(FINGERPRINT, "", "", ""),
-    "{}",
-    [Module(path, fan_in, fan_out) for path, (fan_in, fan_out) in MODULES.items()],
-    datetime(2026, 1, 1, tzinfo=UTC),
+from services.registry.domain import File
+from tests.support.admission import (
+    BASE,
+    FINGERPRINT,
+    Q0,
+    V1,
+    Folder,
+    encode,
+    good,
+    listing,
+    pack,
+    stored,
 )
-WIDTHS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
-Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
-V1 = "base_model.model.model.layers.1.self_attn.v_proj"
-
-
-def encode(values: np.ndarray[Any, Any], dtype: str) -> bytes:
-    """Numbers as a safetensors file has them."""
-    if dtype == "BF16":
-        return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
-    return values.astype(WIDTHS[dtype]).tobytes()
-
-
-def pack(header: Mapping[str, Any] | bytes, data: bytes) -> bytes:
-    """A safetensors file of any header."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-@dataclass
-class Folder:
-    """An adapter's files while they are being spoiled."""
-
-    tensors: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "F32"
-    extra: dict[str, bytes] = field(default_factory=dict)
-    weights: bytes | None = None
-    fingerprint: str = FINGERPRINT
-
-    def header(self) -> dict[str, Any]:
-        """The honest header."""
-        found: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        for name, values in self.tensors.items():
-            size = len(encode(values, self.dtype))
-            found[name] = {
-                "dtype": self.dtype,
-                "shape": list(values.shape),
-                "data_offsets": [position, position + size],
-            }
-            position += size
-        return found
-
-    def data(self) -> bytes:
-        """All tensors' bytes."""
-        return b"".join(encode(values, self.dtype) for values in self.tensors.values())
-
-    def files(self) -> dict[str, bytes]:
-        """By path."""
-        weights = pack(self.header(), self.data()) if self.weights is None else self.weights
-        config = json.dumps(self.config).encode()
-        return {
-            "adapter_config.json": config,
-            "adapter_model.safetensors": weights,
-            **self.extra,
-        }
-
-
-def good(rank: int = 4, dtype: str = "F32") -> Folder:
-    """A right adapter of BASE."""
-    draw = np.random.default_rng(1)
-    tensors = {}
-    for path, (fan_in, fan_out) in MODULES.items():
-        tensors[f"base_model.model.{path}.lora_A.weight"] = draw.normal(size=(rank, fan_in))
-        tensors[f"base_model.model.{path}.lora_B.weight"] = draw.normal(size=(fan_out, rank))
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": 8,
-        "bias": "none",
-        "target_modules": ["v_proj", "q_proj"],
-    }
-    return Folder(tensors, config, dtype)
 
 
 async def admit(folder: Folder, limits: Limits | None = None) -> Admitted:
     """Uploads and verifies."""
-    store, files = MemoryBlobStore(), []
-    for path, data in folder.files().items():
-        file = File(path, "sha256:" + hashlib.sha256(data).hexdigest(), len(data))
-        upload = await store.begin_upload(file.digest, file.size_bytes)
-        if upload is not None:
-            await upload.append(0, data)
-            await upload.finish()
-            await upload.close()
-        files.append(file)
-    return await Admission(store, limits or Limits()).verify(files, BASE, folder.fingerprint)
+    files = folder.files()
+    admission = Admission(await stored(files), limits or Limits())
+    return await admission.verify(listing(files), BASE, folder.fingerprint)
 
 
 async def refusal(folder: Folder, limits: Limits | None = None) -> RefusedError:
@@ -425,16 +340,8 @@ async def test_what_is_beyond_a_limit_is_refused(limits: Limits, check: str) -> 
 
 async def test_a_large_adapter_is_checked_in_little_memory() -> None:
     folder = good(rank=20_000)
-    store, files = MemoryBlobStore(), []
-    for path, data in folder.files().items():
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        upload = await store.begin_upload(digest, len(data))
-        assert upload is not None
-        await upload.append(0, data)
-        await upload.finish()
-        await upload.close()
-        files.append(File(path, digest, len(data)))
-    admission = Admission(store, Limits(max_rank=20_000))
+    content = folder.files()
+    files, admission = listing(content), Admission(await stored(content), Limits(max_rank=20_000))
     tracemalloc.start()
     try:
         await admission.verify(files, BASE, FINGERPRINT)
