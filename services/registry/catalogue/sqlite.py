@@ -25,7 +25,11 @@ async def open_sqlite(path: Path) -> AsyncEngine:
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _configure)
     event.listen(engine.sync_engine, "begin", _begin)
-    await upgrade(engine)
+    try:
+        await upgrade(engine)
+    except BaseException:
+        await engine.dispose()
+        raise
     return engine
 
 
