@@ -77,6 +77,15 @@ class NewVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class NewSignature:
+    """A well-formed signature of a manifest's digest, to be stored beside its version."""
+
+    key_id: str
+    envelope_json: str
+    manifest_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class AliasMove:
     """A move of an alias, under the conditions that are not None.
 
@@ -162,6 +171,10 @@ class Catalogue(ABC):
     @abstractmethod
     async def list_versions(self, parent: str, limit: int, after: str | None) -> Page[Version]:
         """Versions of an adapter or a base, newest first."""
+
+    @abstractmethod
+    async def sign_version(self, parent: str, number: int, new: NewSignature) -> Version:
+        """Stores a signature, once. Raises SIGNATURE_INVALID when it is of another digest, DELETED."""
 
     @abstractmethod
     async def get_alias(self, name: str) -> Alias:

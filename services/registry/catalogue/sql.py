@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.registry.catalogue import commits, models, moves, rows, stream, tables
+from services.registry.catalogue import commits, models, moves, rows, signatures, stream, tables
 from services.registry.catalogue.base import (
     AliasMove,
     Catalogue,
     EventFilter,
     NewAdapter,
     NewBase,
+    NewSignature,
     NewVersion,
     RequestKey,
 )
@@ -95,6 +96,11 @@ class SqlCatalogue(Catalogue):
         if after is not None:
             query = query.where(table.c.number < int(after))
         return await self._page(query, limit, rows.version_of, lambda version: str(version.number))
+
+    async def sign_version(self, parent: str, number: int, new: NewSignature) -> Version:
+        return await self._database.change(
+            lambda change: signatures.sign_version(change, parent, number, new)
+        )
 
     async def get_alias(self, name: str) -> Alias:
         found = await self._database.read(lambda connection: moves.find_alias(connection, name))
