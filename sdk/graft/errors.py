@@ -17,6 +17,7 @@ from typing import Any, Self, cast
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -46,6 +47,7 @@ class Reason(StrEnum):
     ALIAS_MOVED = "ALIAS_MOVED"
     DELETED = "DELETED"
     IN_USE = "IN_USE"
+    NOT_DELETED = "NOT_DELETED"
     PROTECTED = "PROTECTED"
     GATE_REFUSED = "GATE_REFUSED"
     ETAG_MISMATCH = "ETAG_MISMATCH"
@@ -99,6 +101,7 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.ALIAS_MOVED: _CODE.ABORTED,
     Reason.DELETED: _CODE.FAILED_PRECONDITION,
     Reason.IN_USE: _CODE.FAILED_PRECONDITION,
+    Reason.NOT_DELETED: _CODE.FAILED_PRECONDITION,
     Reason.PROTECTED: _CODE.PERMISSION_DENIED,
     Reason.GATE_REFUSED: _CODE.FAILED_PRECONDITION,
     Reason.ETAG_MISMATCH: _CODE.ABORTED,
@@ -145,7 +148,7 @@ class GraftError(Exception):
 
     def __new__(cls, reason: Reason, *args: Any, **metadata: Any) -> Self:
         if cls is GraftError:
-            fitting = _REFUSED if reason is Reason.VERSION_REFUSED else _CLASS.get(STATUS[reason])
+            fitting = _BY_REASON.get(reason) or _CLASS.get(STATUS[reason])
             if fitting is not None:
                 return super().__new__(fitting)  # type: ignore[return-value]
         return super().__new__(cls)
@@ -191,7 +194,14 @@ class UnavailableError(GraftError):
     """The service cannot do it right now; trying again may help."""
 
 
-_REFUSED = RefusedError
+class QuotaError(GraftError):
+    """More is needed than a namespace may use; trying again does not help."""
+
+
+_BY_REASON: dict[Reason, type[GraftError]] = {
+    Reason.VERSION_REFUSED: RefusedError,
+    Reason.QUOTA_EXCEEDED: QuotaError,
+}
 _CLASS: dict[grpc.StatusCode, type[GraftError]] = {
     _CODE.NOT_FOUND: NotFoundError,
     _CODE.INVALID_ARGUMENT: InvalidError,
@@ -240,7 +250,10 @@ _FOREIGN = {
 
 
 def to_status(error: GraftError) -> status_pb2.Status:
-    """The google.rpc.Status of an error, with ErrorInfo and, for a next step, a LocalizedMessage."""
+    """The google.rpc.Status of an error, with ErrorInfo and, for a next step, a LocalizedMessage.
+
+    A quota's has a QuotaFailure too.
+    """
     info = error_details_pb2.ErrorInfo(
         reason=error.reason.value, domain=DOMAIN, metadata=error.metadata
     )
@@ -249,8 +262,17 @@ def to_status(error: GraftError) -> status_pb2.Status:
         details.append(
             _pack(error_details_pb2.LocalizedMessage(locale="en", message=error.next_step))
         )
+    if error.reason is Reason.QUOTA_EXCEEDED:
+        details.append(_pack(_quota_failure(error)))
     code: int = error.code.value[0]
     return status_pb2.Status(code=code, message=error.message, details=details)
+
+
+def _quota_failure(error: GraftError) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(
+        subject=error.metadata.get("resource", ""), description=error.message
+    )
+    return error_details_pb2.QuotaFailure(violations=[violation])
 
 
 def from_rpc_error(
@@ -290,7 +312,7 @@ def _from_status(status: status_pb2.Status) -> GraftError | None:
     )
 
 
-def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.LocalizedMessage) -> any_pb2.Any:
+def _pack(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed

@@ -13,6 +13,8 @@ _MISSING = {
     "alias": (Reason.ALIAS_NOT_FOUND, "Set it with `graft adapters promote`."),
 }  # fmt: skip
 
+_GROUP = {"adapter": "adapters", "base": "bases", "version": "adapters"}
+
 
 def not_found(kind: str, name: str) -> GraftError:
     """{KIND}_NOT_FOUND for "adapter", "base", "version" or "alias"."""
@@ -32,7 +34,8 @@ def deleted(kind: str, name: str, life: Life) -> GraftError:
     return GraftError(
         Reason.DELETED,
         f"{name} was deleted at {life.delete_time:%Y-%m-%d %H:%M} UTC",
-        next_step=f"Bring it back with Undelete{kind.capitalize()} (`graft undelete`), or use another.",
+        next_step=f"Bring it back with Undelete{kind.capitalize()} (`graft {_GROUP[kind]} undelete`), "
+        "or use another.",
         resource=name,
     )
 

@@ -20,6 +20,7 @@ from graft.errors import (
     GraftError,
     InvalidError,
     NotFoundError,
+    QuotaError,
     Reason,
     RefusedError,
     UnavailableError,
@@ -35,6 +36,7 @@ _EXIT_CODES: tuple[tuple[type[GraftError], int], ...] = (
     (NotFoundError, EXIT_NOT_FOUND),
     (ConflictError, EXIT_CONFLICT),
     (RefusedError, EXIT_CONFLICT),
+    (QuotaError, EXIT_CONFLICT),
     (UnavailableError, EXIT_UNAVAILABLE),
 )
 
