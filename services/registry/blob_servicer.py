@@ -12,6 +12,7 @@ from services.common.interceptors import Context
 from services.registry.blobs.base import (
     CHUNK_BYTES,
     BlobStatus,
+    BlobStore,
     BlobUpload,
     check_digest,
 )
@@ -31,7 +32,9 @@ class BlobServicer(rpc.BlobServiceServicer):
         metrics: counts what is stored.
     """
 
-    def __init__(self, blobs: Objects, max_file_bytes: int, metrics: RegistryMetrics) -> None:
+    def __init__(
+        self, blobs: Objects | BlobStore, max_file_bytes: int, metrics: RegistryMetrics
+    ) -> None:
         self._blobs, self._max_file_bytes, self._metrics = blobs, max_file_bytes, metrics
 
     async def Write(

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import obstore
 import pytest
+from obstore.store import S3Store
 
 from services.registry.blobs.s3_client import S3Options
 from tests.support.processes import ROOT, process_environment
@@ -47,14 +49,17 @@ class ObjectStore:
 
     def get(self, bucket: str, key: str) -> bytes:
         """An object."""
-        return self._send("GET", f"{bucket}/{key}")
+        return obstore.get(self._open(bucket), key).bytes().to_bytes()
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Writes an object behind everybody's back."""
-        self._send("PUT", f"{bucket}/{key}", data)
+        obstore.put(self._open(bucket), key, data)
 
-    def _send(self, method: str, path: str, data: bytes | None = None) -> bytes:
-        request = urllib.request.Request(f"{self.url}/{path}", data, method=method)
+    def _open(self, bucket: str) -> S3Store:
+        return s3_options(self.url, bucket, prefix="").connect()
+
+    def _send(self, method: str, path: str) -> bytes:
+        request = urllib.request.Request(f"{self.url}/{path}", method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=30) as answer:
             return bytes(answer.read())

@@ -47,8 +47,7 @@ class S3BlobStore(BlobStore):
 
     Args:
         options: where, and how long to try.
-        chunk_bytes: bytes of an upload that are kept in memory and then staged; at least 5 MiB,
-            which is the least that S3 takes as a part.
+        chunk_bytes: bytes of an upload that are kept in memory and then staged.
     """
 
     def __init__(self, options: S3Options, chunk_bytes: int = 8 * CHUNK_BYTES) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # What S3, MinIO, Ceph and others answer when there is no room, or none for so large an object.
 _FULL = ("507 ", "StorageFull", "QuotaExceeded", "EntityTooLarge", "InsufficientStorage")
+_S3_ERROR = re.compile("<Code>(?P<code>.*?)</Code>.*?<Message>(?P<message>.*?)</Message>", re.S)
 _STREAM_TIMEOUT = timedelta(days=1)
 
 
@@ -106,9 +108,17 @@ def store_errors(digest: str, *, reading: bool = False) -> Iterator[None]:
         raise _refused(digest, error) from error
 
 
+def _cause(text: str) -> str:
+    """What the server said, without the request's address and the client's own structures."""
+    said = text.partition("\n\nDebug source")[0].rpartition(" - ")[2]
+    found = _S3_ERROR.search(said)
+    if found:
+        said = f"{said.partition('<')[0]}{found['code']}: {found['message']}"
+    return " ".join(said.split())[:500]
+
+
 def _refused(digest: str, error: Exception) -> GraftError:
-    # The first line says what happened; what follows are the client's own structures.
-    words = str(error).split("\n", 1)[0][:500]
+    words = _cause(str(error))
     if any(mark in words for mark in _FULL):
         return GraftError(
             Reason.STORAGE_FULL,

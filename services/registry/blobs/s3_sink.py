@@ -17,7 +17,7 @@ import obstore
 from graft.errors import GraftError
 
 from services.common.logs import get_logger
-from services.registry.blobs.base import check_digest, damaged, other_bytes
+from services.registry.blobs.base import CHUNK_BYTES, check_digest, damaged, other_bytes
 from services.registry.blobs.s3_client import store_errors
 from services.registry.blobs.shared import Sink
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from obstore.store import S3Store
 
-# S3 takes at most 10,000 parts.
+# S3 takes at most 10,000 parts, of 5 MiB at least.
 _MAX_PARTS = 9_000
+_MIN_PART_BYTES = 5 * CHUNK_BYTES
 _CONCURRENT_PARTS = 2
 
 
@@ -131,7 +132,7 @@ class S3Sink(Sink):
 
     def _write_whole(self, key: str, size_bytes: int) -> None:
         """Writes what is staged as one object, which appears only when all of it was checked."""
-        part_bytes = max(self._chunk_bytes, -(-size_bytes // _MAX_PARTS))
+        part_bytes = max(_MIN_PART_BYTES, self._chunk_bytes, -(-size_bytes // _MAX_PARTS))
         with store_errors(self._digest):
             # A loop of this thread's own: obstore cannot get while it pulls from a plain iterator.
             asyncio.run(self._put_parts(key, part_bytes))
