@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 _MAX_REFUSALS = 1024
 # Somebody mistyped a name, or asked for another resolver's: nothing for the operator to do.
-_ORDINARY = (Reason.INVALID_REFERENCE, Reason.ADAPTER_NOT_FOUND)
+_ORDINARY = (
+    Reason.INVALID_REFERENCE,
+    Reason.ADAPTER_NOT_FOUND,
+    Reason.ALIAS_NOT_FOUND,
+    Reason.VERSION_NOT_FOUND,
+)
 
 
 class RegistryResolver(LoRAResolver):  # type: ignore[misc]

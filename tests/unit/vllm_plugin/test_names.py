@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from graft.errors import GraftError, Reason
 from graft.names import ModelReference
 from graft.registry.v1 import registry_service_pb2 as pb
 
+from services.inference.domain import AdapterFile
 from services.inference.registry.remote import RemoteRegistry
 from tests.unit.vllm_plugin.conftest import World
 
@@ -65,14 +67,24 @@ async def test_no_two_loads_in_the_engine_share_a_name_or_a_number(world: World)
     assert server.engine.removed == []
 
 
-async def test_many_who_ask_for_one_version_at_once_fetch_it_once(world: World) -> None:
+async def test_many_who_ask_for_one_version_at_once_fetch_it_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = await world.push()
     await world.calls.set_alias(version)
     server = await world.start_server()
+    fetched: list[str] = []
+    fetch = RemoteRegistry.fetch
+
+    async def counted(registry: RemoteRegistry, file: AdapterFile, target: Path) -> None:
+        fetched.append(file.path)
+        await fetch(registry, file, target)
+
+    monkeypatch.setattr(RemoteRegistry, "fetch", counted)
     names = ("bot", "bot:1", "bot@production", "default/bot")
     loads = await asyncio.gather(*(server.ask(name) for name in names for _ in range(5)))
     assert "" not in loads
-    assert len({path for _, _, path in server.engine.loaded}) == 1
+    assert sorted(fetched) == ["adapter_config.json", "adapter_model.safetensors"]
     assert len(server.engine.loaded) == len(names)
 
 
