@@ -38,23 +38,26 @@ class Database:
     Its methods raise GraftError: UNAVAILABLE or OVERLOADED when the database cannot be used now,
     STORAGE_FULL; a change that failed so left nothing, unless the message says otherwise.
 
-    Args:
+    Attributes:
         engine: an engine whose schema is up to date.
+
+    Args:
+        engine: see above.
         changed: fired after each stored change.
     """
 
     def __init__(self, engine: AsyncEngine, changed: Pulse) -> None:
-        self._engine = engine
+        self.engine = engine
         self._changes = Changes(engine, changed)
         self._running: set[asyncio.Task[Any]] = set()
 
     async def read(self, work: Read[T]) -> T:
         """Runs one statement, which sees one state of the catalogue by itself."""
-        return await self._whole(self._read(work, _STATEMENT[self._engine.dialect.name]))
+        return await self._whole(self._read(work, _STATEMENT[self.engine.dialect.name]))
 
     async def snapshot(self, work: Read[T]) -> T:
         """Runs statements that all see one state of the catalogue."""
-        return await self._whole(self._read(work, _SNAPSHOT[self._engine.dialect.name]))
+        return await self._whole(self._read(work, _SNAPSHOT[self.engine.dialect.name]))
 
     async def change(self, work: Callable[[Change], Awaitable[T]]) -> T:
         """Runs work in a transaction that is stored as a whole before this returns, or not at all.
@@ -77,7 +80,7 @@ class Database:
         return await self._read_once(work, options)
 
     async def _read_once(self, work: Read[T], options: Mapping[str, Any]) -> T:
-        async with self._engine.connect() as plain:
+        async with self.engine.connect() as plain:
             connection = await plain.execution_options(**options)
             async with connection.begin():
                 return await work(connection)
@@ -97,4 +100,4 @@ class Database:
         """Waits for running transactions and closes all connections."""
         await self._changes.close()
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self._engine.dispose()
+        await self.engine.dispose()
