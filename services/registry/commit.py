@@ -12,6 +12,7 @@ from services.registry.admission.base import DeclaredBase
 from services.registry.catalogue.base import Catalogue, NewVersion, RequestKey
 from services.registry.convert.messages import manifest_digest
 from services.registry.domain import BaseContent, File, Kind, Lineage, Manifest, Report, Version
+from services.registry.errors import deleted
 from services.registry.metrics import RegistryMetrics
 
 
@@ -74,6 +75,8 @@ class VersionCommitter:
 
     async def _new_adapter_version(self, request: CommitRequest) -> NewVersion:
         adapter = await self._catalogue.get_adapter(request.parent)
+        if adapter.life.deleted:
+            raise deleted("adapter", adapter.name, adapter.life)
         base = await self._catalogue.get_base(adapter.base)
         content = await self._catalogue.base_content(base.name, request.base_fingerprint)
         if content is None:
@@ -95,6 +98,8 @@ class VersionCommitter:
 
     async def _new_base_version(self, request: CommitRequest) -> NewVersion:
         base = await self._catalogue.get_base(request.parent)
+        if base.life.deleted:
+            raise deleted("base", base.name, base.life)
         declared = DeclaredBase(fingerprint=request.base_fingerprint)
         admitted = await self._admission.verify_base(request.files, declared)
         manifest = Manifest(

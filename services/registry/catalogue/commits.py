@@ -15,7 +15,15 @@ from services.registry.catalogue.models import new_life, read_parent
 from services.registry.catalogue.requests import find_answer, keep_answer
 from services.registry.catalogue.tables import adapters, aliases, base_contents, bases, versions
 from services.registry.catalogue.usage import use
-from services.registry.domain import Adapter, BaseContent, Fingerprint, Manifest, Module, Version
+from services.registry.domain import (
+    Adapter,
+    Base,
+    BaseContent,
+    Fingerprint,
+    Manifest,
+    Module,
+    Version,
+)
 from services.registry.errors import deleted, not_found, refused
 
 
@@ -41,15 +49,26 @@ async def read_version(connection: AsyncConnection, parent: str, number: int) ->
 
 
 async def read_version_by_alias(connection: AsyncConnection, alias: str) -> Version:
-    """Raises ALIAS_NOT_FOUND."""
+    """Raises ALIAS_NOT_FOUND; DELETED when the alias' adapter or base is."""
     names = (aliases.c.parent == versions.c.parent) & (aliases.c.version == versions.c.number)
+    owner = bases if "/bases/" in alias else adapters
     row = (
         await connection.execute(
-            select(versions).join(aliases, names).where(aliases.c.name == alias)
+            select(
+                versions,
+                owner.c.delete_time_us.label("owner_delete_time_us"),
+                owner.c.purge_time_us.label("owner_purge_time_us"),
+            )
+            .join(aliases, names)
+            .join(owner, owner.c.name == aliases.c.parent)
+            .where(aliases.c.name == alias)
         )
     ).one_or_none()
     if row is None:
         raise not_found("alias", alias)
+    if row.owner_delete_time_us is not None:
+        life = rows.ended(row.owner_delete_time_us, row.owner_purge_time_us)
+        raise deleted("base" if owner is bases else "adapter", row.parent, life)
     return rows.version_of(row)
 
 
@@ -64,17 +83,19 @@ async def commit_version(change: Change, new: NewVersion, key: RequestKey | None
             select(versions).where(versions.c.parent == new.parent, versions.c.digest == new.digest)
         )
     ).one_or_none()
-    version = rows.version_of(row) if row is not None else await _add(change, namespace, new)
+    parent = await read_parent(connection, new.parent)
+    if parent.life.deleted:
+        raise deleted("adapter" if isinstance(parent, Adapter) else "base", new.parent, parent.life)
+    version = (
+        rows.version_of(row) if row is not None else await _add(change, namespace, new, parent)
+    )
     if version.life.deleted:
         raise deleted("version", version_name(version.parent, version.number), version.life)
     await keep_answer(change, namespace, key, version)
     return version
 
 
-async def _add(change: Change, namespace: str, new: NewVersion) -> Version:
-    parent = await read_parent(change.connection, new.parent)
-    if parent.life.deleted:
-        raise deleted("adapter" if isinstance(parent, Adapter) else "base", new.parent, parent.life)
+async def _add(change: Change, namespace: str, new: NewVersion, parent: Adapter | Base) -> Version:
     await _check_present(change.connection, new.manifest)
     await use(change, namespace, size_bytes=new.manifest.size_bytes, versions=1)
     number = parent.latest_version + 1

@@ -22,7 +22,7 @@ from services.registry.catalogue.tables import (
 )
 from services.registry.catalogue.usage import use
 from services.registry.domain import Adapter, Base, BaseContent, Fingerprint, Life, Module
-from services.registry.errors import not_found
+from services.registry.errors import deleted, not_found
 
 
 async def read_adapter(connection: AsyncConnection, name: str) -> Adapter:
@@ -84,12 +84,15 @@ async def create_adapter(change: Change, new: NewAdapter, key: RequestKey | None
     if answered is not None:
         assert isinstance(answered, Adapter), "the hash holds the kind of request"
         return answered
-    found = select(adapters.c.name).where(adapters.c.name == new.name)
-    if await connection.scalar(found) is not None:
-        raise _exists(new.name, "Use it as it is, or choose another name.")
+    row = (
+        await connection.execute(select(adapters).where(adapters.c.name == new.name))
+    ).one_or_none()
+    if row is not None:
+        stored = rows.adapter_of(row)
+        raise _exists(new.name, _instead("adapters", stored) or "Use it, or choose another name.")
     base = await read_base(connection, new.base)
     if base.life.deleted:
-        raise not_found("base", new.base)
+        raise deleted("base", new.base, base.life)
     await use(change, namespace, adapters=1)
     adapter = Adapter(
         new.name, new.base, new.description, new.labels, 0, change.now, new_life(change, new.name)
@@ -113,7 +116,8 @@ async def create_base(change: Change, new: NewBase) -> Base:
             return stored
         raise _exists(
             new.name,
-            "It is another model, or was deleted: record this one under a name of its own.",
+            _instead("bases", stored)
+            or "It is another model: record this one under a name of its own.",
             fingerprint=stored.fingerprint.digest,
         )
     await use(change, namespace)
@@ -150,6 +154,17 @@ def add_labels(
             for key, value in labels.items()
         ],
     )
+
+
+def _instead(group: str, stored: Adapter | Base) -> str:
+    """What to do about a name that was given to something deleted; empty where it was not."""
+    if stored.life.purge_time is not None:
+        return "It was purged, and its name is never given to anything else: choose another."
+    if stored.life.deleted:
+        return (
+            f"It was deleted: bring it back with `graft {group} undelete`, or choose another name."
+        )
+    return ""
 
 
 def _exists(name: str, next_step: str, **metadata: object) -> GraftError:

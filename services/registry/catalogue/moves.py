@@ -11,10 +11,10 @@ from services.registry.catalogue import rows
 from services.registry.catalogue.base import AliasMove
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.commits import read_version
-from services.registry.catalogue.models import read_parent
+from services.registry.catalogue.lives import require_live
 from services.registry.catalogue.tables import alias_moves, aliases
 from services.registry.domain import Action, Alias
-from services.registry.errors import not_found
+from services.registry.errors import deleted, not_found
 
 
 async def find_alias(connection: AsyncConnection, name: str) -> Alias | None:
@@ -27,11 +27,12 @@ async def move_alias(change: Change, move: AliasMove) -> Alias:
     """See Catalogue.move_alias."""
     parent = move.name.rsplit("/", 2)[0]
     now = await find_alias(change.connection, move.name)
-    if now is None:
-        await read_parent(change.connection, parent)
+    await require_live(change.connection, parent)
     _check_conditions(move, parent, now)
     target = _target(move, now)
     version = await read_version(change.connection, parent, target)
+    if version.life.deleted:
+        raise deleted("version", version_name(parent, target), version.life)
     if now is not None and now.version == target:
         return now
     revision = change.next_revision

@@ -120,6 +120,11 @@ def life_row(life: Life) -> dict[str, Any]:
     }
 
 
+def ended(delete_time_us: int | None, purge_time_us: int | None) -> Life:
+    """The life of something of which only its end was read."""
+    return Life(delete_time=_time(delete_time_us), purge_time=_time(purge_time_us))
+
+
 def _time(time_us: int | None) -> datetime | None:
     return None if time_us is None else from_us(time_us)
 

@@ -110,7 +110,11 @@ class SqlCatalogue(Catalogue):
 
     async def list_aliases(self, namespace: str, parent: str | None) -> tuple[Sequence[Alias], int]:
         table = tables.aliases
+        # What a deleted adapter or base has is hidden with it.
         query = select(table).order_by(table.c.name)
+        for owner in (tables.adapters, tables.bases):
+            ended = select(owner.c.name).where(owner.c.delete_time_us.is_not(None))
+            query = query.where(table.c.parent.not_in(ended))
         if parent is None:
             query = query.where(table.c.namespace == namespace)
         else:
