@@ -182,7 +182,7 @@ def _cryptography() -> tuple[Any, Any]:
         raise GraftError(
             Reason.NOT_INSTALLED,
             "Signatures need the package cryptography, which is not installed",
-            next_step="Install it: pip install 'graft-adapters[sign]'.",
+            next_step="Install it: pip install 'graft-adapters[signing]'.",
         ) from None
     return serialization, ed25519
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from graft.names import DEFAULT_NAMESPACE
+from graft.signatures import SignaturePolicy
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -67,6 +68,14 @@ class InferenceSettings(ServiceSettings):
     trust_remote_code: bool = Field(
         default=False,
         description="run code that lies beside the base: only for a base that you trust",
+    )
+
+    signature_policy: SignaturePolicy = Field(
+        default=SignaturePolicy.OFF,
+        description="what a version that no trusted key signed means: off, warn or require",
+    )
+    trusted_keys: tuple[Path, ...] = Field(
+        default=(), description='PEM files of public keys, as JSON: ["/keys/ci.pub"]'
     )
 
     max_waiting: int = Field(

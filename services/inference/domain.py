@@ -27,6 +27,8 @@ class AdapterVersion:
         peft_type: for example "LORA".
         rank: largest of any module.
         files: all of its files.
+        manifest_digest: of the manifest as it was read here; empty where there is none.
+        envelopes: its signatures, not yet verified. They may grow: the version stays the same.
     """
 
     name: str
@@ -37,6 +39,8 @@ class AdapterVersion:
     peft_type: str
     rank: int
     files: tuple[AdapterFile, ...]
+    manifest_digest: str = field(default="", compare=False)
+    envelopes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def size_bytes(self) -> int:

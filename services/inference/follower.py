@@ -119,6 +119,8 @@ class Follower:
                     self._act_on_alias(change)
                 case AdapterVersion():
                     self._act_on_version(change)
+        elif isinstance(change, AdapterVersion) and self._is_ours(change.adapter):
+            self._swaps.reconsider(change)
         self._event_lag_s = max(0.0, time.time() - event.time_s)
         self._seen(event.revision)
 

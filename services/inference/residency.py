@@ -23,6 +23,7 @@ from services.inference.failures import Failure, Failures, anew
 from services.inference.fitness import check_config, check_version
 from services.inference.metrics import InferenceMetrics
 from services.inference.residents import Resident, Slots, State
+from services.inference.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,10 @@ class Residency:
         base: Base,
         metrics: InferenceMetrics,
         options: ResidencyOptions,
+        trust: Trust | None = None,
     ) -> None:
         self._engine, self._cache, self._base = engine, cache, base
+        self._trust = trust
         self._metrics, self._options = metrics, options
         self._current: dict[str, Resident] = {}
         self._draining: set[Resident] = set()
@@ -118,6 +121,10 @@ class Residency:
         if resident is not None and resident.state is State.READY:
             self._drain(resident)
 
+    def reconsider(self, version: AdapterVersion) -> None:
+        """It may be tried again at once: something was said of it that may change the answer."""
+        self._failures.forget(version)
+
     def _begin(self, version: AdapterVersion) -> Resident:
         ready = asyncio.get_running_loop().create_future()
         # Nobody may be left to hear of a failure.
@@ -134,6 +141,8 @@ class Residency:
         try:
             limits = self._engine.limits
             check_version(version, self._base, limits)
+            if self._trust is not None:
+                await self._trust.check(version)
             folder = await self._cache.take(version)
             check_config(version, read_config(version, folder), limits)
             await self._take_slot()

@@ -6,9 +6,11 @@ import asyncio
 from pathlib import Path
 
 from graft.channel import open_channel
-from graft.errors import UnavailableError
+from graft.errors import GraftError, Reason, UnavailableError
 from graft.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from graft.keys import PublicKey, load_trusted
 from graft.names import base_name, default_base_id
+from graft.signatures import SignaturePolicy
 from prometheus_client import CollectorRegistry
 
 from services.common.logs import get_logger
@@ -34,6 +36,7 @@ from services.inference.residency import Residency, ResidencyOptions
 from services.inference.router import Router
 from services.inference.servicer import InferenceServicer
 from services.inference.swaps import Swaps
+from services.inference.trust import Trust
 
 SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _RETRY_S = 0.5
@@ -50,6 +53,7 @@ class InferenceServer:
         registry: Registry | None = None,
     ) -> None:
         self._settings = settings
+        self._trusted = _trusted(settings)
         self.metrics_registry = CollectorRegistry()
         self._metrics = InferenceMetrics(self.metrics_registry)
         self.engine = engine or make_engine(settings)
@@ -95,7 +99,8 @@ class InferenceServer:
         options = ResidencyOptions(
             settings.max_waiting, settings.slot_timeout_s, settings.retry_failed_after_s
         )
-        residency = Residency(self.engine, cache, base, metrics, options)
+        trust = Trust(self.registry, settings.signature_policy, self._trusted)
+        residency = Residency(self.engine, cache, base, metrics, options, trust)
         catalogue = Catalogue()
         swaps = Swaps(catalogue, self.registry, residency, metrics)
         router = Router(base, catalogue, self.registry, swaps)
@@ -135,6 +140,17 @@ class InferenceServer:
             await self._follower.stop()
         for each in self._close:
             await each.close()
+
+
+def _trusted(settings: InferenceSettings) -> tuple[PublicKey, ...]:
+    found = load_trusted(settings.trusted_keys)
+    if settings.signature_policy is SignaturePolicy.REQUIRE and not found:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            "GRAFT_INFERENCE_SIGNATURE_POLICY is require, and no key is trusted",
+            next_step='Name public keys, for example GRAFT_INFERENCE_TRUSTED_KEYS=["/keys/ci.pub"].',
+        )
+    return found
 
 
 def cache_dir(settings: InferenceSettings) -> Path:

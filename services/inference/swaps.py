@@ -61,6 +61,16 @@ class Swaps:
         self._changed[key] = asyncio.Event()
         self._tasks[key] = asyncio.create_task(self._pursue(key))
 
+    def reconsider(self, version: AdapterVersion) -> None:
+        """Tries again what failed for a version of which something new is said: a signature, for example."""
+        self._residency.reconsider(version)
+        entry = self._catalogue.adapters.get(version.adapter)
+        for alias, seen in () if entry is None else tuple(entry.aliases.items()):
+            routed = self._routes.get((version.adapter, alias))
+            wanted = alias == DEFAULT_ALIAS or routed is not None
+            if seen.version == version.name and wanted and routed != version:
+                self.want((version.adapter, alias), version.name)
+
     async def settled(self) -> None:
         """Waits until every wish so far was fulfilled or failed for good."""
         while self._tasks:

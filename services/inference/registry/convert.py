@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graft.common.v1.common_pb2 import File
+from graft.digests import digest_message
 from graft.registry.v1 import registry_service_pb2 as pb
 
 from services.inference.domain import (
@@ -40,6 +41,8 @@ def adapter_version(version: pb.Version) -> AdapterVersion:
         files=tuple(
             AdapterFile(file.path, file.digest, file.size_bytes) for file in manifest.files
         ),
+        manifest_digest=digest_message(manifest),
+        envelopes=tuple(one.envelope_json for one in version.signatures),
     )
 
 

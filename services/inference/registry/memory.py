@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from graft.bases import read_base
@@ -62,18 +63,25 @@ class MemoryRegistry(Registry):
             digest = digest_file(path)
             files.append(AdapterFile(path.name, digest, path.stat().st_size))
             self._blobs[digest] = path
+        digest = digest_bytes(repr((adapter, number, files)).encode())
         version = AdapterVersion(
             name=version_name(adapter, number),
             adapter=adapter,
             number=number,
-            digest=digest_bytes(repr((adapter, number, files)).encode()),
+            digest=digest,
             base_fingerprint=self._fingerprint if base_fingerprint is None else base_fingerprint,
             peft_type="LORA",
             rank=rank,
             files=tuple(files),
+            manifest_digest=digest,
         )
         await self._record(version)
         return version
+
+    async def add_signature(self, name: str, envelope: str) -> None:
+        """Keeps an envelope beside a version."""
+        version = self._versions[name]
+        await self._record(replace(version, envelopes=(*version.envelopes, envelope)))
 
     async def set_alias(self, adapter: str, alias: str, number: int) -> None:
         """Points an alias at a version."""
@@ -94,7 +102,8 @@ class MemoryRegistry(Registry):
                 self._latest[change.name] = change
             case AdapterVersion():
                 seen = self._latest[change.adapter]
-                self._latest[change.adapter] = AdapterSeen(seen.name, seen.base, change.number)
+                latest = max(seen.latest, change.number)
+                self._latest[change.adapter] = AdapterSeen(seen.name, seen.base, latest)
                 self._versions[change.name] = change
             case AliasSeen():
                 self._aliases[change.adapter, change.alias] = change

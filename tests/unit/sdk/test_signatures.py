@@ -223,4 +223,4 @@ def test_without_cryptography_form_is_checked_and_use_says_what_to_install(
     )
     assert DIGEST in done.stdout
     assert "NOT_INSTALLED" in done.stdout
-    assert "graft-adapters[sign]" in done.stdout
+    assert "graft-adapters[signing]" in done.stdout
