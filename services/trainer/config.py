@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -38,6 +39,9 @@ class TrainerSettings(ServiceSettings):
     worker_command: tuple[str, ...] = Field(
         default=(sys.executable, "-m", "services.trainer.run"),
         description="command line of a worker, to which its spec file is added",
+    )
+    signing_key: Path | None = Field(
+        default=None, description="PEM file of the key that signs every trained version"
     )
     worker_start_timeout_s: float = Field(
         default=600.0, gt=0, description="how long a worker may take until its first sign of life"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from graft.errors import GraftError, Reason
+from graft.keys import load_key
 from graft.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 from graft.trainer.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from prometheus_client import CollectorRegistry
@@ -125,7 +126,12 @@ def _devices(settings: TrainerSettings) -> tuple[str, ...]:
 
 
 def _local_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> LocalLauncher:
-    return LocalLauncher(settings.worker_command, os.environ, devices)
+    environment = dict(os.environ)
+    if settings.signing_key is not None:
+        # Read once here, so that a key that cannot be used stops the trainer and not its jobs.
+        load_key(settings.signing_key)
+        environment["GRAFT_WORKER_SIGNING_KEY"] = str(settings.signing_key.absolute())
+    return LocalLauncher(settings.worker_command, environment, devices)
 
 
 def _limits(settings: TrainerSettings) -> Limits:

@@ -18,9 +18,12 @@ import grpc
 from graft.blobs import BlobClient
 from graft.channel import call_metadata, rpc_errors
 from graft.common.v1.common_pb2 import File
+from graft.digests import digest_message
 from graft.errors import GraftError, NotFoundError, Reason
+from graft.keys import PrivateKey
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from graft.signatures import sign
 
 from services.trainer.run.exits import RegistryRefusedError
 from services.trainer.run.result import Result
@@ -151,6 +154,29 @@ class Publisher:
             return version
 
         return await self._patiently(once)
+
+    async def sign(self, version: pb.Version, result: Result, key: PrivateKey) -> None:
+        """Signs what was trained here, and not what the registry may say of it; again, it is kept once.
+
+        Raises:
+            RegistryRefusedError: the version is not of the result's files.
+            GraftError: UNAVAILABLE.
+        """
+        await self._patiently(lambda: self._sign(version, result, key))
+
+    async def _sign(self, version: pb.Version, result: Result, key: PrivateKey) -> None:
+        made = {file.path: file.digest for file in result.request.files}
+        if {file.path: file.digest for file in version.manifest.files} != made:
+            raise GraftError(
+                Reason.DIGEST_MISMATCH,
+                f"{version.name} does not consist of the files that were trained, and is not signed",
+                next_step="Do not use it; look at the registry's audit log.",
+            )
+        envelope = sign(digest_message(version.manifest), key)
+        request = pb.SignVersionRequest(name=version.name, envelope_json=envelope)
+        with rpc_errors(_PEER):
+            await self._registry.SignVersion(request, metadata=self._metadata)
+        self._log(f"Signed by {key.public.key_id}.")
 
     async def point(self, alias: str, version: pb.Version) -> None:
         """Points an alias at a version, by compare-and-set against what it names now.

@@ -23,6 +23,7 @@ class WorkerSettings:
         work_dir: checkpoints/, result/ and data/ are below it.
         registry_patience_s: how long a registry that cannot be reached is tried again.
         trainer_patience_s: how long the end of the attempt is offered to a trainer that is away.
+        signing_key: a PEM file with the key that signs the version; None for none.
     """
 
     job: str
@@ -33,6 +34,7 @@ class WorkerSettings:
     work_dir: Path
     registry_patience_s: float
     trainer_patience_s: float
+    signing_key: Path | None = None
 
     @property
     def namespace(self) -> str:
@@ -82,4 +84,5 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         work_dir=Path(work_dir).absolute(),
         registry_patience_s=registry_patience_s,
         trainer_patience_s=trainer_patience_s,
+        signing_key=Path(value("SIGNING_KEY")) if value("SIGNING_KEY") else None,
     )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import grpc
 from graft.channel import REQUEST_ID, open_channel
+from graft.keys import PrivateKey, load_key
 from graft.names import adapter_name, alias_name
 from graft.registry.v1.registry_service_pb2 import Version
 
@@ -67,6 +68,8 @@ class Worker:
             return self._run()
 
     def _run(self) -> str:
+        # A key that cannot be used is refused before any time is spent.
+        key = load_key(self._settings.signing_key) if self._settings.signing_key else None
         base = open_base(self._spec.base, self._settings.namespace)
         if self._settings.registry_address:
             self._loop.run(self._check_registry(base))
@@ -78,7 +81,7 @@ class Worker:
         self._reporter.log(describe(result))
         if not self._settings.registry_address:
             return ""
-        return self._loop.run(self._publish(base, result)).name
+        return self._loop.run(self._publish(base, result, key)).name
 
     async def _check_registry(self, base: BaseFolder) -> None:
         async with open_channel(self._settings.registry_address) as channel:
@@ -92,12 +95,15 @@ class Worker:
         training = Training(spec, self._spec_json, self._settings, self._reporter, self._stop)
         return training.run(base, examples, self._adapter)
 
-    async def _publish(self, base: BaseFolder, result: Result) -> Version:
+    async def _publish(self, base: BaseFolder, result: Result, key: PrivateKey | None) -> Version:
         async with open_channel(self._settings.registry_address) as channel:
             publisher = self._publisher(channel)
             await publisher.prepare(base.record, self._adapter)
             await publisher.upload(result)
             version = await publisher.commit(result, self._stop.committing)
+            if key is not None:
+                # Before the alias moves: whoever serves it may load only what is signed.
+                await publisher.sign(version, result, key)
             if self._spec.output.alias:
                 await publisher.point(alias_name(self._adapter, self._spec.output.alias), version)
             return version

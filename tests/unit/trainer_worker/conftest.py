@@ -43,8 +43,13 @@ def spec(tiny_base: Path, task: Path) -> dict[str, Any]:
 def train(spec: dict[str, Any], tmp_path: Path) -> Callable[..., Outcome]:
     """Does one attempt in this process; keyword arguments change the spec's fields."""
 
-    def run(folder: str = "work", registry: str = "", **changes: Any) -> Outcome:
-        return attempt(merge(spec, changes), tmp_path / folder, registry)
+    def run(
+        folder: str = "work",
+        registry: str = "",
+        environment: dict[str, str] | None = None,
+        **changes: Any,
+    ) -> Outcome:
+        return attempt(merge(spec, changes), tmp_path / folder, registry, environment)
 
     return run
 

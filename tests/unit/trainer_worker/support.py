@@ -80,7 +80,12 @@ def write_spec(spec: dict[str, Any], work_dir: Path) -> Path:
     return path
 
 
-def attempt(spec: dict[str, Any], work_dir: Path, registry: str = "") -> Outcome:
+def attempt(
+    spec: dict[str, Any],
+    work_dir: Path,
+    registry: str = "",
+    environment: dict[str, str] | None = None,
+) -> Outcome:
     """One attempt in this process, without a trainer."""
     path = write_spec(spec, work_dir)
     variables = {
@@ -88,6 +93,7 @@ def attempt(spec: dict[str, Any], work_dir: Path, registry: str = "") -> Outcome
         "GRAFT_WORKER_JOB": "namespaces/default/jobs/j1",
         "GRAFT_WORKER_REGISTRY": registry,
         "GRAFT_WORKER_REGISTRY_PATIENCE_S": "0.5",
+        **(environment or {}),
     }
     out, loop = io.StringIO(), BackgroundLoop()
     reporter = JsonLinesReporter(out)

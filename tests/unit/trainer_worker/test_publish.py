@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from graft.blobs import describe_file
+from graft.keys import load_trusted, new_key
 from graft.registry.v1 import registry_service_pb2 as pb
+from graft.signatures import SignaturePolicy, check
 
 from tests.support.models import make_base
 from tests.support.registry import RegistryCalls, registry_calls, running_registry
@@ -140,3 +142,41 @@ async def test_a_result_waits_in_its_folder_for_a_registry_that_is_away(
         back = await asyncio.to_thread(train, registry=server.address, hyperparameters=STEPS)
     assert back.finished["version"] == f"{ADAPTER}/versions/1"
     assert back.weights_digest == trained.weights_digest
+
+
+async def test_a_version_is_signed_with_the_trainers_key_before_its_alias_moves(
+    registry: tuple[str, RegistryCalls], train: Train, tmp_path: Path
+) -> None:
+    address, calls = registry
+    public = new_key(tmp_path / "key")
+    outcome = await asyncio.to_thread(
+        train,
+        registry=address,
+        environment={"GRAFT_WORKER_SIGNING_KEY": str(tmp_path / "key")},
+        hyperparameters=STEPS,
+        output={"alias": "production"},
+    )
+    assert outcome.code == 0, outcome.message
+    (version,) = await versions(calls)
+    verdict = check(SignaturePolicy.REQUIRE, version, load_trusted([tmp_path / "key.pub"]))
+    assert verdict.key_id == public.key_id
+    assert public.key_id in outcome.log
+    events = calls.stub.Watch(pb.WatchRequest(parent="namespaces/default"))
+    signed_at = moved_at = 0
+    async for event in events:
+        if event.version.signatures:
+            signed_at = event.revision
+        if event.WhichOneof("change") == "alias":
+            moved_at = event.revision
+            break
+    events.cancel()
+    assert 0 < signed_at < moved_at
+
+
+def test_a_key_that_cannot_be_used_is_refused_before_the_training(
+    train: Train, tmp_path: Path
+) -> None:
+    outcome = train(environment={"GRAFT_WORKER_SIGNING_KEY": str(tmp_path / "none")})
+    assert outcome.code != 0
+    assert "key file" in outcome.message
+    assert not outcome.losses
