@@ -93,6 +93,23 @@ class RegistrySettings(ServiceSettings):
         default=30.0, gt=0, description="how often an idle watch is told"
     )
 
+    undelete_window_s: float = Field(
+        default=30 * 24 * 3600.0, ge=0, description="how long what was deleted can be undeleted"
+    )
+    collection_interval_s: float = Field(
+        default=3600.0, ge=0, description="from one collection to the next; 0 for none by itself"
+    )
+    collection_grace_s: float = Field(
+        default=24 * 3600.0,
+        ge=0,
+        description="how long a blob stays that no version has; an upload may go on after as long",
+    )
+    alias_history_retention_s: float = Field(
+        default=90 * 24 * 3600.0,
+        ge=0,
+        description="how long a version that an alias named is not purged by itself",
+    )
+
     @property
     def database_path(self) -> Path:
         """The SQLite file, where the database is one."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from graft.errors import GraftError, Reason
 from graft.registry.v1 import blob_service_pb2 as blob_pb
 from graft.registry.v1 import blob_service_pb2_grpc as blob_rpc
+from graft.registry.v1 import operations_service_pb2 as operations_pb
+from graft.registry.v1 import operations_service_pb2_grpc as operations_rpc
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1 import registry_service_pb2_grpc as rpc
 from prometheus_client import CollectorRegistry
@@ -24,26 +28,40 @@ from services.registry.blobs.filesystem import FilesystemBlobStore
 from services.registry.blobs.s3 import S3BlobStore
 from services.registry.blobs.s3_client import S3Options
 from services.registry.catalogue.blob_index import BlobIndex
+from services.registry.catalogue.collection import Collection
 from services.registry.catalogue.database import Database
+from services.registry.catalogue.leases import Leases
 from services.registry.catalogue.listen import Listener
+from services.registry.catalogue.lives import Lives
+from services.registry.catalogue.locks import Locks
 from services.registry.catalogue.postgres import open_postgres
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
+from services.registry.catalogue.usage import Namespaces
+from services.registry.collection.clock import LeaseClock
+from services.registry.collection.collector import Collector, Rules
+from services.registry.collection.loop import LOOK_S, CollectionLoop
 from services.registry.commit import VersionCommitter
 from services.registry.config import RegistrySettings
 from services.registry.metrics import RegistryMetrics
 from services.registry.objects import Objects
+from services.registry.operations_servicer import OperationsServicer
 from services.registry.pulse import Pulse
 from services.registry.retention import Compaction, Retention
 from services.registry.rpcs.base import Parts
+from services.registry.rpcs.operations import OperationsParts
 from services.registry.servicer import RegistryServicer
 from services.registry.watch import ChangeFeed
 
 _SERVICES = tuple(
     service.full_name
-    for module in (pb, blob_pb)
+    for module in (pb, blob_pb, operations_pb)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
+# Whoever asks for a blob again within this time need not be noted.
+_FRESH_S = 600.0
+# Uploads that a client tries again to complete are not taken away under it.
+_LEAST_ORPHAN = timedelta(hours=1)
 # For calls in flight beside a watch that does not read; an upload that it cuts goes on later.
 _STUCK_DRAIN_S = 2.0
 
@@ -87,12 +105,29 @@ class RegistryServer:
         feed = ChangeFeed(catalogue, changed, settings.bookmark_interval_s, metrics.count)
         server = GrpcServer(settings, _SERVICES, prometheus)
         committer = VersionCommitter(catalogue, Admission(blobs, _limits(settings)), metrics)
+        lives = Lives(database, timedelta(seconds=settings.undelete_window_s))
         rpc.add_RegistryServiceServicer_to_server(
-            RegistryServicer(Parts(catalogue, committer, feed)), server.grpc
+            RegistryServicer(Parts(catalogue, committer, feed, lives)), server.grpc
         )
-        objects = Objects(blobs, BlobIndex(database))
+        locks = Locks(database.engine)
+        fresh_s = min(_FRESH_S, settings.collection_grace_s / 4)
+        objects = Objects(blobs, BlobIndex(database, locks, fresh_s))
         blob_rpc.add_BlobServiceServicer_to_server(
             BlobServicer(objects, settings.max_file_bytes, metrics), server.grpc
+        )
+        leases = Leases(database)
+        collector = Collector(
+            Collection(database),
+            leases,
+            LeaseClock(time.monotonic, 4 * LOOK_S),
+            blobs,
+            objects,
+            locks,
+            _rules(settings),
+        )
+        operations_rpc.add_OperationsServiceServicer_to_server(
+            OperationsServicer(OperationsParts(leases, Namespaces(database), collector)),
+            server.grpc,
         )
         await _fill(metrics, catalogue, blobs, feed)
         await feed.start()
@@ -100,6 +135,9 @@ class RegistryServer:
         compaction = Compaction(catalogue, _retention(settings))
         await compaction.start()
         self._opened.push_async_callback(compaction.close)
+        collection = CollectionLoop(collector, settings.collection_interval_s)
+        await collection.start()
+        self._opened.push_async_callback(collection.close)
         await server.start()
         self._opened.push_async_callback(_drain, server, feed)
         self.address, self.metrics_address = server.address, server.metrics_address
@@ -169,6 +207,15 @@ def _limits(settings: RegistrySettings) -> Limits:
         max_tensors=settings.max_tensors,
         max_header_bytes=settings.max_header_bytes,
         max_rank=settings.max_rank,
+    )
+
+
+def _rules(settings: RegistrySettings) -> Rules:
+    grace = timedelta(seconds=settings.collection_grace_s)
+    return Rules(
+        grace=grace,
+        history=timedelta(seconds=settings.alias_history_retention_s),
+        orphans=max(grace, _LEAST_ORPHAN),
     )
 
 

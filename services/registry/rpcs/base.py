@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from graft.registry.v1 import registry_service_pb2_grpc as rpc
 
 from services.registry.catalogue.base import Catalogue
+from services.registry.catalogue.lives import Lives
 from services.registry.commit import VersionCommitter
 from services.registry.watch import ChangeFeed
 
@@ -19,11 +20,13 @@ class Parts:
         catalogue: what exists.
         committer: makes versions.
         feed: tells of changes.
+        lives: ends and returns.
     """
 
     catalogue: Catalogue
     committer: VersionCommitter
     feed: ChangeFeed
+    lives: Lives
 
 
 class RpcGroup(rpc.RegistryServiceServicer):

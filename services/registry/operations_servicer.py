@@ -1,0 +1,9 @@
+"""OperationsService: its groups of RPCs, put together."""
+
+from __future__ import annotations
+
+from services.registry.rpcs.operations import CollectionRpcs, LeaseRpcs, NamespaceRpcs
+
+
+class OperationsServicer(LeaseRpcs, CollectionRpcs, NamespaceRpcs):
+    """Answers OperationsService."""
