@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Coroutine
@@ -46,6 +48,11 @@ kill -"${signal:-QUIT}" $!
 wait $!
 [ -n "$signal" ] || rm -rf "$FOLDER"
 """
+# Popen(user=...) would fork, and a fork of a process in which gRPC runs may crash before its exec.
+_BECOME = (
+    "import os, sys; uid, gid = map(int, sys.argv[1:3]); os.setgroups([]); os.setgid(gid); "
+    "os.setuid(uid); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 def find_programs() -> Path:
@@ -109,22 +116,24 @@ class PostgresServer:
             os.chown(self._folder, self._account.pw_uid, self._account.pw_gid)
         made = subprocess.run(
             [
-                self._programs / "initdb", "--pgdata", self._folder / "data", "--username", _USER,
+                *self._as_account(), self._programs / "initdb", "--pgdata", self._folder / "data", "--username", _USER,
                 "--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync",
             ],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-            **self._as_account(),
+            **self._surroundings(),
         )  # fmt: skip
         if made.returncode:
             raise RuntimeError(f"initdb failed:\n{made.stdout}")
 
-    def _as_account(self) -> dict[str, Any]:
-        """How to start a program of PostgreSQL, which refuses to run as root."""
-        shared = {"cwd": self._folder, "env": {"PATH": os.defpath, "FOLDER": str(self._folder)}}
+    def _as_account(self) -> list[str]:
+        """What to put before a program of PostgreSQL, which refuses to run as root."""
         if self._account is None:
-            return shared
-        account = {"user": self._account.pw_uid, "group": self._account.pw_gid}
-        return {**shared, **account, "extra_groups": []}
+            return []
+        numbers = (str(self._account.pw_uid), str(self._account.pw_gid))
+        return [sys.executable, "-ISc", _BECOME, *numbers]
+
+    def _surroundings(self) -> dict[str, Any]:
+        return {"cwd": self._folder, "env": {"PATH": os.defpath, "FOLDER": str(self._folder)}}
 
     def __enter__(self) -> Self:
         try:
@@ -170,13 +179,13 @@ class PostgresServer:
         options = [f"--{setting}" for setting in (f"port={self._port}", *self._settings)]
         with (self._folder / "log").open("ab") as log:
             return subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, "keeper", *server, *options],
+                [*self._as_account(), "/bin/sh", "-c", _KEEPER, "keeper", *server, *options],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 # The terminal's interrupt is for the tests, which then end the server.
                 start_new_session=True,
-                **self._as_account(),
+                **self._surroundings(),
             )
 
     def _wait_until_it_answers(self) -> bool:
@@ -266,7 +275,12 @@ def _account() -> pwd.struct_passwd | None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A port that is free now, and below those that outgoing connections take while it restarts."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
         return port
