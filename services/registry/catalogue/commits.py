@@ -10,7 +10,7 @@ from services.registry.catalogue import rows
 from services.registry.catalogue.base import NewVersion, RequestKey
 from services.registry.catalogue.blob_index import present_digests
 from services.registry.catalogue.change import Change
-from services.registry.catalogue.facts import add_facts
+from services.registry.catalogue.facts import add_facts, add_files
 from services.registry.catalogue.models import new_life, read_parent
 from services.registry.catalogue.requests import find_answer, keep_answer
 from services.registry.catalogue.tables import adapters, aliases, base_contents, bases, versions
@@ -117,6 +117,7 @@ async def _add(change: Change, namespace: str, new: NewVersion, parent: Adapter 
     )
     if new.content is not None:
         await _keep_content(change, new.content)
+    await add_files(change, version)
     add_facts(change, namespace, version)
     change.record(namespace, version, detail={"digest": version.digest})
     return version

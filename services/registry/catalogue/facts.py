@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from graft.names import version_name
+from sqlalchemy import insert
 
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.models import add_labels
@@ -12,12 +13,20 @@ from services.registry.catalogue.tables import lineage_edges, version_files, ver
 from services.registry.domain import Kind, Version
 
 
+async def add_files(change: Change, version: Version) -> None:
+    """Stores which blobs a new version needs, at once: a purge or a collection may come next in the
+    same transaction, and has to see it."""
+    key = {"parent": version.parent, "number": version.number}
+    digests = sorted({file.digest for file in version.manifest.files})
+    needed = [{**key, "digest": digest} for digest in digests]
+    if needed:
+        await change.connection.execute(insert(version_files), needed)
+
+
 def add_facts(change: Change, namespace: str, version: Version) -> None:
-    """Notes all rows of a new version."""
+    """Notes all other rows of a new version."""
     key = {"parent": version.parent, "number": version.number}
     manifest = version.manifest
-    digests = sorted({file.digest for file in manifest.files})
-    change.add(version_files, [{**key, "digest": digest} for digest in digests])
     change.add(
         version_metrics,
         [
