@@ -10,6 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from graft.errors import GraftError, Reason, UnavailableError
+from pydantic import SecretStr
 from sqlalchemy import event, text
 
 from services.registry.catalogue import tables
@@ -45,11 +46,12 @@ async def both(url: str) -> AsyncIterator[list[SqlCatalogue]]:
 @pytest.fixture
 def interrupt(request: pytest.FixtureRequest, postgres: PostgresServer) -> Callable[[], object]:
     """Cuts all connections, restarts the server, or crashes and restarts it."""
-    return {
+    ways: dict[str, Callable[[], object]] = {
         "cut": postgres.cut_connections,
         "restart": postgres.restart,
         "crash": lambda: postgres.restart(crash=True),
-    }[request.param]
+    }
+    return ways[request.param]
 
 
 async def test_registries_that_start_at_once_make_the_tables_once(url: str) -> None:
@@ -74,7 +76,7 @@ async def test_a_database_that_is_not_there_is_named_without_its_password(url: s
     wrong = url.replace("graft@", "graft:secret@") + "-none"
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:\d+/test_\d+-none") as raised:
         await open_postgres(wrong)
-    settings = RegistrySettings(database=wrong)
+    settings = RegistrySettings(database=SecretStr(wrong))
     assert settings.postgres_url == wrong
     assert "secret" not in f"{raised.value} {raised.value.metadata} {settings!r} {settings}"
 
