@@ -70,7 +70,7 @@ async def compact_events(change: Change, before: datetime, keep: int) -> bool:
         return False
     await connection.execute(delete(events).where(events.c.revision <= until))
     await connection.execute(update(revisions).where(revisions.c.id == 1).values(compacted=until))
-    return until < last
+    return bool(until < last)
 
 
 async def forget_requests(change: Change, before: datetime) -> bool:
