@@ -77,6 +77,11 @@ class Client:
     ) -> None:
         await self.close()
 
+    @property
+    def connection(self) -> Connection:
+        """Its channels, for what is built upon a client."""
+        return self._connection
+
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
         await self._connection.close()

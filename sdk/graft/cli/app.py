@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli import adapters, bases, doctor, hub, jobs, keys, models, text, train, up
+from graft.cli import adapters, archive, bases, doctor, hub, jobs, keys, models, text, train, up
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
 from graft.names import DEFAULT_NAMESPACE
@@ -61,6 +61,8 @@ def _add_commands() -> None:
     app.add_typer(bases.app, name="bases")
     app.add_typer(keys.app, name="keys")
     app.add_typer(hub.app, name="hub")
+    app.command("export")(archive.export_command)
+    app.command("import")(archive.import_command)
     app.command()(models.models)
     app.command()(models.residency)
     app.command()(text.chat)
