@@ -226,18 +226,20 @@ class Adapters:
             for sentence in taken.notes if note else ():
                 note(sentence)  # type: ignore[misc]
             fingerprint = await self._ensure(adapter, folder, base)
-            await self._upload(taken, progress)
+            files = [file for file, _ in taken.files.values()]
             request = pb.CommitVersionRequest(
                 parent=self._full(adapter),
-                files=[file for file, _ in taken.files.values()],
+                files=files,
                 base_fingerprint=fingerprint,
                 lineage=pb.Lineage(sources=sources) if sources else None,
                 request_id=request_id or uuid.uuid4().hex,
             )
             stub, timeout_s = self._connection.registry, max(300.0, self._connection.timeout_s)
-            answer = await self._connection.call(
-                stub.CommitVersion, request, _PEER, timeout_s=timeout_s
-            )
+            async with self._connection.lease([file.digest for file in files], "upload"):
+                await self._upload(taken, progress)
+                answer = await self._connection.call(
+                    stub.CommitVersion, request, _PEER, timeout_s=timeout_s
+                )
         return convert.version(answer)
 
     async def _ensure(self, adapter: str, folder: Path, base: str | Path | None) -> str:

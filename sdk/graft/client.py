@@ -17,7 +17,9 @@ from graft.endpoints import Endpoints
 from graft.generation import Message, Prompt, Sampling, chat_request, generate_request
 from graft.inference.v1 import inference_service_pb2 as pb
 from graft.jobs import JobHandle, Jobs
+from graft.leases import LeaseKeeper
 from graft.names import DEFAULT_NAMESPACE
+from graft.operations import Operations
 from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
 
@@ -44,6 +46,7 @@ class Client:
         adapters: list, get, versions, push, pull, promote, rollback, history.
         bases: list, get, add.
         jobs: list, get, handle.
+        operations: leases, collection and limits of the registry; delete, undelete and purge.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Client:
         self.adapters = Adapters(self._connection, namespace)
         self.bases = Bases(self._connection, namespace)
         self.jobs = Jobs(self._connection, namespace)
+        self.operations = Operations(self._connection, namespace)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,6 +110,18 @@ class Client:
             GraftError: INVALID_SPEC, naming the field; BAD_DATA.
         """
         return await self.jobs.create(spec, options, upload=upload, request_id=request_id)
+
+    def lease(
+        self, targets: Sequence[str], *, purpose: str = "read", ttl_s: float = 60.0
+    ) -> LeaseKeeper:
+        """Keeps bytes from collection, as `async with client.lease([...], purpose="train"):`.
+
+        Args:
+            targets: full names of versions, and digests of blobs.
+            purpose: what for.
+            ttl_s: for how long they stay when this process dies.
+        """
+        return self._connection.lease(targets, purpose, ttl_s)
 
     def job(self, name: str) -> JobHandle:
         """A handle on a job that was started earlier. Asks nobody."""

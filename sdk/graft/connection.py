@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -16,11 +16,14 @@ from graft.channel import call_metadata, open_channel, rpc_errors
 from graft.endpoints import Endpoints
 from graft.errors import UnavailableError
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from graft.leases import LeaseKeeper, default_holder
+from graft.registry.v1.operations_service_pb2_grpc import OperationsServiceStub
 from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
 if TYPE_CHECKING:
     from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
+    from graft.registry.v1.operations_service_pb2_grpc import OperationsServiceAsyncStub
     from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
     from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
@@ -60,6 +63,17 @@ class Connection:
     def registry(self) -> RegistryServiceAsyncStub:
         """Stub of the registry."""
         return RegistryServiceStub(self._channel(self.endpoints.registry))
+
+    @cached_property
+    def operations(self) -> OperationsServiceAsyncStub:
+        """Stub of the registry's operations."""
+        return OperationsServiceStub(self._channel(self.endpoints.registry))
+
+    def lease(self, targets: Iterable[str], purpose: str, ttl_s: float = 60.0) -> LeaseKeeper:
+        """A lease on versions and digests; see LeaseKeeper."""
+        holder = self._actor or default_holder("client")
+        channel = self._channel(self.endpoints.registry)
+        return LeaseKeeper(channel, holder, purpose, targets, ttl_s=ttl_s)
 
     @cached_property
     def blobs(self) -> BlobClient:
