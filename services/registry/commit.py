@@ -101,7 +101,7 @@ class VersionCommitter:
         if base.life.deleted:
             raise deleted("base", base.name, base.life)
         declared = DeclaredBase(fingerprint=request.base_fingerprint)
-        admitted = await self._admission.verify_base(request.files, declared)
+        admitted = await self._admission.verify_base(request.files, base, declared)
         manifest = Manifest(
             base=base.name,
             base_fingerprint="",
