@@ -34,6 +34,7 @@ from services.registry.catalogue.leases import Leases
 from services.registry.catalogue.listen import Listener
 from services.registry.catalogue.lives import Lives
 from services.registry.catalogue.locks import Locks
+from services.registry.catalogue.lookup import VersionLookup
 from services.registry.catalogue.postgres import open_postgres
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
@@ -43,6 +44,7 @@ from services.registry.collection.collector import Collector, Rules
 from services.registry.collection.loop import LOOK_S, CollectionLoop
 from services.registry.commit import VersionCommitter
 from services.registry.config import RegistrySettings
+from services.registry.convert.messages import version_message
 from services.registry.metrics import RegistryMetrics
 from services.registry.objects import Objects
 from services.registry.operations_servicer import OperationsServicer
@@ -106,8 +108,9 @@ class RegistryServer:
         server = GrpcServer(settings, _SERVICES, prometheus)
         committer = VersionCommitter(catalogue, Admission(blobs, _limits(settings)), metrics)
         lives = Lives(database, timedelta(seconds=settings.undelete_window_s))
+        lookup = VersionLookup(database, version_message)
         rpc.add_RegistryServiceServicer_to_server(
-            RegistryServicer(Parts(catalogue, committer, feed, lives)), server.grpc
+            RegistryServicer(Parts(catalogue, committer, feed, lives, lookup)), server.grpc
         )
         locks = Locks(database.engine)
         fresh_s = min(_FRESH_S, settings.collection_grace_s / 4)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1 import registry_service_pb2_grpc as rpc
 
 from services.registry.catalogue.base import Catalogue
 from services.registry.catalogue.lives import Lives
+from services.registry.catalogue.lookup import VersionLookup
 from services.registry.commit import VersionCommitter
 from services.registry.watch import ChangeFeed
 
@@ -21,12 +23,14 @@ class Parts:
         committer: makes versions.
         feed: tells of changes.
         lives: ends and returns.
+        lookup: what aliases name.
     """
 
     catalogue: Catalogue
     committer: VersionCommitter
     feed: ChangeFeed
     lives: Lives
+    lookup: VersionLookup[pb.Version]
 
 
 class RpcGroup(rpc.RegistryServiceServicer):

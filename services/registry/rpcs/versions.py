@@ -22,9 +22,8 @@ class VersionRpcs(RpcGroup):
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.Version:
         if "/aliases/" in request.name:
             check_alias(request.name)
-            version = await self.parts.catalogue.get_version_by_alias(request.name)
-        else:
-            version = await self.parts.catalogue.get_version(*version_number(request.name))
+            return await self.parts.lookup.by_alias(request.name)
+        version = await self.parts.catalogue.get_version(*version_number(request.name))
         return messages.version_message(version)
 
     async def ListVersions(
