@@ -166,4 +166,4 @@ class LeaseKeeper:
             request = pb.ReleaseLeaseRequest(name=self.name)
             self.name = ""
             with rpc_errors(_PEER):
-                await self._stub.ReleaseLease(request, timeout=_CALL_S, metadata=self._metadata)
+                await self._stub.ReleaseLease(request, timeout=_RETRY_S, metadata=self._metadata)

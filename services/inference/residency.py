@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 
 from graft.errors import GraftError, Reason
@@ -57,6 +57,8 @@ class Residency:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
         self.preferred: frozenset[str] = frozenset()
+        # Called when instances() may be others.
+        self.on_change: Callable[[], None] = lambda: None
 
     def holds(self, version: AdapterVersion) -> bool:
         """Whether a request for it would begin at once."""
@@ -250,6 +252,7 @@ class Residency:
         self._make_room()
 
     def _show(self) -> None:
+        self.on_change()
         counts = dict.fromkeys(State, 0)
         for resident in self.instances():
             counts[resident.state] += 1

@@ -9,6 +9,7 @@ from graft.channel import open_channel
 from graft.errors import GraftError, Reason, UnavailableError
 from graft.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from graft.keys import PublicKey, load_trusted
+from graft.leases import LeaseKeeper
 from graft.names import base_name, default_base_id
 from graft.signatures import SignaturePolicy
 from prometheus_client import CollectorRegistry
@@ -62,6 +63,8 @@ class InferenceServer:
         self._watching: asyncio.Task[None] | None = None
         self._close: list[Swaps | Residency] = []
         self._follower: Follower | None = None
+        self._residency: Residency | None = None
+        self._lease: LeaseKeeper | None = None
 
     @property
     def address(self) -> str:
@@ -81,6 +84,7 @@ class InferenceServer:
         fingerprint = await self._record_base(name)
         self._build(Base(name, fingerprint))
         assert self._follower is not None
+        await self._hold_residents()
         await self._follower.start()
         await self.grpc.start()
         self._watching = asyncio.create_task(self._watch_engine())
@@ -92,6 +96,17 @@ class InferenceServer:
             except UnavailableError as error:
                 get_logger().warning("waiting for the registry", error=error.message)
                 await asyncio.sleep(_RETRY_S)
+
+    async def _hold_residents(self) -> None:
+        """What is resident, or on its way, is not collected; serving never waits for that."""
+        residency = self._residency
+        assert residency is not None
+        self._lease = self.registry.lease(
+            lambda: {each.version.name for each in residency.instances()}
+        )
+        if self._lease is not None:
+            residency.on_change = self._lease.changed
+            await self._lease.start()
 
     def _build(self, base: Base) -> None:
         settings, metrics = self._settings, self._metrics
@@ -112,7 +127,7 @@ class InferenceServer:
         models = Models(base, catalogue, swaps, residency)
         servicer = InferenceServicer(answers, prompts, models, residency, self._follower, base)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self.grpc.grpc)
-        self._close = [swaps, residency]
+        self._close, self._residency = [swaps, residency], residency
 
     async def _watch_engine(self) -> None:
         """A dead engine is said by health and by every call; the process stays to say it.
@@ -140,6 +155,8 @@ class InferenceServer:
             await self._follower.stop()
         for each in self._close:
             await each.close()
+        if self._lease is not None:
+            await self._lease.close()
 
 
 def _trusted(settings: InferenceSettings) -> tuple[PublicKey, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
+from graft.leases import LeaseKeeper
 from graft.names import ModelReference
 
 from services.inference.domain import AdapterFile, AdapterVersion, Event, Snapshot
@@ -57,6 +58,10 @@ class Registry(ABC):
         Raises:
             GraftError: BLOB_NOT_FOUND, DIGEST_MISMATCH.
         """
+
+    def lease(self, targets: Callable[[], Iterable[str]]) -> LeaseKeeper | None:
+        """What keeps the versions that targets() names from collection; None where nothing collects."""
+        return None
 
     @abstractmethod
     async def close(self) -> None:

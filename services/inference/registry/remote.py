@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import grpc
@@ -11,6 +11,7 @@ from graft.bases import read_base
 from graft.blobs import BlobClient
 from graft.channel import call_metadata, rpc_errors
 from graft.errors import GraftError, NotFoundError, Reason
+from graft.leases import LeaseKeeper, default_holder
 from graft.names import (
     DEFAULT_ALIAS,
     ModelReference,
@@ -22,6 +23,7 @@ from graft.names import (
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
+from services.common.logs import get_logger
 from services.inference.domain import AdapterFile, AdapterSeen, AdapterVersion, Event, Snapshot
 from services.inference.registry import convert
 from services.inference.registry.base import Registry
@@ -130,6 +132,12 @@ class RemoteRegistry(Registry):
 
     async def fetch(self, file: AdapterFile, target: Path) -> None:
         await self._blobs.fetch(convert.file_message(file), target)
+
+    def lease(self, targets: Callable[[], Iterable[str]]) -> LeaseKeeper:
+        def warn(text: str) -> None:
+            get_logger().warning("versions are not held", error=text)
+
+        return LeaseKeeper(self._channel, default_holder(_ACTOR), "serve", targets, warn=warn)
 
     async def close(self) -> None:
         await self._channel.close(None)

@@ -21,6 +21,7 @@ from graft.common.v1.common_pb2 import File
 from graft.digests import digest_message
 from graft.errors import GraftError, NotFoundError, Reason
 from graft.keys import PrivateKey
+from graft.leases import LeaseKeeper
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from graft.signatures import sign
@@ -54,6 +55,7 @@ class Publisher:
         log: Callable[[str], None],
         check_stop: Callable[[], None],
     ) -> None:
+        self._channel = channel
         self._registry = RegistryServiceStub(channel)
         self._blobs = BlobClient(channel, actor=actor)
         self._metadata = call_metadata(actor=actor)
@@ -124,6 +126,11 @@ class Publisher:
                 pb.GetAdapterRequest(name=adapter), metadata=self._metadata
             )
         return found
+
+    def holding(self, result: Result) -> LeaseKeeper:
+        """Keeps the result's files from collection until they are a version; never fails."""
+        digests = [file.digest for file in result.request.files]
+        return LeaseKeeper(self._channel, self._actor, "upload", digests, warn=self._log)
 
     async def upload(self, result: Result) -> None:
         """Uploads the result's files.

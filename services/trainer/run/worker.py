@@ -18,6 +18,7 @@ from graft.registry.v1.registry_service_pb2 import Version
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.bases import BaseFolder, open_base
 from services.trainer.run.data import read_examples
+from services.trainer.run.holding import held_data
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, describe, find_result
@@ -65,7 +66,9 @@ class Worker:
         """
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         with _calls_named(f"{self._settings.job}/{self._settings.attempt}"):
-            return self._run()
+            dataset = self._spec.dataset.blob_digest
+            with held_data(dataset, self._settings, self._loop, self._reporter):
+                return self._run()
 
     def _run(self) -> str:
         # A key that cannot be used is refused before any time is spent.
@@ -99,8 +102,9 @@ class Worker:
         async with open_channel(self._settings.registry_address) as channel:
             publisher = self._publisher(channel)
             await publisher.prepare(base.record, self._adapter)
-            await publisher.upload(result)
-            version = await publisher.commit(result, self._stop.committing)
+            async with publisher.holding(result):
+                await publisher.upload(result)
+                version = await publisher.commit(result, self._stop.committing)
             if key is not None:
                 # Before the alias moves: whoever serves it may load only what is signed.
                 await publisher.sign(version, result, key)
