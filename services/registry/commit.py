@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from services.registry.convert.messages import manifest_digest
 from services.registry.domain import BaseContent, File, Kind, Lineage, Manifest, Report, Version
 from services.registry.errors import deleted
 from services.registry.metrics import RegistryMetrics
+
+_KEPT_CONTENTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class VersionCommitter:
         self, catalogue: Catalogue, admission: Admission, metrics: RegistryMetrics
     ) -> None:
         self._catalogue, self._admission, self._metrics = catalogue, admission, metrics
+        self._contents: OrderedDict[tuple[str, str], BaseContent] = OrderedDict()
 
     async def commit(self, request: CommitRequest) -> Version:
         """The committed version, or the one that the same request or manifest made before.
@@ -74,16 +78,10 @@ class VersionCommitter:
         return await self._catalogue.commit_version(new, request.key)
 
     async def _new_adapter_version(self, request: CommitRequest) -> NewVersion:
-        adapter = await self._catalogue.get_adapter(request.parent)
-        if adapter.life.deleted:
-            raise deleted("adapter", adapter.name, adapter.life)
-        base = await self._catalogue.get_base(adapter.base)
-        content = await self._catalogue.base_content(base.name, request.base_fingerprint)
-        if content is None:
-            content = BaseContent(base.name, base.fingerprint, base.config_json, base.modules)
+        content = await self._content_for(request)
         admitted = await self._admission.verify(request.files, content, request.base_fingerprint)
         manifest = Manifest(
-            base=base.name,
+            base=content.name,
             base_fingerprint=content.fingerprint.digest,
             peft_type="LORA",
             rank=admitted.rank,
@@ -95,6 +93,26 @@ class VersionCommitter:
             method=request.method,
         )
         return _new(request, manifest, admitted.report)
+
+    async def _content_for(self, request: CommitRequest) -> BaseContent:
+        """What the adapter was trained on, where that is of its base; else its base."""
+        # Neither an adapter's base nor what has a fingerprint ever changes; what was deleted since
+        # is found by the catalogue.
+        key = (request.parent, request.base_fingerprint)
+        if key in self._contents:
+            self._contents.move_to_end(key)
+            return self._contents[key]
+        adapter = await self._catalogue.get_adapter(request.parent)
+        if adapter.life.deleted:
+            raise deleted("adapter", adapter.name, adapter.life)
+        base = await self._catalogue.get_base(adapter.base)
+        content = await self._catalogue.base_content(base.name, request.base_fingerprint)
+        if content is None:
+            return BaseContent(base.name, base.fingerprint, base.config_json, base.modules)
+        self._contents[key] = content
+        if len(self._contents) > _KEPT_CONTENTS:
+            self._contents.popitem(last=False)
+        return content
 
     async def _new_base_version(self, request: CommitRequest) -> NewVersion:
         base = await self._catalogue.get_base(request.parent)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from graft.names import version_name
-from sqlalchemy import insert
 
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.models import add_labels
-from services.registry.catalogue.tables import lineage_edges, version_files, version_metrics
+from services.registry.catalogue.tables import lineage_edges, version_metrics
 from services.registry.domain import Kind, Version
 
 
-async def add_files(change: Change, version: Version) -> None:
-    """Stores which blobs a new version needs, at once: a purge or a collection may come next in the
-    same transaction, and has to see it."""
+def file_rows(version: Version) -> list[dict[str, Any]]:
+    """Which blobs a new version needs. They are stored at once: a purge or a collection may come
+    next in the same transaction, and has to see it."""
     key = {"parent": version.parent, "number": version.number}
     digests = sorted({file.digest for file in version.manifest.files})
-    needed = [{**key, "digest": digest} for digest in digests]
-    if needed:
-        await change.connection.execute(insert(version_files), needed)
+    return [{**key, "digest": digest} for digest in digests]
 
 
 def add_facts(change: Change, namespace: str, version: Version) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from graft.errors import GraftError, Reason
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,14 +30,36 @@ async def find_answer(
     ).one_or_none()
     if row is None:
         return None
-    if row.request_hash != key.request_hash:
+    check_same(key, row.request_hash)
+    return load_resource(row.kind, row.resource)
+
+
+def check_same(key: RequestKey, request_hash: str) -> None:
+    """Raises REQUEST_ID_REUSED where the first request under this key had another hash."""
+    if request_hash != key.request_hash:
         raise GraftError(
             Reason.REQUEST_ID_REUSED,
             f"The request id {key.request_id!r} was used before for another request",
             next_step="Make a new request id for every new request; repeat one only to try again.",
             request_id=key.request_id,
         )
-    return load_resource(row.kind, row.resource)
+
+
+async def find_answers(
+    connection: AsyncConnection, wanted: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[str, Resource]]:
+    """The hash and the answer of each (namespace, request id) that was used before."""
+    if not wanted:
+        return {}
+    query = select(request_keys).where(
+        request_keys.c.namespace.in_({namespace for namespace, _ in wanted}),
+        request_keys.c.request_id.in_({request_id for _, request_id in wanted}),
+    )
+    return {
+        (row.namespace, row.request_id): (row.request_hash, load_resource(row.kind, row.resource))
+        for row in await connection.execute(query)
+        if (row.namespace, row.request_id) in wanted
+    }
 
 
 async def keep_answer(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+from graft.names import namespace_of
 from sqlalchemy import Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,8 +21,20 @@ from services.registry.catalogue.base import (
     NewVersion,
     RequestKey,
 )
+from services.registry.catalogue.batching import Batched
+from services.registry.catalogue.commit_queue import CommitQueue
 from services.registry.catalogue.database import Database
-from services.registry.domain import Adapter, Alias, Base, BaseContent, Event, Page, Version
+from services.registry.catalogue.requests import check_same, find_answers
+from services.registry.domain import (
+    Adapter,
+    Alias,
+    Base,
+    BaseContent,
+    Event,
+    Page,
+    Resource,
+    Version,
+)
 from services.registry.errors import not_found
 
 T = TypeVar("T")
@@ -36,6 +49,8 @@ class SqlCatalogue(Catalogue):
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._commits = CommitQueue(database)
+        self._answers = Batched(self._find_answers)
 
     async def create_adapter(self, new: NewAdapter, key: RequestKey | None) -> Adapter:
         return await self._database.change(lambda change: models.create_adapter(change, new, key))
@@ -72,12 +87,15 @@ class SqlCatalogue(Catalogue):
         )
 
     async def find_committed(self, parent: str, key: RequestKey) -> Version | None:
-        return await self._database.read(
-            lambda connection: commits.find_committed(connection, parent, key)
-        )
+        found = await self._answers.get(f"{namespace_of(parent)} {key.request_id}")
+        if found is None:
+            return None
+        check_same(key, found[0])
+        assert isinstance(found[1], Version), "the hash holds the kind of request"
+        return found[1]
 
     async def commit_version(self, new: NewVersion, key: RequestKey | None) -> Version:
-        return await self._database.change(lambda change: commits.commit_version(change, new, key))
+        return await self._commits.commit(new, key)
 
     async def get_version(self, parent: str, number: int) -> Version:
         return await self._database.read(
@@ -170,7 +188,13 @@ class SqlCatalogue(Catalogue):
         }
 
     async def close(self) -> None:
+        await self._commits.close()
         await self._database.close()
+
+    async def _find_answers(self, keys: Sequence[str]) -> Mapping[str, tuple[str, Resource]]:
+        wanted = [(namespace, one) for namespace, _, one in (key.partition(" ") for key in keys)]
+        found = await self._database.read(lambda connection: find_answers(connection, wanted))
+        return {f"{namespace} {one}": answer for (namespace, one), answer in found.items()}
 
     async def _page(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from graft.errors import GraftError, Reason
 from sqlalchemy import insert, select, update
@@ -104,26 +106,39 @@ async def use(
         GraftError: QUOTA_EXCEEDED, with what is used, needed and allowed.
     """
     connection = change.connection
-    more = {"bytes": size_bytes, "versions": versions, "adapters": adapters}
     row = (
         await connection.execute(select(namespaces).where(namespaces.c.namespace == namespace))
     ).one_or_none()
+    used = {} if row is None else row._asdict()
+    now = more_used(namespace, used, size_bytes=size_bytes, versions=versions, adapters=adapters)
     if row is None:
-        values = {f"used_{what}": amount for what, amount in more.items()}
-        await connection.execute(insert(namespaces).values(namespace=namespace, **values))
-        return
-    used = row._asdict()
-    for what, amount in more.items():
-        allowed = used[f"max_{what}"]
-        if amount > 0 and allowed is not None and used[f"used_{what}"] + amount > allowed:
-            raise _exceeded(namespace, what, used[f"used_{what}"], amount, allowed)
-    changed = {
-        f"used_{what}": used[f"used_{what}"] + amount for what, amount in more.items() if amount
-    }
-    if changed:
+        await connection.execute(insert(namespaces).values(namespace=namespace, **now))
+    elif any(used[column] != value for column, value in now.items()):
         await connection.execute(
-            update(namespaces).where(namespaces.c.namespace == namespace).values(changed)
+            update(namespaces).where(namespaces.c.namespace == namespace).values(now)
         )
+
+
+def more_used(
+    namespace: str,
+    used: Mapping[str, Any],
+    *,
+    size_bytes: int = 0,
+    versions: int = 0,
+    adapters: int = 0,
+) -> dict[str, int]:
+    """What is used of a namespace's row after using more, or less.
+
+    Raises:
+        GraftError: QUOTA_EXCEEDED, with what is used, needed and allowed.
+    """
+    now: dict[str, int] = {}
+    for what, amount in (("bytes", size_bytes), ("versions", versions), ("adapters", adapters)):
+        before, allowed = used.get(f"used_{what}", 0), used.get(f"max_{what}")
+        if amount > 0 and allowed is not None and before + amount > allowed:
+            raise _exceeded(namespace, what, before, amount, allowed)
+        now[f"used_{what}"] = before + amount
+    return now
 
 
 def _namespace_of(row: AnyRow) -> Namespace:
