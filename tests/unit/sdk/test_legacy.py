@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -29,16 +30,21 @@ def _python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
-class _Evil:
-    """Runs a command when it is unpickled."""
+class _Command:
+    """Runs a program when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
     def __reduce__(self) -> tuple[object, ...]:
-        import os
-
         return (os.system, (f"touch {self.marker}",))
+
+
+class _Code(_Command):
+    """Runs Python when it is unpickled, which no denied system call is needed for."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (exec, (f"open({str(self.marker)!r}, 'w').close()",))
 
 
 async def test_tensors_come_through_unchanged(tmp_path: Path, tiny_adapter: Path) -> None:
@@ -50,10 +56,13 @@ async def test_tensors_come_through_unchanged(tmp_path: Path, tiny_adapter: Path
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-async def test_a_pickle_that_runs_a_command_runs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("evil_class", [_Command, _Code])
+async def test_a_pickle_that_runs_something_runs_nothing(
+    tmp_path: Path, evil_class: type[_Command]
+) -> None:
     marker = tmp_path / "was-here"
     evil = tmp_path / "adapter_model.bin"
-    evil.write_bytes(pickle.dumps({"w": _Evil(marker)}, protocol=2))
+    evil.write_bytes(pickle.dumps({"w": evil_class(marker)}, protocol=2))
     with pytest.raises(GraftError, match="was not converted") as caught:
         await bin_file.convert(evil, tmp_path / "out")
     assert caught.value.reason is Reason.ADAPTER_UNUSABLE
