@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from graft.cli import adapters, archive, bases, doctor, hub, jobs, keys, models, text, train, up
+from graft.cli import (
+    adapters,
+    archive,
+    bases,
+    doctor,
+    hub,
+    jobs,
+    keys,
+    models,
+    operations,
+    text,
+    train,
+    up,
+)
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
 from graft.names import DEFAULT_NAMESPACE
@@ -68,6 +81,7 @@ def _add_commands() -> None:
     app.command()(text.chat)
     app.command()(text.generate)
     app.command()(models.watch)
+    operations.add_commands(app, adapters.app, bases.app)
     app.command()(doctor.doctor)
     app.command()(version)
 
