@@ -63,9 +63,11 @@ class VersionMaker:
         found = here.get(digest_message(wanted)) or here.get(_loose(wanted))
         made = found is None
         if found is None:
-            await self._blobs.bring(version.manifest.files)
-            await self._fill_gap(version, parent)
-            found = await self._commit(version, wanted, parent)
+            digests = [file.digest for file in version.manifest.files]
+            async with self._connection.lease(digests, "upload"):
+                await self._blobs.bring(version.manifest.files)
+                await self._fill_gap(version, parent)
+                found = await self._commit(version, wanted, parent)
             here[found.digest] = found
         self._last[parent] = version
         if found.HasField("delete_time"):
