@@ -17,6 +17,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from graft.blobs import BlobClient, describe_file
+from graft.channel import open_channel
+from graft.client import Client
 from graft.digests import digest_bytes
 from graft.errors import GraftError, Reason
 from sqlalchemy import exists, select
@@ -32,6 +35,7 @@ from services.registry.catalogue.tables import blobs, version_files
 from services.registry.pulse import Pulse
 from tests.support.catalogue import BOT, version
 from tests.support.collecting import RealClocks, Registry
+from tests.support.processes import ServiceProcess
 
 NOTHING = timedelta(0)
 CONTENTS = [b"content %d " % number * 50 for number in range(30)]
@@ -245,3 +249,48 @@ async def test_collection_never_takes_what_is_needed_for_minutes(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     await race(kind, request, tmp_path, seconds=180.0)
+
+
+async def test_a_registry_that_is_killed_in_a_collection_leaves_what_the_next_finishes(
+    tmp_path: Path,
+) -> None:
+    """kill -9 between marking and removing, again and again: nothing needed goes, the rest does."""
+    settings = {"collection_grace_s": "0", "collection_interval_s": "0"}
+    files = []
+    for number in range(60):
+        path = tmp_path / str(number)
+        path.write_bytes(b"%d" % number * 100)
+        files.append((path, describe_file(tmp_path, path)))
+    held = {file.digest for _, file in files[:10]}
+    killed = 0
+    for delay_s in (0.0, 0.002, 0.01, 0.03, 0.06):
+        with ServiceProcess("registry", tmp_path / "registry", **settings) as process:
+            await process.ready()
+            async with (
+                open_channel(process.address) as channel,
+                Client(registry=process.address, timeout_s=5) as client,
+                client.lease(sorted(held), ttl_s=600),
+            ):
+                blobs = BlobClient(channel)
+                missing = await blobs.missing([file.digest for _, file in files])
+                for path, file in files:
+                    if file.digest in missing:
+                        await blobs.upload(path, file)
+                collecting = asyncio.create_task(client.operations.collect())
+                await asyncio.sleep(delay_s)
+                killed += not collecting.done()
+                process.kill()
+                await asyncio.gather(collecting, return_exceptions=True)
+    assert killed, "no kill came in time"
+    with ServiceProcess("registry", tmp_path / "registry", **settings) as process:
+        await process.ready()
+        async with (
+            open_channel(process.address) as channel,
+            Client(registry=process.address) as client,
+        ):
+            report = await client.operations.collect()
+            assert report.kept_by_leases == 10, "leases outlive their registry and their holder"
+            missing = await BlobClient(channel).missing([file.digest for _, file in files])
+            assert missing == {file.digest for _, file in files[10:]}
+    store = tmp_path / "registry" / "blobs" / "sha256"
+    assert len([path for path in store.glob("??/*") if path.is_file()]) == 10
