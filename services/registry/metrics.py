@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.registry.domain import Adapter, Alias, Base, Event, Version
+from services.registry.domain import Action, Adapter, Alias, Base, Event, Version
 
 
 class RegistryMetrics:
@@ -30,13 +30,14 @@ class RegistryMetrics:
         )
 
     def count(self, event: Event) -> None:
-        """Counts a change that was stored."""
+        """Counts a change that was stored; what is deleted is there until it is purged."""
+        more = {Action.CREATED: 1, Action.PURGED: -1}.get(event.action, 0)
         match event.resource:
             case Adapter():
-                self.adapters.inc()
+                self.adapters.inc(more)
             case Base():
-                self.bases.inc()
+                self.bases.inc(more)
             case Version():
-                self.versions.inc()
-            case Alias():
+                self.versions.inc(more)
+            case Alias() if event.action is not Action.DELETED:
                 self.alias_moves.inc()

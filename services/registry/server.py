@@ -27,6 +27,7 @@ from services.registry.blobs.base import BlobStore
 from services.registry.blobs.filesystem import FilesystemBlobStore
 from services.registry.blobs.s3 import S3BlobStore
 from services.registry.blobs.s3_client import S3Options
+from services.registry.catalogue.approvals import Approvals
 from services.registry.catalogue.blob_index import BlobIndex
 from services.registry.catalogue.collection import Collection
 from services.registry.catalogue.database import Database
@@ -35,6 +36,7 @@ from services.registry.catalogue.listen import Listener
 from services.registry.catalogue.lives import Lives
 from services.registry.catalogue.locks import Locks
 from services.registry.catalogue.lookup import VersionLookup
+from services.registry.catalogue.policies import Policies
 from services.registry.catalogue.postgres import open_postgres
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
@@ -110,7 +112,18 @@ class RegistryServer:
         lives = Lives(database, timedelta(seconds=settings.undelete_window_s))
         lookup = VersionLookup(database, version_message)
         rpc.add_RegistryServiceServicer_to_server(
-            RegistryServicer(Parts(catalogue, committer, feed, lives, lookup)), server.grpc
+            RegistryServicer(
+                Parts(
+                    catalogue,
+                    committer,
+                    feed,
+                    lives,
+                    lookup,
+                    Policies(database),
+                    Approvals(database),
+                )
+            ),
+            server.grpc,
         )
         locks = Locks(database.engine)
         fresh_s = min(_FRESH_S, settings.collection_grace_s / 4)
@@ -127,6 +140,7 @@ class RegistryServer:
             objects,
             locks,
             _rules(settings),
+            metrics.blob_bytes.dec,
         )
         operations_rpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(OperationsParts(leases, Namespaces(database), collector)),

@@ -75,7 +75,7 @@ class Registry:
             self.objects,
             locks,
             Rules(grace, 90 * DAY, orphans),
-            self.clocks.now,
+            now=self.clocks.now,
         )
 
     async def begin(self) -> None:

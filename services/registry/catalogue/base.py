@@ -16,6 +16,7 @@ from services.registry.domain import (
     Alias,
     Base,
     BaseContent,
+    Condition,
     Event,
     Fingerprint,
     Manifest,
@@ -90,7 +91,8 @@ class AliasMove:
     """A move of an alias, under the conditions that are not None.
 
     expected_version is the number that it must name now, 0 for an alias that must not exist.
-    version None means back to where it was before.
+    version None means back to where it was before. canaries are (number, weight in percent).
+    gate must hold besides the alias' policy; validate_only changes nothing.
     """
 
     name: str
@@ -99,6 +101,9 @@ class AliasMove:
     etag: str | None
     actor: str
     reason: str
+    canaries: tuple[tuple[int, float], ...] = ()
+    gate: tuple[Condition, ...] = ()
+    validate_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +190,16 @@ class Catalogue(ABC):
         """Aliases of an adapter or a base, or of the whole namespace, and the revision they were read at."""
 
     @abstractmethod
-    async def move_alias(self, move: AliasMove) -> Alias:
-        """Compare-and-set. Raises ALIAS_MOVED naming both versions, NO_PREVIOUS_VERSION.
+    async def move_alias(self, move: AliasMove, key: RequestKey | None = None) -> Alias:
+        """Compare-and-set, behind the alias' policy and gate.
 
-        An alias that already names the version stays as it is and makes no event.
+        Raises ALIAS_MOVED naming both versions, NO_PREVIOUS_VERSION, PROTECTED, GATE_REFUSED naming
+        the condition and both numbers. An alias that is already so stays as it is and makes no event.
         """
+
+    @abstractmethod
+    async def delete_alias(self, name: str, etag: str | None, reason: str) -> Alias:
+        """Removes an alias; its history stays. Raises ALIAS_MOVED, PROTECTED."""
 
     @abstractmethod
     async def list_alias_history(self, name: str, limit: int, after: str | None) -> Page[Alias]:
@@ -222,7 +232,7 @@ class Catalogue(ABC):
 
     @abstractmethod
     async def counts(self) -> Mapping[str, int]:
-        """How many "adapters", "bases" and "versions" there are."""
+        """How many "adapters", "bases" and "versions" there are that are not purged."""
 
     @abstractmethod
     async def close(self) -> None:

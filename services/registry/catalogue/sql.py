@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+from graft.errors import GraftError, Reason
 from graft.names import namespace_of
 from sqlalchemy import Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,6 +23,7 @@ from services.registry.catalogue.base import (
     RequestKey,
 )
 from services.registry.catalogue.batching import Batched
+from services.registry.catalogue.change import Change
 from services.registry.catalogue.commit_queue import CommitQueue
 from services.registry.catalogue.database import Database
 from services.registry.catalogue.requests import check_same, find_answers
@@ -147,16 +149,29 @@ class SqlCatalogue(Catalogue):
 
         return await self._database.snapshot(read)
 
-    async def move_alias(self, move: AliasMove) -> Alias:
-        return await self._database.change(lambda change: moves.move_alias(change, move))
+    async def move_alias(self, move: AliasMove, key: RequestKey | None = None) -> Alias:
+        try:
+            return await self._database.change(lambda change: moves.move_alias(change, move, key))
+        except GraftError as error:
+            if error.reason is Reason.GATE_REFUSED and not move.validate_only:
+                # Nothing was changed, but that somebody tried is worth knowing.
+                await self._database.change(lambda change: _audit_refusal(change, move, error))
+            raise
+
+    async def delete_alias(self, name: str, etag: str | None, reason: str) -> Alias:
+        return await self._database.change(
+            lambda change: moves.delete_alias(change, name, etag, reason)
+        )
 
     async def list_alias_history(self, name: str, limit: int, after: str | None) -> Page[Alias]:
-        await self.get_alias(name)
         table = tables.alias_moves
         query = select(table).where(table.c.name == name).order_by(table.c.revision.desc())
         if after is not None:
             query = query.where(table.c.revision < int(after))
-        return await self._page(query, limit, rows.alias_of, lambda alias: str(alias.revision))
+        page = await self._page(query, limit, rows.alias_of, lambda alias: str(alias.revision))
+        if not page.items and after is None:
+            raise not_found("alias", name)
+        return page
 
     async def events(
         self, after: int, limit: int, which: EventFilter | None = None
@@ -183,7 +198,11 @@ class SqlCatalogue(Catalogue):
     async def counts(self) -> Mapping[str, int]:
         counted: tuple[Table, ...] = (tables.adapters, tables.bases, tables.versions)
         return {
-            table.name: (await self._all(select(func.count()).select_from(table)))[0][0]
+            table.name: (
+                await self._all(
+                    select(func.count()).select_from(table).where(table.c.purge_time_us.is_(None))
+                )
+            )[0][0]
             for table in counted
         }
 
@@ -213,3 +232,8 @@ class SqlCatalogue(Catalogue):
             return found
 
         return await self._database.read(read)
+
+
+async def _audit_refusal(change: Change, move: AliasMove, error: GraftError) -> None:
+    detail = {"action": "refused", "error": error.message, **error.metadata}
+    change.audit(namespace_of(move.name), move.name, detail)

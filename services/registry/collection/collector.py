@@ -75,6 +75,7 @@ class Collector:
         objects: removes them.
         locks: of the catalogue, so that one process collects at a time.
         rules: what stays for a time.
+        removed: told the size in bytes of each blob that was removed.
         now: the wall clock, for what people count in days.
     """
 
@@ -87,11 +88,12 @@ class Collector:
         objects: Objects,
         locks: Locks,
         rules: Rules,
+        removed: Callable[[int], object] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._collection, self._leases, self._clock = collection, leases, clock
         self._store, self._objects, self._locks = store, objects, locks
-        self._rules, self._now = rules, now
+        self._rules, self._removed, self._now = rules, removed, now
 
     async def watch_leases(self) -> int:
         """Looks at all leases and removes those that have ended; returns how many."""
@@ -181,6 +183,7 @@ class Collector:
             for one, outcome in zip(some, done, strict=True):
                 if outcome is True:
                     report.count(one.digest, one.size_bytes)
+                    self._removed(one.size_bytes)
                 elif isinstance(outcome, GraftError | OSError):
                     # It stays marked: the next run tries again.
                     get_logger().warning("blob not removed", digest=one.digest, error=str(outcome))
