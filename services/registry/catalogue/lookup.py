@@ -92,8 +92,11 @@ class VersionLookup(Generic[T]):
 
         async def read(connection: AsyncConnection) -> Mapping[str, _Named]:
             found = await connection.exec_driver_sql(_QUERIES[dialect], wanted)
-            return {
-                row[0]: _Named(row[1], row[2], tuple(row[3:7]), row[7], row[8]) for row in found
-            }
+            return {row.name: _named_by(row) for row in found}
 
         return await self._database.read(read)
+
+
+def _named_by(row: rows.AnyRow) -> _Named:
+    state = (row.etag, row.delete_time_us, row.purge_time_us, row.signatures_size)
+    return _Named(row.parent, row.version, state, row.owner_delete_time_us, row.owner_purge_time_us)

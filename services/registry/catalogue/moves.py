@@ -1,20 +1,39 @@
-"""Aliases in SQL: compare-and-set, and the history of every move."""
+"""Moves of aliases in SQL: compare-and-set behind policies and gates, with the history of each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from graft.errors import GraftError, Reason
 from graft.names import namespace_of, version_name
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.catalogue import rows
-from services.registry.catalogue.base import AliasMove
+from services.registry.catalogue.approvals import read_approvals
+from services.registry.catalogue.base import AliasMove, RequestKey
 from services.registry.catalogue.change import Change
-from services.registry.catalogue.commits import read_version
 from services.registry.catalogue.lives import require_live
-from services.registry.catalogue.tables import alias_moves, aliases
-from services.registry.domain import Action, Alias
+from services.registry.catalogue.move_checks import check_expected, check_protected
+from services.registry.catalogue.policies import read_policy
+from services.registry.catalogue.requests import find_answer, keep_answer
+from services.registry.catalogue.tables import alias_moves, aliases, versions
+from services.registry.domain import (
+    Action,
+    Alias,
+    AliasPolicy,
+    Canary,
+    Condition,
+    GateReport,
+    MetricCondition,
+    Version,
+)
 from services.registry.errors import deleted, not_found
+from services.registry.gates.evaluate import GateContext, evaluate
+
+# Only the version and its canaries, in percent: what an alias says of where requests go.
+Split = tuple[int, tuple[tuple[int, float], ...]]
 
 
 async def find_alias(connection: AsyncConnection, name: str) -> Alias | None:
@@ -23,33 +42,86 @@ async def find_alias(connection: AsyncConnection, name: str) -> Alias | None:
     return None if row is None else rows.alias_of(row)
 
 
-async def move_alias(change: Change, move: AliasMove) -> Alias:
+async def move_alias(change: Change, move: AliasMove, key: RequestKey | None) -> Alias:
     """See Catalogue.move_alias."""
-    parent = move.name.rsplit("/", 2)[0]
+    parent, namespace = move.name.rsplit("/", 2)[0], namespace_of(move.name)
+    answered = await find_answer(change.connection, namespace, key)
+    if answered is not None:
+        assert isinstance(answered, Alias), "the hash holds the kind of request"
+        return answered
     now = await find_alias(change.connection, move.name)
     await require_live(change.connection, parent)
-    _check_conditions(move, parent, now)
-    target = _target(move, now)
-    version = await read_version(change.connection, parent, target)
-    if version.life.deleted:
-        raise deleted("version", version_name(parent, target), version.life)
-    if now is not None and now.version == target:
-        return now
-    revision = change.next_revision
-    moved = Alias(
+    check_expected(move, parent, now)
+    policy = await read_policy(change.connection, move.name)
+    check_protected(move, policy)
+    split = await _wanted(change.connection, move, now)
+    found = await _versions(change.connection, parent, split)
+    moved = now
+    if now is None or _split_of(now) != split:
+        report = await _gate(change, move, policy, now, list(found.values()))
+        moved = _moved(change, move, now, split, found, report)
+        if not move.validate_only:
+            await _store(change, namespace, moved, is_new=now is None)
+    assert moved is not None, "an alias that is not there yet moves"
+    if not move.validate_only:
+        await keep_answer(change, namespace, key, moved)
+    return moved
+
+
+async def delete_alias(change: Change, name: str, etag: str | None, reason: str) -> Alias:
+    """See Catalogue.delete_alias."""
+    now = await find_alias(change.connection, name)
+    if now is None:
+        raise not_found("alias", name)
+    check_expected(AliasMove(name, None, None, etag, "", reason), now.parent, now)
+    policy = await read_policy(change.connection, name)
+    if policy is not None and policy.protected:
+        raise GraftError(
+            Reason.PROTECTED,
+            f"{name} is protected, so it cannot be deleted",
+            next_step="Change its policy first (`graft adapters protect --off`).",
+            resource=name,
+        )
+    gone = replace(
+        now,
+        etag=change.new_etag(name),
+        actor=change.caller.actor,
+        reason=reason,
+        update_time=change.now,
+        revision=change.next_revision,
+        gate_report=None,
+        deleted=True,
+    )
+    await change.connection.execute(delete(aliases).where(aliases.c.name == name))
+    row = rows.alias_row(gone, namespace_of(name))
+    await change.connection.execute(insert(alias_moves).values({**row, "deleted": True}))
+    change.record(namespace_of(name), gone, Action.DELETED, {"reason": reason})
+    return gone
+
+
+def _moved(
+    change: Change,
+    move: AliasMove,
+    now: Alias | None,
+    split: Split,
+    found: dict[int, Version],
+    report: GateReport | None,
+) -> Alias:
+    number, canaries = split
+    return Alias(
         name=move.name,
-        parent=parent,
-        version=target,
-        version_digest=version.digest,
+        parent=move.name.rsplit("/", 2)[0],
+        version=number,
+        version_digest=found[number].digest,
         previous_version=0 if now is None else now.version,
-        etag=change.new_etag(move.name),
+        etag="" if move.validate_only else change.new_etag(move.name),
         actor=move.actor,
         reason=move.reason,
         update_time=change.now,
-        revision=revision,
+        revision=0 if move.validate_only else change.next_revision,
+        canaries=tuple(Canary(one, found[one].digest, weight) for one, weight in canaries),
+        gate_report=report,
     )
-    await _store(change, namespace_of(parent), moved, is_new=now is None)
-    return moved
 
 
 async def _store(change: Change, namespace: str, moved: Alias, is_new: bool) -> None:
@@ -60,7 +132,8 @@ async def _store(change: Change, namespace: str, moved: Alias, is_new: bool) -> 
         await change.connection.execute(
             update(aliases).where(aliases.c.name == moved.name).values(row)
         )
-    change.add(alias_moves, [{**row, "deleted": False}])
+    # At once: a rollback may come next in the same transaction, and looks there.
+    await change.connection.execute(insert(alias_moves).values({**row, "deleted": False}))
     action = Action.CREATED if is_new else Action.UPDATED
     change.record(namespace, moved, action, _audited(moved))
 
@@ -70,51 +143,111 @@ def _audited(moved: Alias) -> dict[str, object]:
     return {
         "version": version_name(moved.parent, moved.version),
         "previous_version": version_name(moved.parent, before) if before else "",
+        "canaries": {str(one.version): one.weight_percent for one in moved.canaries},
         "reason": moved.reason,
     }
 
 
-def _target(move: AliasMove, now: Alias | None) -> int:
+def _split_of(alias: Alias) -> Split:
+    return alias.version, tuple((one.version, one.weight_percent) for one in alias.canaries)
+
+
+async def _wanted(connection: AsyncConnection, move: AliasMove, now: Alias | None) -> Split:
     if move.version is not None:
-        return move.version
+        return move.version, move.canaries
     if now is None:
         raise not_found("alias", move.name)
-    if not now.previous_version:
+    query = (
+        select(alias_moves)
+        .where(alias_moves.c.name == move.name, alias_moves.c.revision < now.revision)
+        .order_by(alias_moves.c.revision.desc())
+        .limit(1)
+    )
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
         raise GraftError(
             Reason.NO_PREVIOUS_VERSION,
             f"{move.name} has named no other version than {version_name(now.parent, now.version)}",
             next_step="Point it at a version with SetAlias (`graft adapters promote`).",
             resource=move.name,
         )
-    return now.previous_version
+    return _split_of(rows.alias_of(row))
 
 
-def _check_conditions(move: AliasMove, parent: str, now: Alias | None) -> None:
-    current = now.version if now is not None else 0
-    if move.expected_version is not None and move.expected_version != current:
-        raise _moved(move.name, parent, move.expected_version, current)
-    if move.etag is not None and (now is None or now.etag != move.etag):
-        raise GraftError(
-            Reason.ALIAS_MOVED,
-            f"{move.name} was moved since etag {move.etag} was read: it names "
-            f"{_named(parent, current)}",
-            next_step="Read it again with GetAlias and decide anew.",
-            resource=move.name,
-            version=version_name(parent, current) if current else "",
-            etag=now.etag if now is not None else "",
-        )
+async def _versions(connection: AsyncConnection, parent: str, split: Split) -> dict[int, Version]:
+    """The versions of a split by number. Raises VERSION_NOT_FOUND, DELETED."""
+    wanted = [split[0], *(number for number, _ in split[1])]
+    query = select(versions).where(versions.c.parent == parent, versions.c.number.in_(wanted))
+    found = {row.number: rows.version_of(row) for row in await connection.execute(query)}
+    for number in wanted:
+        if number not in found:
+            raise not_found("version", version_name(parent, number))
+        if found[number].life.deleted:
+            raise deleted("version", version_name(parent, number), found[number].life)
+    return {number: found[number] for number in wanted}
 
 
-def _moved(name: str, parent: str, expected: int, current: int) -> GraftError:
-    return GraftError(
-        Reason.ALIAS_MOVED,
-        f"{name} names {_named(parent, current)}, and not {_named(parent, expected)} as expected",
-        next_step="Somebody moved it meanwhile: read it with GetAlias and decide anew.",
-        resource=name,
-        version=version_name(parent, current) if current else "",
-        expected_version=version_name(parent, expected) if expected else "",
+async def _gate(
+    change: Change,
+    move: AliasMove,
+    policy: AliasPolicy | None,
+    now: Alias | None,
+    found: Sequence[Version],
+) -> GateReport | None:
+    """Decides for versions that the alias does not name yet; None where nothing is to be decided."""
+    conditions = (*(policy.conditions if policy is not None else ()), *move.gate)
+    named = () if now is None else (now.version, *(one.version for one in now.canaries))
+    fresh = [version for version in found if version.number not in named]
+    # Going back must work in the worst night, also to what would not pass today.
+    if not conditions or not fresh or move.version is None:
+        return None
+    parent, alias = move.name.rsplit("/", 2)[0], move.name.rpartition("/")[2]
+    numbers = [version.number for version in fresh]
+    context = GateContext(
+        named=await _named(change.connection, parent, conditions),
+        approvals=await read_approvals(change.connection, parent, numbers, alias),
+        mover=move.actor,
     )
+    report = evaluate(conditions, fresh, context)
+    if not report.passed:
+        raise _refused(move, parent, report)
+    return report
 
 
-def _named(parent: str, number: int) -> str:
-    return version_name(parent, number) if number else "no version"
+async def _named(
+    connection: AsyncConnection, parent: str, conditions: Sequence[Condition]
+) -> dict[str, Version | None]:
+    wanted = {
+        condition.alias
+        for condition in conditions
+        if isinstance(condition, MetricCondition) and condition.value is None
+    }
+    found: dict[str, Version | None] = {}
+    for alias in sorted(wanted):
+        query = (
+            select(versions)
+            .join(
+                aliases,
+                (aliases.c.parent == versions.c.parent) & (aliases.c.version == versions.c.number),
+            )
+            .where(aliases.c.name == f"{parent}/aliases/{alias}")
+        )
+        row = (await connection.execute(query)).one_or_none()
+        found[alias] = None if row is None else rows.version_of(row)
+    return found
+
+
+def _refused(move: AliasMove, parent: str, report: GateReport) -> GraftError:
+    failed = [result for result in report.results if not result.passed]
+    first = failed[0]
+    numbers = {"actual": first.actual, "bound": first.bound}
+    return GraftError(
+        Reason.GATE_REFUSED,
+        f"{move.name} was not moved to {version_name(parent, first.version)}: the condition "
+        f"{first.condition!r} does not hold: " + "; ".join(result.detail for result in failed),
+        next_step="Promote a version for which it holds, or change the alias' policy.",
+        resource=move.name,
+        version=version_name(parent, first.version),
+        condition=first.condition,
+        **{name: f"{value:g}" for name, value in numbers.items() if value is not None},
+    )

@@ -155,7 +155,8 @@ class SqlCatalogue(Catalogue):
         except GraftError as error:
             if error.reason is Reason.GATE_REFUSED and not move.validate_only:
                 # Nothing was changed, but that somebody tried is worth knowing.
-                await self._database.change(lambda change: _audit_refusal(change, move, error))
+                detail = {"action": "refused", "error": error.message, **error.metadata}
+                await self._database.change(lambda change: _audit(change, move.name, detail))
             raise
 
     async def delete_alias(self, name: str, etag: str | None, reason: str) -> Alias:
@@ -234,6 +235,5 @@ class SqlCatalogue(Catalogue):
         return await self._database.read(read)
 
 
-async def _audit_refusal(change: Change, move: AliasMove, error: GraftError) -> None:
-    detail = {"action": "refused", "error": error.message, **error.metadata}
-    change.audit(namespace_of(move.name), move.name, detail)
+async def _audit(change: Change, name: str, detail: Mapping[str, object]) -> None:
+    change.audit(namespace_of(name), name, detail)

@@ -229,6 +229,17 @@ def policy_message(policy: domain.AliasPolicy) -> pb.AliasPolicy:
     )
 
 
+def approval_message(approval: domain.Approval) -> pb.Approval:
+    """An approval as the contract has it."""
+    return pb.Approval(
+        version=version_name(approval.parent, approval.number),
+        alias=approval.alias,
+        actor=approval.actor,
+        reason=approval.reason,
+        create_time=timestamp(approval.create_time),
+    )
+
+
 def condition_message(condition: domain.Condition) -> pb.Condition:
     """A gate's condition as the contract has it."""
     match condition:

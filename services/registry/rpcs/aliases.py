@@ -9,8 +9,9 @@ from services.common.caller import current_caller
 from services.common.interceptors import Context
 from services.registry.convert import messages
 from services.registry.convert.aliases import alias_move, alias_rollback
-from services.registry.convert.checks import NAMESPACE, check_alias, check_parent
-from services.registry.pages import make_token, page_limit, read_token
+from services.registry.convert.checks import NAMESPACE, check_alias, check_parent, check_text
+from services.registry.convert.keys import request_key
+from services.registry.pages import page_limit
 from services.registry.rpcs.base import RpcGroup
 
 
@@ -39,21 +40,32 @@ class AliasRpcs(RpcGroup):
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.Alias:
         move = alias_move(request, current_caller().actor)
-        return messages.alias_message(await self.parts.catalogue.move_alias(move))
+        key = None if move.validate_only else request_key(request)
+        return messages.alias_message(await self.parts.catalogue.move_alias(move, key))
 
     async def RollbackAlias(self, request: pb.RollbackAliasRequest, context: Context) -> pb.Alias:
         move = alias_rollback(request, current_caller().actor)
-        return messages.alias_message(await self.parts.catalogue.move_alias(move))
+        key = request_key(request)
+        return messages.alias_message(await self.parts.catalogue.move_alias(move, key))
+
+    async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.Alias:
+        check_text("reason", request.reason)
+        gone = await self.parts.catalogue.delete_alias(
+            check_alias(request.name), request.etag or None, request.reason
+        )
+        return messages.alias_message(gone)
 
     async def ListAliasHistory(
         self, request: pb.ListAliasHistoryRequest, context: Context
     ) -> pb.ListAliasHistoryResponse:
         check_alias(request.name)
-        after = read_token("ListAliasHistory", request.name, request.page_token, is_number=True)
+        after = self.parts.tokens.read("ListAliasHistory", request.name, request.page_token)
         page = await self.parts.catalogue.list_alias_history(
             request.name, page_limit(request.page_size), after
         )
         return pb.ListAliasHistoryResponse(
             aliases=map(messages.alias_message, page.items),
-            next_page_token=make_token("ListAliasHistory", request.name, page.next_key),
+            next_page_token=self.parts.tokens.make(
+                "ListAliasHistory", request.name, page.next_key
+            ),
         )

@@ -1,0 +1,1 @@
+"""Gates: what must hold before an alias moves, decided without a database."""
