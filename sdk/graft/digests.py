@@ -45,3 +45,39 @@ def canonical_json(message: Message) -> bytes:
 def digest_message(message: Message) -> str:
     """Digest of a message's canonical JSON."""
     return digest_bytes(canonical_json(message))
+
+
+def audit_digest(
+    before: str,
+    *,
+    number: int,
+    namespace: str,
+    time_us: int,
+    actor: str,
+    method: str,
+    resource: str,
+    request_id: str,
+    detail: str,
+) -> str:
+    """Digest of an entry of the audit log, chained to that of the entry before it.
+
+    Args:
+        before: the digest of the entry before; empty for the first.
+        number: of the entry, from 1.
+        namespace: its id, not its name.
+        time_us: microseconds since 1970.
+        actor, method, resource, request_id: as in AuditEntry.
+        detail: detail_json as it is stored, byte for byte.
+    """
+    entry = {
+        "number": number,
+        "namespace": namespace,
+        "time_us": time_us,
+        "actor": actor,
+        "method": method,
+        "resource": resource,
+        "request_id": request_id,
+        "detail": detail,
+    }
+    text = json.dumps([before, entry], sort_keys=True, separators=(",", ":"))
+    return digest_bytes(text.encode())

@@ -28,18 +28,23 @@ from services.registry.blobs.filesystem import FilesystemBlobStore
 from services.registry.blobs.s3 import S3BlobStore
 from services.registry.blobs.s3_client import S3Options
 from services.registry.catalogue.approvals import Approvals
+from services.registry.catalogue.audit import AuditLog
 from services.registry.catalogue.blob_index import BlobIndex
 from services.registry.catalogue.collection import Collection
 from services.registry.catalogue.database import Database
+from services.registry.catalogue.finding import Finder
 from services.registry.catalogue.leases import Leases
+from services.registry.catalogue.lineage import LineageGraph
 from services.registry.catalogue.listen import Listener
 from services.registry.catalogue.lives import Lives
 from services.registry.catalogue.locks import Locks
 from services.registry.catalogue.lookup import VersionLookup
 from services.registry.catalogue.policies import Policies
 from services.registry.catalogue.postgres import open_postgres
+from services.registry.catalogue.secrets import shared_secret
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
+from services.registry.catalogue.updates import Updates
 from services.registry.catalogue.usage import Namespaces
 from services.registry.collection.clock import LeaseClock
 from services.registry.collection.collector import Collector, Rules
@@ -50,6 +55,7 @@ from services.registry.convert.messages import version_message
 from services.registry.metrics import RegistryMetrics
 from services.registry.objects import Objects
 from services.registry.operations_servicer import OperationsServicer
+from services.registry.pages import PageTokens
 from services.registry.pulse import Pulse
 from services.registry.retention import Compaction, Retention
 from services.registry.rpcs.base import Parts
@@ -111,6 +117,7 @@ class RegistryServer:
         committer = VersionCommitter(catalogue, Admission(blobs, _limits(settings)), metrics)
         lives = Lives(database, timedelta(seconds=settings.undelete_window_s))
         lookup = VersionLookup(database, version_message)
+        tokens = PageTokens(await shared_secret(database, "page-tokens"))
         rpc.add_RegistryServiceServicer_to_server(
             RegistryServicer(
                 Parts(
@@ -119,6 +126,10 @@ class RegistryServer:
                     feed,
                     lives,
                     lookup,
+                    Finder(database),
+                    Updates(database),
+                    LineageGraph(database),
+                    tokens,
                     Policies(database),
                     Approvals(database),
                 )
@@ -143,7 +154,9 @@ class RegistryServer:
             metrics.blob_bytes.dec,
         )
         operations_rpc.add_OperationsServiceServicer_to_server(
-            OperationsServicer(OperationsParts(leases, Namespaces(database), collector)),
+            OperationsServicer(
+                OperationsParts(leases, Namespaces(database), collector, AuditLog(database), tokens)
+            ),
             server.grpc,
         )
         await _fill(metrics, catalogue, blobs, feed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from services.registry.rpcs.aliases import AliasRpcs
+from services.registry.rpcs.approvals import ApprovalRpcs
+from services.registry.rpcs.lineage import LineageRpcs
 from services.registry.rpcs.lives import LifeRpcs
 from services.registry.rpcs.models import ModelRpcs
 from services.registry.rpcs.signatures import SignatureRpcs
@@ -10,5 +12,7 @@ from services.registry.rpcs.versions import VersionRpcs
 from services.registry.rpcs.watch import WatchRpcs
 
 
-class RegistryServicer(ModelRpcs, VersionRpcs, LifeRpcs, SignatureRpcs, AliasRpcs, WatchRpcs):
+class RegistryServicer(
+    ModelRpcs, VersionRpcs, LifeRpcs, SignatureRpcs, AliasRpcs, ApprovalRpcs, LineageRpcs, WatchRpcs
+):
     """Answers RegistryService. Each group takes a request apart, asks, and puts the answer together."""

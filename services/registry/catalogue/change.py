@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from graft.digests import audit_digest
 from sqlalchemy import Table, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,6 +33,7 @@ class Change:
         self.connection, self.now, self.caller = connection, now, caller
         self._revision = revision
         self.added: dict[Table, list[dict[str, Any]]] = {}
+        self.superseded: list[tuple[Table, Mapping[str, Any]]] = []
         self.audited: list[dict[str, Any]] = []
 
     @property
@@ -48,6 +50,11 @@ class Change:
         """Notes rows to be inserted, for what nothing in the transaction reads."""
         if rows:
             self.added.setdefault(table, []).extend(rows)
+
+    def supersede(self, table: Table, key: Mapping[str, Any]) -> None:
+        """Notes that rows of that key, which earlier changes of the same transaction may have noted,
+        are not to be inserted."""
+        self.superseded.append((table, key))
 
     def new_etag(self, name: str) -> str:
         """An etag that nothing of that name had before."""
@@ -111,12 +118,15 @@ class Ledger:
     def take(self, change: Change) -> None:
         """Adds what a change noted that is not undone any more."""
         self.revision = change.next_revision - 1
+        for table, key in change.superseded:
+            noted = self._added.get(table, [])
+            noted[:] = [row for row in noted if not key.items() <= row.items()]
         for table, rows in change.added.items():
             self._added.setdefault(table, []).extend(rows)
         for entry in change.audited:
             self._audit += 1
             numbered = {"number": self._audit, **entry}
-            self._audit_digest = audit_digest(self._audit_digest, numbered)
+            self._audit_digest = audit_digest(self._audit_digest, **numbered)
             numbered["digest"] = self._audit_digest
             self._added.setdefault(tables.audit_entries, []).append(numbered)
 
@@ -131,10 +141,5 @@ class Ledger:
     async def store(self, connection: AsyncConnection) -> None:
         """Writes what was noted."""
         for table, rows in self._added.items():
-            await connection.execute(insert(table), rows)
-
-
-def audit_digest(before: str, entry: Mapping[str, Any]) -> str:
-    """The digest of an audit entry (its columns but digest), chained to that of the one before."""
-    text = json.dumps([before, dict(entry)], sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+            if rows:
+                await connection.execute(insert(table), rows)

@@ -113,6 +113,12 @@ versions = Table(
     Index("versions_by_namespace", "namespace", "kind", "parent", "number"),
     Index("versions_by_time", "namespace", "kind", "create_time_us", "parent", "number"),
     Index("versions_by_fingerprint", "fingerprint"),
+    Index("versions_by_base_fingerprint", "base_fingerprint", "parent", "number"),
+    Index("versions_by_rank", "namespace", "kind", "rank", "parent", "number"),
+    Index("versions_by_size", "namespace", "kind", "size_bytes", "parent", "number"),
+    Index("versions_of_parent_by_time", "parent", "create_time_us", "number"),
+    Index("versions_of_parent_by_rank", "parent", "rank", "number"),
+    Index("versions_of_parent_by_size", "parent", "size_bytes", "number"),
 )
 
 # The digests of a version's files; removed when it is purged.

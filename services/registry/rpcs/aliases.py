@@ -65,7 +65,5 @@ class AliasRpcs(RpcGroup):
         )
         return pb.ListAliasHistoryResponse(
             aliases=map(messages.alias_message, page.items),
-            next_page_token=self.parts.tokens.make(
-                "ListAliasHistory", request.name, page.next_key
-            ),
+            next_page_token=self.parts.tokens.make("ListAliasHistory", request.name, page.next_key),
         )

@@ -1,4 +1,4 @@
-"""RPCs about adapters and bases: create, get and list."""
+"""RPCs about adapters and bases: create, get, list and update."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from graft.registry.v1 import registry_service_pb2 as pb
 
 from services.common.interceptors import Context
 from services.registry.convert import messages
-from services.registry.convert.checks import ADAPTER, BASE, NAMESPACE
+from services.registry.convert.checks import ADAPTER, BASE
+from services.registry.convert.finding import (
+    adapter_words,
+    adapters_listing,
+    base_words,
+    bases_listing,
+    next_token,
+)
 from services.registry.convert.keys import request_key
 from services.registry.convert.models import new_adapter, new_base
-from services.registry.pages import make_token, page_limit, read_token
+from services.registry.domain import Adapter, Base
 from services.registry.rpcs.base import RpcGroup
 
 
@@ -30,15 +37,16 @@ class ModelRpcs(RpcGroup):
     async def ListAdapters(
         self, request: pb.ListAdaptersRequest, context: Context
     ) -> pb.ListAdaptersResponse:
-        namespace = parse_name(request.parent, NAMESPACE)["namespace"]
-        after = read_token("ListAdapters", request.parent, request.page_token)
-        page = await self.parts.catalogue.list_adapters(
-            namespace, page_limit(request.page_size), after
-        )
+        page = await self.parts.finder.adapters(adapters_listing(request, self.parts.tokens))
         return pb.ListAdaptersResponse(
             adapters=map(messages.adapter_message, page.items),
-            next_page_token=make_token("ListAdapters", request.parent, page.next_key),
+            next_page_token=next_token(request, self.parts.tokens, page.next_key),
         )
+
+    async def UpdateAdapter(self, request: pb.UpdateAdapterRequest, context: Context) -> pb.Adapter:
+        changed = await self.parts.updates.update(adapter_words(request))
+        assert isinstance(changed, Adapter), "asked for by its name"
+        return messages.adapter_message(changed)
 
     async def CreateBase(self, request: pb.CreateBaseRequest, context: Context) -> pb.Base:
         return messages.base_message(await self.parts.catalogue.create_base(new_base(request)))
@@ -50,12 +58,13 @@ class ModelRpcs(RpcGroup):
     async def ListBases(
         self, request: pb.ListBasesRequest, context: Context
     ) -> pb.ListBasesResponse:
-        namespace = parse_name(request.parent, NAMESPACE)["namespace"]
-        after = read_token("ListBases", request.parent, request.page_token)
-        page = await self.parts.catalogue.list_bases(
-            namespace, page_limit(request.page_size), after
-        )
+        page = await self.parts.finder.bases(bases_listing(request, self.parts.tokens))
         return pb.ListBasesResponse(
             bases=map(messages.base_message, page.items),
-            next_page_token=make_token("ListBases", request.parent, page.next_key),
+            next_page_token=next_token(request, self.parts.tokens, page.next_key),
         )
+
+    async def UpdateBase(self, request: pb.UpdateBaseRequest, context: Context) -> pb.Base:
+        changed = await self.parts.updates.update(base_words(request))
+        assert isinstance(changed, Base), "asked for by its name"
+        return messages.base_message(changed)

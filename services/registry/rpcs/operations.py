@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from graft.registry.v1 import operations_service_pb2 as pb
 from graft.registry.v1 import operations_service_pb2_grpc as rpc
 
 from services.common.interceptors import Context
+from services.registry.catalogue.audit import AuditLog
 from services.registry.catalogue.leases import Leases
 from services.registry.catalogue.usage import Namespaces
 from services.registry.collection.collector import Collector
 from services.registry.convert import operations as convert
 from services.registry.convert.checks import check_text
-from services.registry.errors import invalid
-from services.registry.pages import make_token, page_limit, read_token
-
-_LEASE_KEY = re.compile(r"[0-9]{1,18}-[0-9a-f]{32}")
+from services.registry.pages import PageTokens, page_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +24,8 @@ class OperationsParts:
     leases: Leases
     namespaces: Namespaces
     collector: Collector
+    audit: AuditLog
+    tokens: PageTokens
 
 
 class OperationsGroup(rpc.OperationsServiceServicer):
@@ -57,15 +56,11 @@ class LeaseRpcs(OperationsGroup):
         self, request: pb.ListLeasesRequest, context: Context
     ) -> pb.ListLeasesResponse:
         target = convert.target(request.target) if request.target else ""
-        after = read_token("ListLeases", target, request.page_token)
-        if after is not None and _LEASE_KEY.fullmatch(after) is None:
-            raise invalid(
-                "The page token is of no lease", "Pass next_page_token of the last answer."
-            )
+        after = self.parts.tokens.read("ListLeases", target, request.page_token)
         page = await self.parts.leases.list(page_limit(request.page_size), after, target)
         return pb.ListLeasesResponse(
             leases=map(convert.lease_message, page.items),
-            next_page_token=make_token("ListLeases", target, page.next_key),
+            next_page_token=self.parts.tokens.make("ListLeases", target, page.next_key),
         )
 
 
@@ -88,11 +83,11 @@ class NamespaceRpcs(OperationsGroup):
     async def ListNamespaces(
         self, request: pb.ListNamespacesRequest, context: Context
     ) -> pb.ListNamespacesResponse:
-        after = read_token("ListNamespaces", "", request.page_token)
+        after = self.parts.tokens.read("ListNamespaces", "", request.page_token)
         page = await self.parts.namespaces.list(page_limit(request.page_size), after)
         return pb.ListNamespacesResponse(
             namespaces=map(convert.namespace_message, page.items),
-            next_page_token=make_token("ListNamespaces", "", page.next_key),
+            next_page_token=self.parts.tokens.make("ListNamespaces", "", page.next_key),
         )
 
     async def SetQuota(self, request: pb.SetQuotaRequest, context: Context) -> pb.Namespace:

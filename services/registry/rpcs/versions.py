@@ -1,4 +1,4 @@
-"""RPCs about versions: commit, get and list."""
+"""RPCs about versions: commit, get, list and update."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from graft.registry.v1 import registry_service_pb2 as pb
 
 from services.common.interceptors import Context
 from services.registry.convert import messages
-from services.registry.convert.checks import check_alias, check_parent, version_number
+from services.registry.convert.checks import check_alias, version_number
+from services.registry.convert.finding import next_token, version_words, versions_listing
 from services.registry.convert.versions import commit_request
-from services.registry.pages import make_token, page_limit, read_token
+from services.registry.domain import Version
 from services.registry.rpcs.base import RpcGroup
 
 
@@ -29,12 +30,13 @@ class VersionRpcs(RpcGroup):
     async def ListVersions(
         self, request: pb.ListVersionsRequest, context: Context
     ) -> pb.ListVersionsResponse:
-        check_parent(request.parent)
-        after = read_token("ListVersions", request.parent, request.page_token, is_number=True)
-        page = await self.parts.catalogue.list_versions(
-            request.parent, page_limit(request.page_size), after
-        )
+        page = await self.parts.finder.versions(versions_listing(request, self.parts.tokens))
         return pb.ListVersionsResponse(
             versions=map(messages.version_message, page.items),
-            next_page_token=make_token("ListVersions", request.parent, page.next_key),
+            next_page_token=next_token(request, self.parts.tokens, page.next_key),
         )
+
+    async def UpdateVersion(self, request: pb.UpdateVersionRequest, context: Context) -> pb.Version:
+        changed = await self.parts.updates.update(version_words(request))
+        assert isinstance(changed, Version), "asked for by its name"
+        return messages.version_message(changed)

@@ -541,6 +541,7 @@ class AuditEntry(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DETAIL_JSON_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Its number, from 1, without gaps."""
     actor: _builtins.str
@@ -557,6 +558,8 @@ class AuditEntry(_message.Message):
     """"sha256:..." over this entry and the digest of the one before: whoever keeps the last one can tell
     whether anything before it was changed.
     """
+    namespace: _builtins.str
+    """Id of the namespace that it belongs to; empty for what belongs to none."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -572,10 +575,11 @@ class AuditEntry(_message.Message):
         request_id: _builtins.str = ...,
         detail_json: _builtins.str = ...,
         digest: _builtins.str = ...,
+        namespace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "detail_json", b"detail_json", "digest", b"digest", "method", b"method", "number", b"number", "request_id", b"request_id", "resource", b"resource", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "detail_json", b"detail_json", "digest", b"digest", "method", b"method", "namespace", b"namespace", "number", b"number", "request_id", b"request_id", "resource", b"resource", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

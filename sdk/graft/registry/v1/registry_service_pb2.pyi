@@ -1466,8 +1466,8 @@ class CommitVersionRequest(_message.Message):
     parent: _builtins.str
     """The adapter, "namespaces/{ns}/adapters/{adapter}", or the base, "namespaces/{ns}/bases/{base}"."""
     base_fingerprint: _builtins.str
-    """BaseFingerprint.digest of the base, or the base's version, that an adapter was trained on. Empty
-    for a version of a base, whose own fingerprint is computed.
+    """BaseFingerprint.digest of the base, or the base's version, that an adapter was trained on. For a
+    version of a base, whose own fingerprint is computed: what it must be, or empty.
     """
     request_id: _builtins.str
     """Makes a repeated call answer what the first one did."""
@@ -2465,11 +2465,13 @@ class GetLineageRequest(_message.Message):
     DIRECTION_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A version, adapter, base or job by its name, or data by "namespaces/{ns}/data/{digest}"."""
+    """A version, adapter, base or job by its name, data by "namespaces/{ns}/data/{digest}", or a place
+    outside as Lineage.sources has it.
+    """
     direction: Global___LineageDirection.ValueType
     """Which way."""
     depth: _builtins.int
-    """How many steps at most; 0 means 10."""
+    """How many steps at most; 0 means 10, more than 50 means 50."""
     def __init__(
         self,
         *,
@@ -2552,12 +2554,12 @@ class LineageNode(_message.Message):
     name: _builtins.str
     """Its name."""
     kind: _builtins.str
-    """"version", "base", "job", "data" or "source"."""
+    """"version", "adapter", "base", "job", "data" or "source"."""
     deleted: _builtins.bool
     """Whether it was purged or deleted."""
     @_builtins.property
     def facts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Facts about it, for example {"digest": "sha256:...", "train_loss": "0.41"}."""
+        """Facts about it, for example {"digest": "sha256:...", "metrics.train_loss": "0.41"}."""
 
     def __init__(
         self,
@@ -2589,7 +2591,7 @@ class LineageEdge(_message.Message):
     source: _builtins.str
     """Name of what it was made from."""
     relation: _builtins.str
-    """"job", "data", "base", "parent" or "source"."""
+    """"job", "data", "base", "parent" or "source"; "version" from an adapter to each of its versions."""
     def __init__(
         self,
         *,
