@@ -13,6 +13,8 @@ from services.inference.domain import (
     AdapterVersion,
     AliasSeen,
     Change,
+    Gone,
+    Returned,
     Snapshot,
 )
 
@@ -70,3 +72,25 @@ class Catalogue:
                     return False
                 entry.aliases[change.alias] = change
                 return known is None or known.version != change.version
+            case Gone():
+                return self._forget(change)
+            case Returned():
+                return True
+
+    def missing(self, snapshot: Snapshot) -> list[Gone]:
+        """What is known and is not in a newer snapshot."""
+        adapters = {adapter.name for adapter in snapshot.adapters}
+        aliases = {(alias.adapter, alias.alias) for alias in snapshot.aliases}
+        found: list[Gone] = []
+        for name, entry in self._adapters.items():
+            if name in adapters:
+                found += [Gone(name, one) for one in entry.aliases if (name, one) not in aliases]
+            elif entry.base:
+                found.append(Gone(name))
+        return found
+
+    def _forget(self, gone: Gone) -> bool:
+        if not gone.alias:
+            return self._adapters.pop(gone.adapter, None) is not None
+        entry = self._adapters.get(gone.adapter)
+        return entry is not None and entry.aliases.pop(gone.alias, None) is not None

@@ -90,7 +90,22 @@ class AliasSeen:
     revision: int
 
 
-Change = AdapterSeen | AdapterVersion | AliasSeen
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """An adapter was deleted, with all its names; or, where alias is not empty, one of its aliases."""
+
+    adapter: str
+    alias: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A deleted adapter is back, with aliases that no event tells of."""
+
+    adapter: str
+
+
+Change = AdapterSeen | AdapterVersion | AliasSeen | Gone | Returned
 
 
 @dataclass(frozen=True, slots=True)

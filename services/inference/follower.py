@@ -14,7 +14,7 @@ from graft.names import DEFAULT_ALIAS
 
 from services.common.logs import get_logger
 from services.inference.catalogue import Catalogue
-from services.inference.domain import AdapterVersion, AliasSeen, Base, Event
+from services.inference.domain import AdapterVersion, AliasSeen, Base, Event, Gone, Returned
 from services.inference.metrics import InferenceMetrics
 from services.inference.registry.base import Registry
 from services.inference.swaps import NEWEST, Swaps
@@ -78,6 +78,8 @@ class Follower:
 
     async def _synchronize(self) -> None:
         snapshot = await self._registry.snapshot()
+        for gone in self._catalogue.missing(snapshot):
+            self._act_on_end(gone)
         moved = sorted(
             self._catalogue.load(snapshot), key=lambda alias: alias.revision, reverse=True
         )
@@ -96,6 +98,8 @@ class Follower:
         while True:
             try:
                 async for event in self._registry.watch(self.revision):
+                    if isinstance(event.change, Returned):
+                        await self._synchronize()
                     self._act(event)
                     self._set_connected(True)
                     delay_s = _FIRST_RETRY_S
@@ -113,7 +117,9 @@ class Follower:
 
     def _act(self, event: Event) -> None:
         change = event.change
-        if change is not None and self._catalogue.apply(change):
+        if isinstance(change, Gone):
+            self._act_on_end(change)
+        elif change is not None and self._catalogue.apply(change):
             match change:
                 case AliasSeen():
                     self._act_on_alias(change)
@@ -130,6 +136,10 @@ class Follower:
             return
         if alias.alias == DEFAULT_ALIAS or self._swaps.route(key) is not None:
             self._swaps.want(key, alias.version)
+
+    def _act_on_end(self, gone: Gone) -> None:
+        self._catalogue.apply(gone)
+        self._swaps.forget(gone.adapter, gone.alias)
 
     def _act_on_version(self, version: AdapterVersion) -> None:
         key = version.adapter, NEWEST

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from graft.errors import GraftError
 from graft.names import DEFAULT_ALIAS
@@ -71,6 +72,18 @@ class Swaps:
             if seen.version == version.name and wanted and routed != version:
                 self.want((version.adapter, alias), version.name)
 
+    def forget(self, adapter: str, alias: str = "") -> None:
+        """An adapter means nothing any more, or one of its aliases: what it routed to is unloaded."""
+
+        def concerns(key: RouteKey) -> bool:
+            return key[0] == adapter and (not alias or key[1] == alias)
+
+        for key in [key for key in self._wanted if concerns(key)]:
+            del self._wanted[key]
+            self._changed[key].set()
+        replaced = [self._routes.pop(key) for key in list(self._routes) if concerns(key)]
+        self._retire(replaced)
+
     async def settled(self) -> None:
         """Waits until every wish so far was fulfilled or failed for good."""
         while self._tasks:
@@ -105,7 +118,8 @@ class Swaps:
                     get_logger().error(
                         "route not moved", alias=key[1], version=name, exc_info=error
                     )
-                self._count(outcome, time.perf_counter() - wanted_s)
+                if key in self._wanted:
+                    self._count(outcome, time.perf_counter() - wanted_s)
                 if self._wanted.get(key) == wish:
                     del self._wanted[key]
         finally:
@@ -139,6 +153,9 @@ class Swaps:
             return old != version
         resident = await self._residency.acquire(version)
         try:
+            if key not in self._wanted:
+                # It was deleted meanwhile.
+                return False
             with self._metrics.stage("switch"):
                 self._switch(key, version)
         finally:
@@ -152,14 +169,18 @@ class Swaps:
         if alias == DEFAULT_ALIAS:
             # From now on the adapter's bare name means this one.
             replaced.append(self._routes.pop((adapter, NEWEST), None))
-            self._residency.preferred = frozenset(
-                each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
-            )
+        self._retire([old for old in replaced if old is not None])
+        get_logger().info("route moved", adapter=adapter, alias=alias, version=version.name)
+
+    def _retire(self, replaced: Sequence[AdapterVersion]) -> None:
+        """Unloads what no name means any more."""
+        self._residency.preferred = frozenset(
+            each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
+        )
         routed = {each.name for each in self._routes.values()}
         for old in replaced:
-            if old is not None and old.name not in routed:
+            if old.name not in routed:
                 self._residency.retire(old)
-        get_logger().info("route moved", adapter=adapter, alias=alias, version=version.name)
 
     async def describe(self, name: str) -> AdapterVersion:
         """A version by its resource name, from what is known or from the registry."""

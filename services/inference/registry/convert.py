@@ -13,6 +13,8 @@ from services.inference.domain import (
     AliasSeen,
     Change,
     Event,
+    Gone,
+    Returned,
 )
 
 
@@ -49,9 +51,19 @@ def adapter_version(version: pb.Version) -> AdapterVersion:
 def event(message: pb.WatchResponse) -> Event:
     """A change of the registry; what does not concern adapters counts as a bookmark."""
     change: Change | None = None
+    ended = message.change_type in (pb.CHANGE_TYPE_DELETED, pb.CHANGE_TYPE_PURGED)
     match message.WhichOneof("change"):
+        case "adapter" if ended:
+            change = Gone(message.adapter.name)
+        case "adapter" if message.change_type == pb.CHANGE_TYPE_UNDELETED:
+            change = Returned(message.adapter.name)
         case "adapter":
             change = adapter_seen(message.adapter)
+        case "alias" if ended:
+            adapter, _, alias = message.alias.name.partition("/aliases/")
+            change = Gone(adapter, alias)
+        case "version" if ended:
+            pass  # No name means it, or its adapter is deleted too.
         case "version":
             change = adapter_version(message.version)
         case "alias":
