@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from graft import convert, folders
 from graft.bases import read_base
 from graft.catalogue import Bases, pages
 from graft.common.v1.common_pb2 import File
+from graft.conditions import parse_condition
 from graft.connection import Connection
 from graft.digests import digest_message
 from graft.errors import GraftError, NotFoundError, Reason
@@ -141,7 +142,12 @@ class Adapters:
         *,
         alias: str = DEFAULT_ALIAS,
         expected: int | None = None,
+        etag: str = "",
+        canaries: Mapping[int, float] | None = None,
+        gate: Sequence[str] = (),
         reason: str = "",
+        validate_only: bool = False,
+        request_id: str | None = None,
     ) -> Alias:
         """Points an alias at a version.
 
@@ -151,19 +157,50 @@ class Adapters:
             alias: the alias to move.
             expected: number of the version that it must name now; 0 if it must not exist; None for
                 no condition.
+            etag: the etag that it must have now; empty for no condition.
+            canaries: other versions by number, with their part of the requests in percent.
+            gate: conditions that must hold, besides the alias' policy; see
+                graft.conditions.parse_condition.
             reason: why, for its history.
+            validate_only: check everything and answer what would be, but change nothing.
+            request_id: makes a repeated call answer what the first one did.
 
         Raises:
-            GraftError: ALIAS_MOVED when it does not name the expected version, VERSION_NOT_FOUND.
+            GraftError: ALIAS_MOVED when it does not name the expected version, VERSION_NOT_FOUND,
+                DELETED, PROTECTED, GATE_REFUSED naming the condition and both numbers.
         """
         full = self._full(adapter)
         request = pb.SetAliasRequest(
-            name=alias_name(full, alias), version=version_name(full, version), reason=reason
+            name=alias_name(full, alias),
+            version=version_name(full, version),
+            reason=reason,
+            etag=etag,
+            canaries=[
+                pb.Canary(version=version_name(full, number), weight_percent=percent)
+                for number, percent in (canaries or {}).items()
+            ],
+            gate=[parse_condition(one) for one in gate],
+            validate_only=validate_only,
+            request_id=request_id or uuid.uuid4().hex,
         )
         if expected is not None:
             request.expected_version = version_name(full, expected) if expected else ""
         stub = self._connection.registry
         return convert.alias(await self._connection.call(stub.SetAlias, request, _PEER))
+
+    async def delete_alias(
+        self, adapter: str, *, alias: str, etag: str = "", reason: str = ""
+    ) -> Alias:
+        """Removes an alias; its history stays.
+
+        Raises:
+            GraftError: ALIAS_NOT_FOUND, ALIAS_MOVED, PROTECTED.
+        """
+        request = pb.DeleteAliasRequest(
+            name=alias_name(self._full(adapter), alias), etag=etag, reason=reason
+        )
+        stub = self._connection.registry
+        return convert.alias(await self._connection.call(stub.DeleteAlias, request, _PEER))
 
     async def rollback(
         self, adapter: str, *, alias: str = DEFAULT_ALIAS, reason: str = ""

@@ -20,6 +20,7 @@ from graft.jobs import JobHandle, Jobs
 from graft.leases import LeaseKeeper
 from graft.names import DEFAULT_NAMESPACE
 from graft.operations import Operations
+from graft.promotion import Promotion
 from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
 
@@ -44,6 +45,7 @@ class Client:
 
     Attributes:
         adapters: list, get, versions, push, pull, promote, rollback, history.
+        promotion: policy, set_policy, approve, revoke, approvals.
         bases: list, get, add.
         jobs: list, get, handle.
         operations: leases, collection and limits of the registry; delete, undelete and purge.
@@ -66,6 +68,7 @@ class Client:
         self._generate_timeout_s = generate_timeout_s
         self._connection = Connection(self.endpoints, timeout_s, patience_s, actor)
         self.adapters = Adapters(self._connection, namespace)
+        self.promotion = Promotion(self._connection, namespace)
         self.bases = Bases(self._connection, namespace)
         self.jobs = Jobs(self._connection, namespace)
         self.operations = Operations(self._connection, namespace)

@@ -43,9 +43,9 @@ def job(message: trainer_pb2.Job) -> results.Job:
         attempt=message.attempt,
         metrics=metrics(message.metrics) if message.HasField("metrics") else None,
         version=message.version or None,
-        create_time=_time(message.create_time),
-        start_time=_time(message.start_time),
-        end_time=_time(message.end_time),
+        create_time=optional_time(message.create_time),
+        start_time=optional_time(message.start_time),
+        end_time=optional_time(message.end_time),
         cancel_requested=message.cancel_requested,
     )
 
@@ -55,7 +55,7 @@ def job_event(message: trainer_pb2.JobEvent) -> results.JobEvent:
     kind = message.WhichOneof("event")
     return results.JobEvent(
         sequence=message.sequence,
-        time=_time(message.time),
+        time=optional_time(message.time),
         attempt=message.attempt,
         state_change=_state_change(message.state_change) if kind == "state_change" else None,
         metrics=metrics(message.metrics) if kind == "metrics" else None,
@@ -82,7 +82,7 @@ def adapter(message: registry_pb2.Adapter) -> results.Adapter:
         description=message.description,
         labels=dict(message.labels),
         latest_version=message.latest_version,
-        create_time=_time(message.create_time),
+        create_time=optional_time(message.create_time),
     )
 
 
@@ -93,7 +93,7 @@ def base(message: registry_pb2.Base) -> results.Base:
         source=message.source,
         fingerprint=message.fingerprint.digest,
         modules=len(message.modules),
-        create_time=_time(message.create_time),
+        create_time=optional_time(message.create_time),
     )
 
 
@@ -116,9 +116,11 @@ def version(message: registry_pb2.Version) -> results.Version:
         lineage=_lineage(manifest.lineage),
         checks=tuple(results.Check(one.name, one.detail) for one in message.admission.checks),
         parameters=message.admission.parameters,
-        create_time=_time(message.create_time),
+        create_time=optional_time(message.create_time),
         signatures=tuple(
-            results.Signature(one.key_id, one.envelope_json, one.actor, _time(one.create_time))
+            results.Signature(
+                one.key_id, one.envelope_json, one.actor, optional_time(one.create_time)
+            )
             for one in message.signatures
         ),
     )
@@ -150,8 +152,13 @@ def alias(message: registry_pb2.Alias) -> results.Alias:
         etag=message.etag,
         actor=message.actor,
         reason=message.reason,
-        update_time=_time(message.update_time),
+        update_time=optional_time(message.update_time),
         revision=message.revision,
+        canaries={one.version: one.weight_percent for one in message.canaries},
+        gate_report=[
+            results.Check(one.condition, one.detail) for one in message.gate_report.results
+        ],
+        deleted=message.deleted,
     )
 
 
@@ -162,7 +169,7 @@ def change(message: registry_pb2.WatchResponse) -> results.Change | None:
         return None
     return results.Change(
         revision=message.revision,
-        time=_time(message.time),
+        time=optional_time(message.time),
         adapter=adapter(message.adapter) if kind == "adapter" else None,
         base=base(message.base) if kind == "base" else None,
         version=version(message.version) if kind == "version" else None,
@@ -229,7 +236,8 @@ def residency(message: inference_pb2.Residency) -> results.Residency:
     )
 
 
-def _time(message: Timestamp) -> datetime | None:
+def optional_time(message: Timestamp) -> datetime | None:
+    """A time; None where there is none."""
     return message.ToDatetime(UTC) if message.seconds or message.nanos else None
 
 

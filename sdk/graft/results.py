@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -227,7 +227,11 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A mutable pointer to a version, as it was after a move."""
+    """A mutable pointer to a version, as it was after a move.
+
+    canaries are the parts of the requests, in percent, that other versions get; gate_report is what a
+    gate found at the move.
+    """
 
     name: str
     version: str
@@ -238,6 +242,9 @@ class Alias:
     reason: str
     update_time: datetime | None
     revision: int
+    canaries: Mapping[str, float] = field(default_factory=dict)
+    gate_report: Sequence[Check] = ()
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from graft.adapters import describe
+from graft.cli import promotion
 from graft.cli.adapter_tables import (
     adapter_row,
     aliases_by_adapter,
@@ -111,6 +112,17 @@ def promote(
         int | None,
         typer.Option(min=0, help="Only if it names this version now; 0: only if it is new."),
     ] = None,
+    canary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VERSION=PERCENT", help="Give another version a part: 8=5."),
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help='Only if it holds: "eval_loss < @production".'),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, change nothing.")
+    ] = False,
     reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -127,8 +139,21 @@ def promote(
                 next_step=f"Choose one of `graft adapters versions {name}`.",
             )
         moved = await client.adapters.promote(
-            name, wanted, alias=alias, expected=expect, reason=reason
+            name,
+            wanted,
+            alias=alias,
+            expected=expect,
+            canaries=promotion.canaries_of(canary or ()),
+            gate=require or (),
+            reason=reason,
+            validate_only=dry_run,
         )
+        promotion.tell_gate(out, moved)
+        if dry_run:
+            out.note(f"{short_id(moved.name)} would name {short_id(moved.version)}.")
+            if as_json:
+                out.json(moved)
+            return
         _moved(out, moved)
 
     run(ctx, out, work)
@@ -167,10 +192,16 @@ def history(
             out.json(moves)
             return
         out.table(
-            ("VERSION", "DIGEST", "MOVED", "BY", "WHY"),
+            ("VERSION", "CANARIES", "DIGEST", "MOVED", "BY", "WHY"),
             (
-                (short_id(move.version), short_digest(move.version_digest), ago(move.update_time),
-                 move.actor, move.reason)
+                (
+                    "(deleted)" if move.deleted else short_id(move.version),
+                    promotion.canaries_text(move),
+                    short_digest(move.version_digest),
+                    ago(move.update_time),
+                    move.actor,
+                    move.reason,
+                )
                 for move in moves
             ),
         )  # fmt: skip

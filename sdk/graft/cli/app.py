@@ -16,6 +16,7 @@ from graft.cli import (
     keys,
     models,
     operations,
+    promotion,
     text,
     train,
     up,
@@ -81,6 +82,7 @@ def _add_commands() -> None:
     app.command()(text.chat)
     app.command()(text.generate)
     app.command()(models.watch)
+    promotion.add_commands(adapters.app)
     operations.add_commands(app, adapters.app, bases.app)
     app.command()(doctor.doctor)
     app.command()(version)
