@@ -74,10 +74,11 @@ class Finder:
             key: Columns = (versions.parent, versions.number)
         else:
             within, key = versions.parent == listing.parent, (versions.number,)
-        query = select(tables.versions).where(within, _wanted(listing, found, whole))
+        query = select(tables.versions).where(_wanted(listing, found, whole))
         if listing.order.field == "metrics":
-            found_rows = await self._by_metric(listing, query, key, whole)
+            found_rows = await self._by_metric(listing, query, within, key)
         else:
+            query = query.where(within)
             found_rows = await self._rows(_sorted(listing, query, _columns(listing, key)))
         return _page(listing, found_rows, rows.version_of)
 
@@ -93,30 +94,21 @@ class Finder:
         return _page(listing, await self._rows(_sorted(listing, query, key)), make)
 
     async def _by_metric(
-        self, listing: Listing, query: Select[Any], key: Columns, whole: bool
+        self, listing: Listing, query: Select[Any], within: ColumnElement[bool], key: Columns
     ) -> Sequence[rows.AnyRow]:
-        metrics, versions = tables.version_metrics.c, tables.versions.c
         after = None if listing.after is None else json.loads(listing.after)
         found: list[rows.AnyRow] = []
         if after is None or len(after) > len(key):
-            same = and_(metrics.parent == versions.parent, metrics.number == versions.number)
-            # The metric's own columns, whose index is in the order that is asked for.
-            own: Columns = (metrics.value, metrics.parent, metrics.number)
-            within: ColumnElement[bool] = metrics.namespace == listing.namespace
-            if not whole:
-                own, within = (metrics.value, metrics.number), metrics.parent == listing.parent
-            with_metric = query.join(tables.version_metrics, same).where(
-                metrics.metric == listing.order.key, within
-            )
-            found += await self._rows(_sorted(listing, with_metric, own, after))
+            found += await self._rows(_with_metric(listing, query, len(key) > 1, after))
             after = None
         if len(found) <= listing.limit:
+            metrics, versions = tables.version_metrics.c, tables.versions.c
             has = and_(
                 metrics.parent == versions.parent,
                 metrics.number == versions.number,
                 metrics.metric == listing.order.key,
             )
-            without = query.where(not_(select(metrics.parent).where(has).exists()))
+            without = query.where(within, not_(select(metrics.parent).where(has).exists()))
             found += await self._rows(_sorted(listing, without, key, after))
         return found[: listing.limit + 1]
 
@@ -126,6 +118,24 @@ class Finder:
             return found
 
         return await self._database.read(read)
+
+
+def _with_metric(
+    listing: Listing, query: Select[Any], whole: bool, after: Place | None
+) -> Select[Any]:
+    """Versions that have the metric, by the index of the metrics.
+
+    What would let a planner begin with the versions, and sort all of them, is kept from it.
+    """
+    metrics, versions = tables.version_metrics.c, tables.versions.c
+    same = and_(metrics.parent == versions.parent, metrics.number == versions.number)
+    query = query.join(tables.version_metrics, same).where(metrics.metric == listing.order.key)
+    if not whole:
+        query = query.where(metrics.parent == listing.parent)
+        return _sorted(listing, query, (metrics.value, metrics.number), after)
+    kind = listing.parent.split("/")[2].removesuffix("s")
+    query = query.where(metrics.namespace == listing.namespace, versions.kind.concat("") == kind)
+    return _sorted(listing, query, (metrics.value, metrics.parent, metrics.number), after)
 
 
 def _columns(listing: Listing, key: Columns) -> Columns:
