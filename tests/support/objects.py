@@ -65,6 +65,14 @@ class ObjectStore:
             return bytes(answer.read())
 
 
+def http_put(url: str, data: bytes) -> None:
+    """Puts data to a URL, as any HTTP client does."""
+    headers = {"Content-Type": "application/octet-stream"}
+    request = urllib.request.Request(url, data, headers, method="PUT")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener.open(request, timeout=30).close()
+
+
 def s3_options(url: str, bucket: str, **others: Any) -> S3Options:
     """Options for a server of these tests, impatient unless others say otherwise."""
     values: dict[str, Any] = {

@@ -6,8 +6,11 @@ import asyncio
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,9 @@ from services.registry.blobs.disk import Disk
 from services.registry.blobs.filesystem import FilesystemBlobStore
 from services.registry.blobs.memory import MemoryBlobStore
 from services.registry.blobs.s3 import S3BlobStore
-from tests.support.objects import ObjectStore, s3_options
+from services.registry.blobs.s3_sink import blob_key
+from tests.support.objects import ObjectStore, http_put, s3_options
+from tests.support.processes import ROOT, process_environment
 
 DATA = bytes(range(256)) * 4096 + b"end"
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -40,6 +45,41 @@ async def get(store: BlobStore, digest: str = DIGEST, offset: int = 0, limit: in
     chunks = [chunk async for chunk in store.read(digest, offset, limit)]
     assert all(0 < len(chunk) <= CHUNK_BYTES for chunk in chunks)
     return b"".join(chunks)
+
+
+async def get_after_resuming(store: BlobStore) -> bytes:
+    """Ends an upload where it was left, and reads the blob."""
+    kept = (await store.status(DIGEST)).committed_size_bytes
+    upload = await store.begin_upload(DIGEST, len(DATA))
+    assert upload is not None
+    await upload.append(kept, DATA[kept:])
+    await upload.finish()
+    await upload.close()
+    return await get(store)
+
+
+@contextmanager
+def holding_a_part(root: Path, data: bytes) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has written data to a part in a store's folder, and goes on with it."""
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from services.registry.blobs.disk import Disk\n"
+        "from services.registry.blobs.parts import PartFiles\n"
+        "_, handle = PartFiles(Path(sys.argv[1]), Disk()).take(sys.argv[2])\n"
+        "os.write(handle, bytes.fromhex(sys.argv[3])); print('holds', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    arguments = [str(root / "uploads"), DIGEST.removeprefix("sha256:"), data.hex()]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=process_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"holds\n"
+        yield process
 
 
 class BlobStoreContract:
@@ -334,6 +374,97 @@ class TestFilesystemBlobStore(FiniteStoreContract):
         assert files == [tmp_path / "sha256" / digits[:2] / digits[2:]]
         assert list((tmp_path / "uploads").iterdir()) == []
 
+    async def test_two_registries_upload_the_same_bytes_at_once_into_one_folder(
+        self, tmp_path: Path
+    ) -> None:
+        stores = [FilesystemBlobStore(tmp_path) for _ in range(3)]
+        uploads = [await store.begin_upload(DIGEST, len(DATA)) for store in stores]
+        for begin in range(0, len(DATA), 100_000):
+            for upload in uploads:
+                assert upload is not None
+                await upload.append(begin, DATA[begin : begin + 100_000])
+        for upload in uploads:
+            assert upload is not None
+            await upload.finish()
+            assert await upload.close() == BlobStatus(len(DATA), complete=True)
+        assert list((tmp_path / "uploads").iterdir()) == []
+        for store in stores:
+            assert await get(store) == DATA
+            assert await store.total_bytes() == len(DATA)
+
+    async def test_another_registrys_wrong_bytes_do_not_spoil_this_ones(
+        self, tmp_path: Path
+    ) -> None:
+        right, wrong = FilesystemBlobStore(tmp_path), FilesystemBlobStore(tmp_path)
+        good = await right.begin_upload(DIGEST, len(DATA))
+        assert good is not None
+        await good.append(0, DATA[:500_000])
+        bad = await wrong.begin_upload(DIGEST, len(DATA))
+        assert bad is not None
+        await bad.append(0, b"x" * len(DATA))
+        with pytest.raises(GraftError, match="nothing of them was kept"):
+            await bad.finish()
+        await bad.close()
+        await good.append(500_000, DATA[500_000:])
+        await good.finish()
+        await good.close()
+        assert await get(wrong) == DATA
+
+    async def test_what_a_killed_registry_left_goes_on_in_another(self, tmp_path: Path) -> None:
+        store = FilesystemBlobStore(tmp_path)
+        with holding_a_part(tmp_path, DATA[:1000]) as other:
+            beside = await store.begin_upload(DIGEST, len(DATA))
+            assert beside is not None
+            with pytest.raises(GraftError, match="Go on at 0"):
+                await beside.append(1000, DATA[1000:])
+            await beside.close()
+            other.kill()
+        after = await store.begin_upload(DIGEST, len(DATA))
+        assert after is not None
+        await after.append(1000, DATA[1000:])
+        await after.finish()
+        await after.close()
+        assert await get(store) == DATA
+
+    async def test_links_in_the_folder_are_not_followed(self, tmp_path: Path) -> None:
+        root, outside = tmp_path / "store", tmp_path / "outside"
+        store = FilesystemBlobStore(root)
+        digits = DIGEST.removeprefix("sha256:")
+        outside.mkdir()
+        (outside / "file").write_bytes(b"mine")
+        (root / "uploads" / f"{digits}.part").symlink_to(outside / "file")
+        (root / "sha256" / digits[:2]).symlink_to(outside)
+        with pytest.raises(GraftError, match="symbolic link"):
+            await put(store)
+        assert [path.name for path in outside.iterdir()] == ["file"]
+        assert (outside / "file").read_bytes() == b"mine"
+        (root / "sha256" / digits[:2]).unlink()
+        assert await get_after_resuming(store) == DATA
+        assert (outside / "file").read_bytes() == b"mine"
+
+    async def test_a_store_without_http_says_that_it_signs_no_urls(self, store: BlobStore) -> None:
+        for call in (
+            store.sign_upload(DIGEST, 5),
+            store.finish_signed_upload(DIGEST, 5, "0" * 32),
+            store.sign_download(DIGEST),
+        ):
+            with pytest.raises(GraftError, match="no signed URLs") as raised:
+                await call
+            assert raised.value.reason is Reason.NOT_SUPPORTED
+
+    @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
+    async def test_a_whole_read_of_damaged_bytes_ends_in_an_error(
+        self, damage: str, tmp_path: Path
+    ) -> None:
+        store = FilesystemBlobStore(tmp_path)
+        await put(store)
+        [path] = (tmp_path / "sha256").glob("*/*")
+        changed = {"flipped": b"x" + DATA[1:], "cut": DATA[:-1], "emptied": b""}[damage]
+        path.write_bytes(changed)
+        with pytest.raises(GraftError, match="damaged") as raised:
+            await get(store)
+        assert raised.value.reason is Reason.DIGEST_MISMATCH
+
 
 class TestMemoryBlobStore(FiniteStoreContract):
     """Blobs in memory."""
@@ -358,4 +489,107 @@ class TestS3BlobStore(BlobStoreContract):
     async def store(self, object_store: ObjectStore, bucket: str) -> AsyncIterator[BlobStore]:
         store = S3BlobStore(s3_options(object_store.url, bucket))
         yield store
+        await store.close()
+
+    async def test_a_large_upload_is_staged_and_becomes_one_object(
+        self, object_store: ObjectStore, bucket: str
+    ) -> None:
+        store = S3BlobStore(s3_options(object_store.url, bucket), chunk_bytes=300_000)
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        for begin in range(0, len(DATA), 100_000):
+            await upload.append(begin, DATA[begin : begin + 100_000])
+        assert len(object_store.keys(bucket)) == len(DATA) // 300_000
+        await upload.finish()
+        await upload.close()
+        assert object_store.keys(bucket) == [f"graft/blobs/{blob_key(DIGEST)}"]
+        assert await get(store) == DATA
+        await store.close()
+
+    async def test_a_small_upload_is_one_object_from_the_start(
+        self, store: BlobStore, object_store: ObjectStore, bucket: str
+    ) -> None:
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA)
+        assert object_store.keys(bucket) == []
+        await upload.finish()
+        await upload.close()
+        assert object_store.keys(bucket) == [f"graft/blobs/{blob_key(DIGEST)}"]
+
+    async def test_two_registries_upload_the_same_bytes_at_once_into_one_bucket(
+        self, object_store: ObjectStore, bucket: str
+    ) -> None:
+        stores = [S3BlobStore(s3_options(object_store.url, bucket), 300_000) for _ in range(2)]
+        uploads = [await store.begin_upload(DIGEST, len(DATA)) for store in stores]
+        for begin in range(0, len(DATA), 100_000):
+            for upload in uploads:
+                assert upload is not None
+                await upload.append(begin, DATA[begin : begin + 100_000])
+        for upload in uploads:
+            assert upload is not None
+            await upload.finish()
+            assert await upload.close() == BlobStatus(len(DATA), complete=True)
+        assert object_store.keys(bucket) == [f"graft/blobs/{blob_key(DIGEST)}"]
+        for store in stores:
+            assert await get(store) == DATA
+            await store.close()
+
+    async def test_a_signed_url_takes_bytes_and_its_holder_cannot_change_the_blob(
+        self, store: BlobStore, object_store: ObjectStore, bucket: str
+    ) -> None:
+        signed = await store.sign_upload(DIGEST, len(DATA))
+        assert signed is not None
+        with pytest.raises(GraftError, match="Nothing was put"):
+            await store.finish_signed_upload(DIGEST, len(DATA), signed.upload_id)
+        await asyncio.to_thread(http_put, signed.target.url, DATA)
+        assert await store.missing([DIGEST]) == [DIGEST]
+        await store.finish_signed_upload(DIGEST, len(DATA), signed.upload_id)
+        await asyncio.to_thread(http_put, signed.target.url, b"other bytes")
+        assert await get(store) == DATA
+        await store.finish_signed_upload(DIGEST, len(DATA), signed.upload_id)
+        assert await get(store) == DATA
+        assert object_store.keys(bucket) == [f"graft/blobs/{blob_key(DIGEST)}"]
+        assert await store.sign_upload(DIGEST, len(DATA)) is None
+
+    @pytest.mark.parametrize("sent", [b"x" + DATA[1:], DATA[:-1], DATA + b"x"])
+    async def test_other_bytes_at_a_signed_url_are_refused_and_dropped(
+        self, sent: bytes, store: BlobStore, object_store: ObjectStore, bucket: str
+    ) -> None:
+        signed = await store.sign_upload(DIGEST, len(DATA))
+        assert signed is not None
+        await asyncio.to_thread(http_put, signed.target.url, sent)
+        with pytest.raises(GraftError, match="nothing of them was kept") as raised:
+            await store.finish_signed_upload(DIGEST, len(DATA), signed.upload_id)
+        assert raised.value.reason is Reason.DIGEST_MISMATCH
+        assert object_store.keys(bucket) == []
+
+    async def test_an_upload_id_cannot_name_another_object(self, store: BlobStore) -> None:
+        for upload_id in ("", "../../sha256", "0" * 31 + "/"):
+            with pytest.raises(GraftError, match="is not the id"):
+                await store.finish_signed_upload(DIGEST, len(DATA), upload_id)
+
+    async def test_what_was_put_and_never_finished_expires(
+        self, store: BlobStore, object_store: ObjectStore, bucket: str
+    ) -> None:
+        signed = await store.sign_upload(DIGEST, len(DATA))
+        assert signed is not None
+        await asyncio.to_thread(http_put, signed.target.url, DATA)
+        assert await store.expire_uploads(3600) == 0
+        assert await store.expire_uploads(0) == 1
+        assert object_store.keys(bucket) == []
+
+    async def test_more_than_one_put_can_carry_is_not_signed(self, store: BlobStore) -> None:
+        with pytest.raises(GraftError) as raised:
+            await store.sign_upload(DIGEST, 6 * 1024**3)
+        assert raised.value.reason is Reason.NOT_SUPPORTED
+
+    async def test_a_bucket_that_is_not_there_is_said(self, object_store: ObjectStore) -> None:
+        store = S3BlobStore(s3_options(object_store.url, "no-such-bucket"))
+        with pytest.raises(GraftError, match="NoSuchBucket") as raised:
+            await store.total_bytes()
+        assert raised.value.reason is Reason.UNAVAILABLE
+        with pytest.raises(GraftError) as raised:
+            await put(store)
+        assert raised.value.reason is Reason.UNAVAILABLE
         await store.close()
