@@ -11,6 +11,7 @@ import grpc
 
 from graft import catalogue, convert
 from graft.adapters import Adapters
+from graft.base_versions import BaseVersions
 from graft.catalogue import Bases
 from graft.connection import Connection
 from graft.endpoints import Endpoints
@@ -45,6 +46,7 @@ class Client:
 
     Attributes:
         adapters: list, get, versions, push, pull, promote, rollback, history.
+        base_versions: list, push, pull.
         promotion: policy, set_policy, approve, revoke, approvals.
         bases: list, get, add.
         jobs: list, get, handle.
@@ -68,6 +70,7 @@ class Client:
         self._generate_timeout_s = generate_timeout_s
         self._connection = Connection(self.endpoints, timeout_s, patience_s, actor)
         self.adapters = Adapters(self._connection, namespace)
+        self.base_versions = BaseVersions(self._connection, namespace)
         self.promotion = Promotion(self._connection, namespace)
         self.bases = Bases(self._connection, namespace)
         self.jobs = Jobs(self._connection, namespace)

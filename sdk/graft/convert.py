@@ -123,6 +123,9 @@ def version(message: registry_pb2.Version) -> results.Version:
             )
             for one in message.signatures
         ),
+        method=manifest.method,
+        quantization=manifest.quantization,
+        fingerprint=manifest.fingerprint.digest,
     )
 
 

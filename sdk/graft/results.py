@@ -201,7 +201,10 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An immutable, verified version of an adapter."""
+    """An immutable, verified version of an adapter or a base.
+
+    quantization and fingerprint are a base's, base_fingerprint, rank and so on an adapter's.
+    """
 
     name: str
     number: int
@@ -218,6 +221,9 @@ class Version:
     parameters: int
     create_time: datetime | None
     signatures: tuple[Signature, ...] = ()
+    method: str = ""
+    quantization: str = ""
+    fingerprint: str = ""
 
     @property
     def size_bytes(self) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.output import Output, ago, short_digest
+from graft.cli.output import Output, ago, short_digest, size
 from graft.cli.session import JsonOption, run
 from graft.client import Client
 from graft.results import short_id
@@ -53,5 +53,77 @@ def add(
         if as_json:
             out.json(base)
         out.note(f"{short_id(base.name)} is recorded ({short_digest(base.fingerprint)}).")
+
+    run(ctx, out, work)
+
+
+@app.command()
+def push(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A merged, fully tuned or quantized model.")],
+    base: Annotated[str, typer.Option(help="Its base; by default named like the folder.")] = "",
+    method: Annotated[str, typer.Option(help="How it was made: merge, full, quantize.")] = "full",
+    parent: Annotated[
+        list[str] | None, typer.Option(help="Full name of a version that it was made from.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a model's folder the next version of a base; its bytes are stored and verified."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        version = await client.base_versions.push(folder, base, method=method, parents=parent or ())
+        if as_json:
+            out.json(version)
+        name = short_id(version.name.rpartition("/versions/")[0])
+        out.note(
+            f"{name}:{version.number} is verified and stored ({short_digest(version.digest)})."
+        )
+
+    run(ctx, out, work)
+
+
+@app.command()
+def versions(
+    ctx: typer.Context,
+    base: Annotated[str, typer.Argument(metavar="BASE")],
+    as_json: JsonOption = False,
+) -> None:
+    """List a base's versions, newest first."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        found = await client.base_versions.list(base)
+        if as_json:
+            out.json(found)
+            return
+        out.table(
+            ("VERSION", "METHOD", "QUANTIZATION", "FINGERPRINT", "SIZE", "CREATED"),
+            (
+                (one.number, one.method, one.quantization, short_digest(one.fingerprint),
+                 size(one.size_bytes), ago(one.create_time))
+                for one in found
+            ),
+        )  # fmt: skip
+
+    run(ctx, out, work)
+
+
+@app.command()
+def pull(
+    ctx: typer.Context,
+    base: Annotated[str, typer.Argument(metavar="BASE")],
+    version: Annotated[int, typer.Argument(min=1)],
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a base's version to a folder that transformers and vLLM load."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        found = await client.base_versions.pull(base, version, folder)
+        if as_json:
+            out.json(found)
+        out.note(f"{folder} holds {base}:{found.number}.")
 
     run(ctx, out, work)

@@ -1,0 +1,143 @@
+"""Versions of bases: merged, fully tuned or quantized checkpoints, pushed, listed and pulled."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from graft import convert, folders
+from graft.blobs import describe_file
+from graft.catalogue import Bases, pages
+from graft.common.v1.common_pb2 import File
+from graft.connection import Connection
+from graft.errors import GraftError, NotFoundError, Reason
+from graft.names import base_name, default_base_id, version_name
+from graft.registry.v1 import registry_service_pb2 as pb
+from graft.results import Version
+
+_PEER = "the registry"
+# What save_pretrained() writes of a model and its tokenizer; the registry checks every one.
+_KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE", "NOTICE")
+# Of a training run, or of Hub folders; not of a model.
+_LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+Transferred = Callable[[str, int, int], None]
+
+
+class BaseVersions:
+    """The versions of a namespace's bases. A name is short ("tiny") or a full resource name."""
+
+    def __init__(self, connection: Connection, namespace: str) -> None:
+        self._connection, self._namespace = connection, namespace
+        self._bases = Bases(connection, namespace)
+
+    def _full(self, base: str) -> str:
+        return base if base.startswith("namespaces/") else base_name(self._namespace, base)
+
+    async def list(self, base: str) -> Sequence[Version]:
+        """A base's versions, newest first. Raises BASE_NOT_FOUND."""
+        stub, parent = self._connection.registry, self._full(base)
+
+        async def page(token: str) -> pb.ListVersionsResponse:
+            request = pb.ListVersionsRequest(parent=parent, page_size=100, page_token=token)
+            return await self._connection.call(stub.ListVersions, request, _PEER)
+
+        return [convert.version(one) async for answer in pages(page) for one in answer.versions]
+
+    async def push(
+        self,
+        folder: str | Path,
+        base: str = "",
+        *,
+        method: str = "full",
+        parents: Sequence[str] = (),
+        progress: Transferred | None = None,
+        request_id: str | None = None,
+    ) -> Version:
+        """Makes a model's folder the next version of a base; records the base where it is new.
+
+        Args:
+            folder: config.json, a tokenizer and safetensors files.
+            base: its base; by default named like the folder.
+            method: how it was made: "merge", "full", "quantize".
+            parents: full names of the versions that it was made from.
+            progress: called with a file's path, the bytes moved just now and its size.
+            request_id: makes a repeated call answer what the first one did.
+
+        Raises:
+            GraftError: NOT_A_MODEL, VERSION_REFUSED, STORAGE_FULL, QUOTA_EXCEEDED.
+        """
+        folder = Path(folder).absolute()
+        full = self._full(base or default_base_id(folder.name))
+        await self._record(full, folder)
+        files = [await asyncio.to_thread(describe_file, folder, path) for path in _files(folder)]
+        request = pb.CommitVersionRequest(
+            parent=full,
+            files=files,
+            method=method,
+            lineage=pb.Lineage(parent_versions=parents),
+            request_id=request_id or uuid.uuid4().hex,
+        )
+        async with self._connection.lease([file.digest for file in files], "upload"):
+            await self._upload(folder, files, progress)
+            answer = await self._connection.call(
+                self._connection.registry.CommitVersion,
+                request,
+                _PEER,
+                timeout_s=max(3600.0, self._connection.timeout_s),
+            )
+        return convert.version(answer)
+
+    async def pull(
+        self, base: str, version: int, folder: str | Path, *, progress: Transferred | None = None
+    ) -> Version:
+        """Writes a version to a new folder that transformers and vLLM load.
+
+        Raises:
+            GraftError: ALREADY_EXISTS (the folder), VERSION_NOT_FOUND, DIGEST_MISMATCH.
+        """
+        request = pb.GetVersionRequest(name=version_name(self._full(base), version))
+        found = await self._connection.call(self._connection.registry.GetVersion, request, _PEER)
+        with folders.new_folder(Path(folder)) as part:
+            for file in found.manifest.files:
+                target = folders.inside(part, file.path)
+                await self._connection.blobs.fetch(file, target, _reporter(file, progress))
+        return convert.version(found)
+
+    async def _record(self, full: str, folder: Path) -> None:
+        try:
+            await self._bases.get(full)
+        except NotFoundError:
+            await self._bases.add(folder, full.rpartition("/")[2])
+
+    async def _upload(
+        self, folder: Path, files: Sequence[File], progress: Transferred | None
+    ) -> None:
+        missing = await self._connection.blobs.missing([file.digest for file in files])
+        for file in files:
+            report = _reporter(file, progress)
+            if file.digest in missing:
+                await self._connection.blobs.upload(folder / file.path, file, report)
+            elif report:
+                report(file.size_bytes)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = {path for kind in _KINDS for path in folder.glob(kind) if path.is_file()}
+    paths = sorted(path for path in found if path.name not in _LEFT_OUT)
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise GraftError(
+                Reason.NOT_A_MODEL,
+                f"{path.name} in {folder} is a link to a file outside of it",
+                next_step="Copy the file into the folder, if it belongs to the model.",
+                path=path,
+            )
+    return paths
+
+
+def _reporter(file: File, progress: Transferred | None) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    return lambda moved_bytes: progress(file.path, moved_bytes, file.size_bytes)
