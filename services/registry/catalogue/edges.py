@@ -115,5 +115,5 @@ async def _by_fingerprint(
     found = await connection.execute(query)
     return [
         Edge(version_name(result, number), version_name(base, of), "base")
-        for result, number, base, of in found.tuples()
+        for result, number, base, of in found
     ]

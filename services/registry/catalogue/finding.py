@@ -133,8 +133,8 @@ def _with_metric(
     if not whole:
         query = query.where(metrics.parent == listing.parent)
         return _sorted(listing, query, (metrics.value, metrics.number), after)
-    kind = listing.parent.split("/")[2].removesuffix("s")
-    query = query.where(metrics.namespace == listing.namespace, versions.kind.concat("") == kind)
+    other = "adapter" if listing.parent.endswith("/bases/-") else "base"
+    query = query.where(metrics.namespace == listing.namespace, versions.kind != other)
     return _sorted(listing, query, (metrics.value, metrics.parent, metrics.number), after)
 
 
