@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.harness import Report
 
 # Each module has run(short: bool) -> Report.
-BENCHMARKS = ("streaming", "swap", "training", "registry")
+BENCHMARKS = ("streaming", "swap", "training", "registry", "blobs")
 
 
 def main() -> int:
