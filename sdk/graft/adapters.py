@@ -6,10 +6,11 @@ import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from graft import convert, folders
 from graft.bases import read_base
-from graft.catalogue import Bases, pages
+from graft.catalogue import Bases, Find, asked, listed, pages
 from graft.common.v1.common_pb2 import File
 from graft.conditions import parse_condition
 from graft.connection import Connection
@@ -48,15 +49,24 @@ class Adapters:
     def _full(self, adapter: str) -> str:
         return adapter if "/" in adapter else adapter_name(self._namespace, adapter)
 
-    async def list(self) -> Sequence[Adapter]:
-        """All adapters, by name."""
+    def _full_or_all(self, adapter: str) -> str:
+        if adapter == "-":
+            return f"{namespace_name(self._namespace)}/adapters/-"
+        return self._full(adapter)
+
+    async def list(self, **find: Unpack[Find]) -> Sequence[Adapter]:
+        """Adapters, by name where no order is asked for.
+
+        Raises:
+            GraftError: INVALID_FILTER, naming the position; INVALID_REQUEST (the order).
+        """
         stub, parent = self._connection.registry, namespace_name(self._namespace)
 
         async def page(token: str) -> pb.ListAdaptersResponse:
-            request = pb.ListAdaptersRequest(parent=parent, page_size=1000, page_token=token)
+            request = pb.ListAdaptersRequest(parent=parent, page_token=token, **asked(find))
             return await self._connection.call(stub.ListAdapters, request, _PEER)
 
-        return [convert.adapter(one) async for answer in pages(page) for one in answer.adapters]
+        return await listed(page, lambda answer: map(convert.adapter, answer.adapters), find)
 
     async def get(self, adapter: str) -> Adapter:
         """One adapter.
@@ -80,19 +90,20 @@ class Adapters:
         stub = self._connection.registry
         return convert.adapter(await self._connection.call(stub.CreateAdapter, request, _PEER))
 
-    async def versions(self, adapter: str) -> Sequence[Version]:
-        """All versions of an adapter, newest first.
+    async def versions(self, adapter: str = "-", **find: Unpack[Find]) -> Sequence[Version]:
+        """Versions of an adapter, or of all of them, newest first where no order is asked for.
 
         Raises:
-            GraftError: ADAPTER_NOT_FOUND.
+            GraftError: ADAPTER_NOT_FOUND; INVALID_FILTER, naming the position; INVALID_REQUEST
+                (the order).
         """
-        stub, parent = self._connection.registry, self._full(adapter)
+        stub, parent = self._connection.registry, self._full_or_all(adapter)
 
         async def page(token: str) -> pb.ListVersionsResponse:
-            request = pb.ListVersionsRequest(parent=parent, page_size=1000, page_token=token)
+            request = pb.ListVersionsRequest(parent=parent, page_token=token, **asked(find))
             return await self._connection.call(stub.ListVersions, request, _PEER)
 
-        return [convert.version(one) async for answer in pages(page) for one in answer.versions]
+        return await listed(page, lambda answer: map(convert.version, answer.versions), find)
 
     async def version(self, reference: str) -> Version:
         """One version by "bot", "bot@production" or "bot:7"; "bot" means as in a request for text.
@@ -128,10 +139,8 @@ class Adapters:
 
     async def aliases(self, adapter: str = "-") -> Sequence[Alias]:
         """The aliases of an adapter, or of all of them."""
-        parent = self._full(adapter) if adapter != "-" else (
-            f"{namespace_name(self._namespace)}/adapters/-"
-        )  # fmt: skip
-        stub, request = self._connection.registry, pb.ListAliasesRequest(parent=parent)
+        request = pb.ListAliasesRequest(parent=self._full_or_all(adapter))
+        stub = self._connection.registry
         answer = await self._connection.call(stub.ListAliases, request, _PEER)
         return [convert.alias(one) for one in answer.aliases]
 

@@ -6,10 +6,11 @@ import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from graft import convert, folders
 from graft.blobs import describe_file
-from graft.catalogue import Bases, pages
+from graft.catalogue import Bases, Find, asked, listed
 from graft.common.v1.common_pb2 import File
 from graft.connection import Connection
 from graft.errors import GraftError, NotFoundError, Reason
@@ -35,15 +36,20 @@ class BaseVersions:
     def _full(self, base: str) -> str:
         return base if base.startswith("namespaces/") else base_name(self._namespace, base)
 
-    async def list(self, base: str) -> Sequence[Version]:
-        """A base's versions, newest first. Raises BASE_NOT_FOUND."""
+    async def list(self, base: str, **find: Unpack[Find]) -> Sequence[Version]:
+        """A base's versions, newest first where no order is asked for.
+
+        Raises:
+            GraftError: BASE_NOT_FOUND; INVALID_FILTER, naming the position; INVALID_REQUEST (the
+                order).
+        """
         stub, parent = self._connection.registry, self._full(base)
 
         async def page(token: str) -> pb.ListVersionsResponse:
-            request = pb.ListVersionsRequest(parent=parent, page_size=100, page_token=token)
+            request = pb.ListVersionsRequest(parent=parent, page_token=token, **asked(find))
             return await self._connection.call(stub.ListVersions, request, _PEER)
 
-        return [convert.version(one) async for answer in pages(page) for one in answer.versions]
+        return await listed(page, lambda answer: map(convert.version, answer.versions), find)
 
     async def push(
         self,

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack
 
 from graft import convert
 from graft.bases import read_base
 from graft.connection import Connection
 from graft.errors import GraftError, Reason
-from graft.names import base_name, default_base_id, namespace_name
+from graft.names import base_name, default_base_id, full_name, namespace_name
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.results import Base, Change
 
 _PEER = "the registry"
+_PAGE_SIZE = 1000
+T = TypeVar("T")
+
+
+class Find(TypedDict, total=False):
+    """What a list is asked for; everything may be left out.
+
+    filter and order_by are written as docs/find.md says, for example 'labels.team = "a"' and
+    "create_time desc". show_deleted: list what is deleted too. limit: at most this many; 0 for all.
+    """
+
+    filter: str
+    order_by: str
+    show_deleted: bool
+    limit: int
 
 
 class _Page(Protocol):
@@ -38,6 +61,30 @@ async def pages(get: Callable[[str], Awaitable[Page]]) -> AsyncIterator[Page]:
             return
 
 
+def asked(find: Find) -> Mapping[str, Any]:
+    """The fields of a List request."""
+    return {
+        "page_size": min(find.get("limit") or _PAGE_SIZE, _PAGE_SIZE),
+        "filter": find.get("filter", ""),
+        "order_by": find.get("order_by", ""),
+        "show_deleted": find.get("show_deleted", False),
+    }
+
+
+async def listed(
+    get: Callable[[str], Awaitable[Page]], items: Callable[[Page], Iterable[T]], find: Find
+) -> list[T]:
+    """The items of all pages, or as many as were asked for; get as in pages()."""
+    found: list[T] = []
+    limit, token = find.get("limit") or None, ""
+    while True:
+        page = await get(token)
+        found += items(page)
+        token = page.next_page_token
+        if not token or (limit is not None and len(found) >= limit):
+            return found[:limit]
+
+
 class Bases:
     """The bases of a namespace."""
 
@@ -45,15 +92,19 @@ class Bases:
         self._connection = connection
         self._namespace = namespace
 
-    async def list(self) -> Sequence[Base]:
-        """All bases, by name, without their number of modules."""
+    async def list(self, **find: Unpack[Find]) -> Sequence[Base]:
+        """Bases, by name where no order is asked for, without their number of modules.
+
+        Raises:
+            GraftError: INVALID_FILTER, naming the position; INVALID_REQUEST (the order).
+        """
         stub, parent = self._connection.registry, namespace_name(self._namespace)
 
         async def page(token: str) -> pb.ListBasesResponse:
-            request = pb.ListBasesRequest(parent=parent, page_size=1000, page_token=token)
+            request = pb.ListBasesRequest(parent=parent, page_token=token, **asked(find))
             return await self._connection.call(stub.ListBases, request, _PEER)
 
-        return [convert.base(one) async for answer in pages(page) for one in answer.bases]
+        return await listed(page, lambda answer: map(convert.base, answer.bases), find)
 
     async def get(self, base: str) -> Base:
         """One base.
@@ -101,7 +152,11 @@ class Bases:
 
 
 async def watch(
-    connection: Connection, namespace: str, after_revision: int | None
+    connection: Connection,
+    namespace: str,
+    after_revision: int | None,
+    resource: str = "",
+    kinds: Sequence[str] = (),
 ) -> AsyncGenerator[Change, None]:
     """Changes in a namespace, in order, without end; see Client.watch."""
     stub, parent = connection.registry, namespace_name(namespace)
@@ -109,10 +164,13 @@ async def watch(
         request = pb.ListAliasesRequest(parent=f"{parent}/adapters/-")
         after_revision = (await connection.call(stub.ListAliases, request, _PEER)).revision
     seen = after_revision
+    wanted = full_name(resource, namespace) if resource else parent
 
     def open_stream() -> AsyncGenerator[pb.WatchResponse, None]:
         return connection.stream(
-            stub.Watch, pb.WatchRequest(parent=parent, after_revision=seen), _PEER
+            stub.Watch,
+            pb.WatchRequest(parent=wanted, after_revision=seen, kinds=kinds),
+            _PEER,
         )
 
     async def finished() -> bool:

@@ -11,6 +11,7 @@ import grpc
 
 from graft import catalogue, convert
 from graft.adapters import Adapters
+from graft.audit import Audit
 from graft.base_versions import BaseVersions
 from graft.catalogue import Bases
 from graft.connection import Connection
@@ -19,11 +20,14 @@ from graft.generation import Message, Prompt, Sampling, chat_request, generate_r
 from graft.inference.v1 import inference_service_pb2 as pb
 from graft.jobs import JobHandle, Jobs
 from graft.leases import LeaseKeeper
+from graft.lineage import Direction, Graph, read_lineage
+from graft.metadata import Metadata
 from graft.names import DEFAULT_NAMESPACE
 from graft.operations import Operations
 from graft.promotion import Promotion
 from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
+from graft.words import Words
 
 _PEER = "inference"
 Request = TypeVar("Request", pb.GenerateRequest, pb.ChatRequest)
@@ -49,6 +53,7 @@ class Client:
         base_versions: list, push, pull.
         promotion: policy, set_policy, approve, revoke, approvals.
         bases: list, get, add.
+        metadata: get, update, label: descriptions and labels.
         jobs: list, get, handle.
         operations: leases, collection and limits of the registry; delete, undelete and purge.
     """
@@ -73,8 +78,11 @@ class Client:
         self.base_versions = BaseVersions(self._connection, namespace)
         self.promotion = Promotion(self._connection, namespace)
         self.bases = Bases(self._connection, namespace)
+        self.metadata = Metadata(self._connection, namespace)
         self.jobs = Jobs(self._connection, namespace)
         self.operations = Operations(self._connection, namespace)
+        self.audit = Audit(self._connection, namespace)
+        self.words = Words(self._connection, namespace)
 
     async def __aenter__(self) -> Self:
         return self
@@ -247,13 +255,37 @@ class Client:
             await self._connection.call(stub.GetResidency, pb.GetResidencyRequest(), _PEER)
         )
 
-    def watch(self, after_revision: int | None = None) -> AsyncGenerator[Change, None]:
+    async def lineage(
+        self, what: str, *, direction: Direction = Direction.BOTH, depth: int = 0
+    ) -> Graph:
+        """What something was made from, and what was made from it.
+
+        Args:
+            what: "bot:7", "bot@production", "bot", "bases/tiny", "jobs/j", a digest of data, a place
+                outside as "hf://org/name@commit", or a full resource name.
+            direction: which way.
+            depth: how many steps at most; 0 for 10.
+
+        Raises:
+            GraftError: VERSION_NOT_FOUND, ADAPTER_NOT_FOUND, BASE_NOT_FOUND, INVALID_REFERENCE.
+        """
+        return await read_lineage(self._connection, self.namespace, what, direction, depth)
+
+    def watch(
+        self,
+        after_revision: int | None = None,
+        *,
+        resource: str = "",
+        kinds: Sequence[str] = (),
+    ) -> AsyncGenerator[Change, None]:
         """Changes in the registry, in order, without end; goes on across restarts.
 
         Args:
             after_revision: only what came after it; 0 for all there ever was; None for what comes now.
+            resource: only of this adapter ("bot") or base ("bases/tiny"), with all that belongs to it.
+            kinds: only of "adapter", "base", "version", "alias" or "policy"; none for all.
 
         Raises:
             GraftError: REVISION_COMPACTED when that far back is not kept any more.
         """
-        return catalogue.watch(self._connection, self.namespace, after_revision)
+        return catalogue.watch(self._connection, self.namespace, after_revision, resource, kinds)

@@ -83,6 +83,8 @@ def adapter(message: registry_pb2.Adapter) -> results.Adapter:
         labels=dict(message.labels),
         latest_version=message.latest_version,
         create_time=optional_time(message.create_time),
+        etag=message.etag,
+        deleted=_deleted(message),
     )
 
 
@@ -94,6 +96,11 @@ def base(message: registry_pb2.Base) -> results.Base:
         fingerprint=message.fingerprint.digest,
         modules=len(message.modules),
         create_time=optional_time(message.create_time),
+        description=message.description,
+        labels=dict(message.labels),
+        latest_version=message.latest_version,
+        etag=message.etag,
+        deleted=_deleted(message),
     )
 
 
@@ -126,7 +133,15 @@ def version(message: registry_pb2.Version) -> results.Version:
         method=manifest.method,
         quantization=manifest.quantization,
         fingerprint=manifest.fingerprint.digest,
+        description=message.description,
+        labels=dict(message.labels),
+        etag=message.etag,
+        deleted=_deleted(message),
     )
+
+
+def _deleted(message: registry_pb2.Adapter | registry_pb2.Base | registry_pb2.Version) -> bool:
+    return message.HasField("delete_time") or message.HasField("purge_time")
 
 
 def _lineage(message: registry_pb2.Lineage) -> results.Lineage:

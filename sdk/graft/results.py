@@ -143,6 +143,8 @@ class Adapter:
     labels: Mapping[str, str]
     latest_version: int
     create_time: datetime | None
+    etag: str = ""
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,11 @@ class Base:
     fingerprint: str
     modules: int
     create_time: datetime | None
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    latest_version: int = 0
+    etag: str = ""
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +231,10 @@ class Version:
     method: str = ""
     quantization: str = ""
     fingerprint: str = ""
+    description: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    etag: str = ""
+    deleted: bool = False
 
     @property
     def size_bytes(self) -> int:
