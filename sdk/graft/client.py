@@ -27,7 +27,6 @@ from graft.operations import Operations
 from graft.promotion import Promotion
 from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
-from graft.words import Words
 
 _PEER = "inference"
 Request = TypeVar("Request", pb.GenerateRequest, pb.ChatRequest)
@@ -56,6 +55,7 @@ class Client:
         metadata: get, update, label: descriptions and labels.
         jobs: list, get, handle.
         operations: leases, collection and limits of the registry; delete, undelete and purge.
+        audit: entries, follow, verify: who changed what in the registry.
     """
 
     def __init__(
@@ -82,7 +82,6 @@ class Client:
         self.jobs = Jobs(self._connection, namespace)
         self.operations = Operations(self._connection, namespace)
         self.audit = Audit(self._connection, namespace)
-        self.words = Words(self._connection, namespace)
 
     async def __aenter__(self) -> Self:
         return self

@@ -192,7 +192,15 @@ def change(message: registry_pb2.WatchResponse) -> results.Change | None:
         base=base(message.base) if kind == "base" else None,
         version=version(message.version) if kind == "version" else None,
         alias=alias(message.alias) if kind == "alias" else None,
+        policy=message.policy.name if kind == "policy" else None,
+        action=_action(message.change_type),
     )
+
+
+def _action(value: registry_pb2.ChangeType.ValueType) -> results.ChangeAction:
+    word = registry_pb2.ChangeType.Name(value).removeprefix("CHANGE_TYPE_").lower()
+    # A registry of before they were told.
+    return results.ChangeAction(word) if value else results.ChangeAction.CREATED
 
 
 def answer(message: inference_pb2.GenerateResponse) -> results.Answer:

@@ -150,5 +150,33 @@ class ModelReference:
         return f"{prefix}{self.name}{suffix}"
 
 
+def full_name(text: str, namespace: str = DEFAULT_NAMESPACE) -> str:
+    """The resource name of what a person writes.
+
+    Args:
+        text: "bot", "bot:7", "bot@production", "bases/tiny", "bases/tiny:1", "jobs/j", each with
+            "{ns}/" before it where it is in another namespace; or a full name, which stays as it is.
+        namespace: where it is, unless text says so.
+
+    Raises:
+        GraftError: INVALID_REFERENCE.
+    """
+    if text.startswith("namespaces/"):
+        return text
+    for group, make in (("bases/", base_name), ("jobs/", job_name)):
+        before, found, rest = text.rpartition(group)
+        if found and (not before or before.endswith("/")):
+            reference = ModelReference.parse(before + rest, namespace)
+            return _of(reference, make(reference.namespace, reference.name))
+    reference = ModelReference.parse(text, namespace)
+    return _of(reference, adapter_name(reference.namespace, reference.name))
+
+
+def _of(reference: ModelReference, parent: str) -> str:
+    if reference.version:
+        return version_name(parent, reference.version)
+    return alias_name(parent, reference.alias) if reference.alias else parent
+
+
 def _an(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

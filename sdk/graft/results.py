@@ -264,9 +264,22 @@ class Alias:
     deleted: bool = False
 
 
+class ChangeAction(StrEnum):
+    """What happened to a resource."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    DELETED = "deleted"
+    UNDELETED = "undeleted"
+    PURGED = "purged"
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change in the registry; exactly one of the last four is set."""
+    """A change in the registry; exactly one of adapter, base, version, alias and policy is set.
+
+    policy is the name of the alias whose policy was set.
+    """
 
     revision: int
     time: datetime | None
@@ -274,6 +287,8 @@ class Change:
     base: Base | None = None
     version: Version | None = None
     alias: Alias | None = None
+    policy: str | None = None
+    action: ChangeAction = ChangeAction.CREATED
 
 
 @dataclass(frozen=True, slots=True)
