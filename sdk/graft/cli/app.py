@@ -9,17 +9,21 @@ import typer
 from graft.cli import (
     adapters,
     archive,
+    audit,
     bases,
     doctor,
     hub,
     jobs,
     keys,
+    lineage,
+    metadata,
     models,
     operations,
     promotion,
     text,
     train,
     up,
+    watch,
 )
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
@@ -81,8 +85,11 @@ def _add_commands() -> None:
     app.command()(models.residency)
     app.command()(text.chat)
     app.command()(text.generate)
-    app.command()(models.watch)
+    app.command()(watch.watch)
+    app.command()(lineage.lineage)
+    app.add_typer(audit.app, name="audit")
     promotion.add_commands(adapters.app)
+    metadata.add_commands(adapters.app, bases.app)
     operations.add_commands(app, adapters.app, bases.app)
     app.command()(doctor.doctor)
     app.command()(version)
