@@ -6,6 +6,7 @@ A service adds its servicers and says what to do before and after; see serve().
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -77,6 +78,10 @@ class GrpcServer:
         await self.grpc.start()
         self.address, self.metrics_address = f"{host}:{port}", self._endpoint.address
         await self.set_serving(True)
+        # What was made at the start stays to the end: looking through it again at every full
+        # collection would stop all calls for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
         if self._settings.ready_file is not None:
             ready = {"address": self.address, "metrics_address": self.metrics_address}
             write_atomic(self._settings.ready_file, json.dumps(ready).encode())
