@@ -15,7 +15,7 @@ from graft.errors import GraftError, Reason
 from sqlalchemy import event, text
 
 from services.registry.catalogue import tables
-from services.registry.catalogue.base import Catalogue, RequestKey
+from services.registry.catalogue.base import Catalogue, EventFilter, RequestKey
 from services.registry.catalogue.database import Database
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
@@ -205,7 +205,7 @@ class TestCatalogue:
         assert kinds == [Base, Adapter, Version, Version, Alias]
         assert events[2].resource == await filled.get_version(BOT, 1)
         assert await filled.events(3, 1, None) == [events[3]]
-        assert await filled.events(0, 100, "other") == []
+        assert await filled.events(0, 100, EventFilter("other")) == []
 
     async def test_what_failed_left_no_event(self, filled: Catalogue) -> None:
         before = await filled.revision()
