@@ -10,7 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from graft.connection import Connection
 from graft.errors import GraftError, Reason
-from graft.names import ModelReference, adapter_name, alias_name, version_name
+from graft.names import full_name
 from graft.registry.v1 import registry_service_pb2 as pb
 
 _PEER = "the registry"
@@ -31,8 +31,7 @@ class Described:
 class Metadata:
     """Descriptions and labels.
 
-    A name is "bot", "bot:7" or "bot@production", or any full resource name of an adapter, a base or
-    a version.
+    A name is "bot", "bot:7", "bot@production", "bases/tiny" or a full resource name.
     """
 
     def __init__(self, connection: Connection, namespace: str) -> None:
@@ -44,7 +43,11 @@ class Metadata:
         Raises:
             GraftError: *_NOT_FOUND, INVALID_REFERENCE.
         """
-        stub, call, full = self._connection.registry, self._connection.call, self._full(name)
+        stub, call, full = (
+            self._connection.registry,
+            self._connection.call,
+            full_name(name, self._namespace),
+        )
         if "/versions/" in full or "/aliases/" in full:
             version = await call(stub.GetVersion, pb.GetVersionRequest(name=full), _PEER)
             return _described(version)
@@ -81,7 +84,7 @@ class Metadata:
                 f"Nothing is to be changed of {name}",
                 next_step="Give a description or labels.",
             )
-        full = self._full(name)
+        full = full_name(name, self._namespace)
         if "/aliases/" in full:
             full = (await self.get(full)).name
         said = {"name": full, "description": description or "", "labels": labels, "etag": etag}
@@ -122,15 +125,6 @@ class Metadata:
                 if error.reason is not Reason.ETAG_MISMATCH or not tries_left:
                     raise
         raise AssertionError("the last try returns or raises")
-
-    def _full(self, name: str) -> str:
-        if name.startswith("namespaces/"):
-            return name
-        reference = ModelReference.parse(name, self._namespace)
-        adapter = adapter_name(reference.namespace, reference.name)
-        if reference.alias:
-            return alias_name(adapter, reference.alias)
-        return version_name(adapter, reference.version) if reference.version else adapter
 
 
 def _described(message: _Message) -> Described:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from graft.adapters import describe
+from graft.cli.metadata import labels_text
 from graft.cli.output import ago, short_digest, size
 from graft.results import Adapter, Alias, Version, short_id
 
@@ -21,34 +23,50 @@ def aliases_by_adapter(aliases: Sequence[Alias]) -> dict[str, list[str]]:
 def adapter_row(adapter: Adapter, aliases: list[str]) -> tuple[object, ...]:
     """A line of `graft adapters list`."""
     return (
-        short_id(adapter.name),
+        short_id(adapter.name) + _ended(adapter),
         short_id(adapter.base),
         adapter.latest_version,
         ", ".join(aliases),
+        labels_text(adapter.labels),
         ago(adapter.create_time),
     )
 
 
-def version_row(version: Version, aliases: list[str]) -> tuple[object, ...]:
-    """A line of `graft adapters versions`."""
-    loss = version.lineage.metrics.get("train_loss")
+def sorted_metric(order: str) -> str:
+    """The metric that a table of versions shows: what it is sorted by, else the training's loss."""
+    field = order.split()[0] if order.split() else ""
+    return field.removeprefix("metrics.") if field.startswith("metrics.") else "train_loss"
+
+
+def version_row(
+    version: Version, aliases: list[str], metric: str = "train_loss", whole: bool = False
+) -> tuple[object, ...]:
+    """A line of `graft adapters versions`; whole: with the adapter's name."""
+    value = version.lineage.metrics.get(metric)
     return (
-        version.number,
+        (describe(version) if whole else str(version.number)) + _ended(version),
         ", ".join(aliases),
+        labels_text(version.labels),
         short_digest(version.digest),
         version.rank,
         size(version.size_bytes),
         short_id(version.lineage.job) if version.lineage.job else "pushed",
-        f"{loss:.4f}" if loss is not None else "",
+        f"{value:.4f}" if value is not None else "",
         ago(version.create_time),
     )
+
+
+def _ended(found: Adapter | Version) -> str:
+    return " (deleted)" if found.deleted else ""
 
 
 def version_fields(version: Version) -> list[tuple[str, object]]:
     """What `graft adapters show` prints."""
     lineage = version.lineage
     return [
-        ("version", version.name),
+        ("version", version.name + _ended(version)),
+        ("description", version.description),
+        ("labels", labels_text(version.labels)),
         ("digest", version.digest),
         ("base", version.base),
         ("fingerprint", version.base_fingerprint),

@@ -24,9 +24,11 @@ from graft.cli import promotion
 from graft.cli.adapter_tables import (
     adapter_row,
     aliases_by_adapter,
+    sorted_metric,
     version_fields,
     version_row,
 )
+from graft.cli.metadata import DeletedOption, FilterOption, LimitOption, SortOption, find
 from graft.cli.output import Output, ago, short_digest, size
 from graft.cli.session import JsonOption, run
 from graft.cli.signing import TrustedOption, sign, verify
@@ -47,20 +49,30 @@ ReasonOption = Annotated[str, typer.Option(help="Why, for the history.")]
 
 
 @app.command("list")
-def list_adapters(ctx: typer.Context, as_json: JsonOption = False) -> None:
+def list_adapters(
+    ctx: typer.Context,
+    filter: FilterOption = "",
+    sort: SortOption = "",
+    deleted: DeletedOption = False,
+    limit: LimitOption = 0,
+    as_json: JsonOption = False,
+) -> None:
     """List adapters with their aliases."""
     out = Output(as_json)
 
     async def work(client: Client) -> None:
-        adapters, aliases = await client.adapters.list(), await client.adapters.aliases()
+        adapters = await client.adapters.list(**find(filter, sort, deleted, limit))
+        aliases = await client.adapters.aliases()
         if as_json:
             out.json(adapters)
         elif adapters:
             pointing = aliases_by_adapter(aliases)
             out.table(
-                ("ADAPTER", "BASE", "VERSIONS", "ALIASES", "CREATED"),
+                ("ADAPTER", "BASE", "VERSIONS", "ALIASES", "LABELS", "CREATED"),
                 (adapter_row(adapter, pointing[adapter.name]) for adapter in adapters),
             )
+        elif filter:
+            out.note("No adapter is like that.")
         else:
             out.note("No adapters yet. Train one: graft train DATA --base FOLDER --adapter NAME")
 
@@ -82,21 +94,34 @@ def show(ctx: typer.Context, reference: ReferenceArgument, as_json: JsonOption =
 
 
 @app.command()
-def versions(ctx: typer.Context, adapter: AdapterArgument, as_json: JsonOption = False) -> None:
-    """List an adapter's versions, newest first."""
+def versions(
+    ctx: typer.Context,
+    adapter: Annotated[str, typer.Argument(metavar="[ADAPTER]", help="- for all adapters.")] = "-",
+    filter: FilterOption = "",
+    sort: SortOption = "",
+    deleted: DeletedOption = False,
+    limit: LimitOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """List versions of an adapter, or of all, newest first."""
     out = Output(as_json)
 
     async def work(client: Client) -> None:
-        found = await client.adapters.versions(adapter)
+        found = await client.adapters.versions(adapter, **find(filter, sort, deleted, limit))
         if as_json:
             out.json(found)
             return
+        metric = sorted_metric(sort)
+        loss = metric.removeprefix("train_").upper()
         pointing = defaultdict[str, list[str]](list)
         for alias in await client.adapters.aliases(adapter):
             pointing[alias.version].append(short_id(alias.name))
         out.table(
-            ("VERSION", "ALIASES", "DIGEST", "RANK", "SIZE", "JOB", "LOSS", "CREATED"),
-            (version_row(version, pointing[version.name]) for version in found),
+            ("VERSION", "ALIASES", "LABELS", "DIGEST", "RANK", "SIZE", "JOB", loss, "CREATED"),
+            (
+                version_row(version, pointing[version.name], metric, whole=adapter == "-")
+                for version in found
+            ),
         )
 
     run(ctx, out, work)

@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from graft.cli.metadata import (
+    DeletedOption,
+    FilterOption,
+    LimitOption,
+    SortOption,
+    find,
+    labels_text,
+)
 from graft.cli.output import Output, ago, short_digest, size
 from graft.cli.session import JsonOption, run
 from graft.client import Client
@@ -16,22 +24,37 @@ app = typer.Typer(no_args_is_help=True, help="Base models that adapters belong t
 
 
 @app.command("list")
-def list_bases(ctx: typer.Context, as_json: JsonOption = False) -> None:
+def list_bases(
+    ctx: typer.Context,
+    filter: FilterOption = "",
+    sort: SortOption = "",
+    deleted: DeletedOption = False,
+    limit: LimitOption = 0,
+    as_json: JsonOption = False,
+) -> None:
     """List bases."""
     out = Output(as_json)
 
     async def work(client: Client) -> None:
-        bases = await client.bases.list()
+        bases = await client.bases.list(**find(filter, sort, deleted, limit))
         if as_json:
             out.json(bases)
         elif bases:
             out.table(
-                ("BASE", "FINGERPRINT", "SOURCE", "RECORDED"),
+                ("BASE", "FINGERPRINT", "SOURCE", "LABELS", "RECORDED"),
                 (
-                    (short_id(one.name), short_digest(one.fingerprint), one.source, ago(one.create_time))
+                    (
+                        short_id(one.name) + (" (deleted)" if one.deleted else ""),
+                        short_digest(one.fingerprint),
+                        one.source,
+                        labels_text(one.labels),
+                        ago(one.create_time),
+                    )
                     for one in bases
                 ),
-            )  # fmt: skip
+            )
+        elif filter:
+            out.note("No base is like that.")
         else:
             out.note("No bases yet. Record one: graft bases add FOLDER")
 
@@ -87,13 +110,17 @@ def push(
 def versions(
     ctx: typer.Context,
     base: Annotated[str, typer.Argument(metavar="BASE")],
+    filter: FilterOption = "",
+    sort: SortOption = "",
+    deleted: DeletedOption = False,
+    limit: LimitOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """List a base's versions, newest first."""
     out = Output(as_json)
 
     async def work(client: Client) -> None:
-        found = await client.base_versions.list(base)
+        found = await client.base_versions.list(base, **find(filter, sort, deleted, limit))
         if as_json:
             out.json(found)
             return
