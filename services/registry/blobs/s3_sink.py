@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # S3 takes at most 10,000 parts, of 5 MiB at least.
 _MAX_PARTS = 9_000
 _MIN_PART_BYTES = 5 * CHUNK_BYTES
-_CONCURRENT_PARTS = 2
+_CONCURRENT_PARTS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ class S3Sink(Sink):
         self._staging = f"uploads/{check_digest(digest)}"
         self._writer = uuid.uuid4().hex
         self._chain: list[Chunk] = []
-        self._buffer: list[bytes] = []
+        # One object that grows, and is given away with a chunk: no copy is made to join pieces.
+        self._buffer = bytearray()
 
     @property
     def _staged_bytes(self) -> int:
@@ -97,7 +98,7 @@ class S3Sink(Sink):
         return True
 
     def replay(self, hasher: _Hash) -> int:
-        self._buffer.clear()
+        self._buffer = bytearray()
         with store_errors(self._digest):
             self._chain = staged_chain(self._store, self._digest)
             for chunk in self._chain:
@@ -105,28 +106,33 @@ class S3Sink(Sink):
         return self._staged_bytes
 
     def append(self, data: bytes, at: int) -> None:
-        if sum(map(len, self._buffer)) + len(data) < self._chunk_bytes:
-            self._buffer.append(data)
-        else:
-            self._stage([*self._buffer, data])
+        self._buffer += data
+        if len(self._buffer) < self._chunk_bytes:
+            return
+        try:
+            self._stage()
+        except GraftError:
+            # None of data is kept; what was there before still is.
+            self._buffer = self._buffer[: at - self._staged_bytes]
+            raise
 
-    def _stage(self, pieces: list[bytes]) -> None:
-        """Makes a chunk of pieces, which replace the buffer; when that fails, all is as before."""
-        data, offset = b"".join(pieces), self._staged_bytes
-        key = f"{self._staging}/{offset:016d}-{len(data)}-{self._writer}"
+    def _stage(self) -> None:
+        """Makes a chunk of the buffer; when that fails, all is as before."""
+        offset, size_bytes = self._staged_bytes, len(self._buffer)
+        key = f"{self._staging}/{offset:016d}-{size_bytes}-{self._writer}"
         with store_errors(self._digest):
-            obstore.put(self._store, key, data, use_multipart=False)
-        self._chain.append(Chunk(key, offset, len(data)))
-        self._buffer.clear()
+            obstore.put(self._store, key, self._buffer, use_multipart=False)
+        self._chain.append(Chunk(key, offset, size_bytes))
+        self._buffer = bytearray()
 
     def publish(self, size_bytes: int) -> None:
         key = blob_key(self._digest)
         if not self._chain:
             with store_errors(self._digest):
-                obstore.put(self._store, key, b"".join(self._buffer), use_multipart=False)
+                obstore.put(self._store, key, self._buffer, use_multipart=False)
         elif not self.published():
             self._write_whole(key, size_bytes)
-        self._buffer.clear()
+        self._buffer = bytearray()
         self._chain.clear()
         self._remove_staging()
 
@@ -150,21 +156,20 @@ class S3Sink(Sink):
             max_concurrency=_CONCURRENT_PARTS,
         )
 
-    async def _checked(self) -> AsyncIterator[bytes]:
+    async def _checked(self) -> AsyncIterator[bytes | memoryview]:
         hasher = hashlib.sha256()
         for chunk in self._chain:
             with store_errors(self._digest):
                 data = await (await obstore.get_async(self._store, chunk.key)).bytes_async()
             hasher.update(data)
-            yield data.to_bytes()
-        rest = b"".join(self._buffer)
-        hasher.update(rest)
+            yield memoryview(data)
+        hasher.update(self._buffer)
         # An error here makes the store forget all parts.
         found = "sha256:" + hasher.hexdigest()
         if found != self._digest:
             raise other_bytes(self._digest, f"the digest {found} in the object store")
-        if rest:
-            yield rest
+        if self._buffer:
+            yield memoryview(self._buffer)
 
     def _remove_staging(self) -> None:
         # The blob exists; what is left here costs room until uploads are expired, and nothing else.
@@ -176,7 +181,7 @@ class S3Sink(Sink):
             get_logger().warning("staged chunks were left", digest=self._digest, error=str(error))
 
     def discard(self) -> None:
-        self._buffer.clear()
+        self._buffer = bytearray()
         used = [chunk.key for chunk in self._chain]
         self._chain.clear()
         if used:
@@ -186,8 +191,8 @@ class S3Sink(Sink):
     def close(self) -> int:
         if self._buffer:
             try:
-                self._stage(self._buffer)
+                self._stage()
             except GraftError as error:
                 get_logger().warning("a chunk was not kept", digest=self._digest, error=str(error))
-                self._buffer.clear()
+                self._buffer = bytearray()
         return self._staged_bytes
