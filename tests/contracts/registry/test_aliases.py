@@ -142,9 +142,9 @@ class TestGates:
                 "SELECT resource, detail FROM audit_entries ORDER BY number DESC LIMIT 1"
             )
         )
-        ((resource, detail),) = rows.all()
-        assert resource == PRODUCTION
-        assert '"refused"' in detail
+        last = rows.one()
+        assert last.resource == PRODUCTION
+        assert '"refused"' in last.detail
 
     async def test_checking_only_changes_nothing(self, measured: Catalogue) -> None:
         would = await measured.move_alias(replace(move(2), gate=(BETTER,), validate_only=True))

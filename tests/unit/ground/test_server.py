@@ -62,6 +62,21 @@ class Servicer(BlobServiceServicer):
         await self.go_on.wait()
         yield pb.ReadResponse(data=b"b")
 
+    async def SignUpload(
+        self, request: pb.SignUploadRequest, context: Context
+    ) -> pb.SignUploadResponse:
+        raise AssertionError("not called")
+
+    async def FinishUpload(
+        self, request: pb.FinishUploadRequest, context: Context
+    ) -> pb.FinishUploadResponse:
+        raise AssertionError("not called")
+
+    async def SignDownload(
+        self, request: pb.SignDownloadRequest, context: Context
+    ) -> pb.SignDownloadResponse:
+        raise AssertionError("not called")
+
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[tuple[GrpcServer, Servicer]]:
