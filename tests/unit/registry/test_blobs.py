@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from graft.blobs import BlobClient, describe_file
 from graft.channel import open_channel, rpc_errors
+from graft.common.v1.common_pb2 import File
 from graft.errors import GraftError, InvalidError, Reason, UnavailableError
 from graft.registry.v1 import blob_service_pb2 as pb
 from graft.registry.v1.blob_service_pb2_grpc import BlobServiceStub
@@ -20,7 +21,8 @@ from services.registry.blobs.disk import Disk
 from services.registry.blobs.filesystem import FilesystemBlobStore
 from services.registry.config import RegistrySettings
 from services.registry.server import RegistryServer
-from tests.support.registry import RegistryCalls
+from tests.support.objects import ObjectStore
+from tests.support.registry import RegistryCalls, running_registry
 from tests.support.waiting import eventually
 
 DATA = os.urandom(1_500_000)
@@ -233,3 +235,90 @@ async def test_a_full_disk_refuses_the_upload_and_nothing_else(tmp_path: Path) -
             assert await service.read() == DATA
     finally:
         await server.stop()
+
+
+async def test_a_stored_file_that_was_damaged_never_arrives(
+    registry: RegistryServer, service: Calls, tmp_path: Path
+) -> None:
+    await service.write(chunks())
+    [path] = (tmp_path / "registry/blobs/sha256").glob("*/*")
+    path.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    file, target = File(path="weights", digest=DIGEST, size_bytes=len(DATA)), tmp_path / "fetched"
+    # Also when a first attempt had fetched a part of it.
+    for kept in (b"", DATA[:300_000], b"stale"):
+        (tmp_path / "fetched.part").write_bytes(kept)
+        async with open_channel(registry.address) as channel:
+            with pytest.raises(GraftError, match="damaged") as raised:
+                await BlobClient(channel).fetch(file, target)
+        assert raised.value.reason is Reason.DIGEST_MISMATCH
+        assert list(tmp_path.glob("fetched*")) == []
+
+
+async def test_a_partial_file_of_other_bytes_is_fetched_anew(
+    registry: RegistryServer, service: Calls, tmp_path: Path
+) -> None:
+    await service.write(chunks())
+    file, target = File(path="weights", digest=DIGEST, size_bytes=len(DATA)), tmp_path / "fetched"
+    (tmp_path / "fetched.part").write_bytes(b"of another file")
+    async with open_channel(registry.address) as channel:
+        await BlobClient(channel).fetch(file, target)
+    assert target.read_bytes() == DATA
+
+
+async def test_an_upload_whose_place_was_told_wrongly_goes_on_at_the_right_one(
+    registry: RegistryServer, service: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    await service.write(chunks(end=700_000, finish=False))
+
+    async def told_by_another_registry(*_: object) -> int:
+        return 500_000
+
+    async with open_channel(registry.address) as channel:
+        client = BlobClient(channel)
+        monkeypatch.setattr(client, "_kept", told_by_another_registry)
+        await client.upload(source, describe_file(tmp_path, source))
+    assert await service.read() == DATA
+
+
+async def test_a_registry_without_signed_urls_moves_large_files_itself(
+    registry: RegistryServer, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "fetched"
+    source.write_bytes(DATA)
+    async with open_channel(registry.address) as channel:
+        with pytest.raises(GraftError, match="no signed URLs") as raised, rpc_errors("it"):
+            await BlobServiceStub(channel).SignDownload(pb.SignDownloadRequest(digest=DIGEST))
+        assert raised.value.reason is Reason.NOT_SUPPORTED
+        client = BlobClient(channel, direct_bytes=1)
+        await client.upload(source, describe_file(tmp_path, source))
+        await client.fetch(describe_file(tmp_path, source), target)
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("direct_bytes", [1, 2**40], ids=["signed URLs", "through the service"])
+async def test_a_registry_on_a_bucket_stores_and_gives_files(
+    direct_bytes: int, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.new_bucket()
+    settings: dict[str, object] = {
+        "s3_bucket": bucket,
+        "s3_endpoint": object_store.url,
+        "s3_region": "us-east-1",
+        "s3_allow_http": True,
+    }
+    source, target = tmp_path / "source", tmp_path / "fetched"
+    source.write_bytes(DATA)
+    file = describe_file(tmp_path, source)
+    async with (
+        running_registry(tmp_path / "registry", **settings) as server,
+        open_channel(server.address) as channel,
+    ):
+        client = BlobClient(channel, direct_bytes=direct_bytes)
+        await client.upload(source, file)
+        assert await client.missing([file.digest]) == set()
+        await client.fetch(file, target)
+    assert target.read_bytes() == DATA
+    assert len(object_store.keys(bucket)) == 1
+    assert not (tmp_path / "registry/blobs").exists()
