@@ -135,20 +135,12 @@ class Catalogue(ABC):
         """The adapter of that name."""
 
     @abstractmethod
-    async def list_adapters(self, namespace: str, limit: int, after: str | None) -> Page[Adapter]:
-        """Adapters of a namespace, by name."""
-
-    @abstractmethod
     async def create_base(self, new: NewBase) -> Base:
         """Records a base, or answers the stored one of the same fingerprint. Raises ALREADY_EXISTS."""
 
     @abstractmethod
     async def get_base(self, name: str) -> Base:
         """The base of that name."""
-
-    @abstractmethod
-    async def list_bases(self, namespace: str, limit: int, after: str | None) -> Page[Base]:
-        """Bases of a namespace, by name, without modules and config_json."""
 
     @abstractmethod
     async def base_content(self, base: str, fingerprint: str) -> BaseContent | None:
@@ -172,10 +164,6 @@ class Catalogue(ABC):
     @abstractmethod
     async def get_version_by_alias(self, alias: str) -> Version:
         """The version that an alias names now."""
-
-    @abstractmethod
-    async def list_versions(self, parent: str, limit: int, after: str | None) -> Page[Version]:
-        """Versions of an adapter or a base, newest first."""
 
     @abstractmethod
     async def sign_version(self, parent: str, number: int, new: NewSignature) -> Version:

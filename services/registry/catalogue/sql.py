@@ -60,28 +60,11 @@ class SqlCatalogue(Catalogue):
     async def get_adapter(self, name: str) -> Adapter:
         return await self._database.read(lambda connection: models.read_adapter(connection, name))
 
-    async def list_adapters(self, namespace: str, limit: int, after: str | None) -> Page[Adapter]:
-        table = tables.adapters
-        query = select(table).where(table.c.namespace == namespace).order_by(table.c.name)
-        if after is not None:
-            query = query.where(table.c.name > after)
-        return await self._page(query, limit, rows.adapter_of, lambda adapter: adapter.name)
-
     async def create_base(self, new: NewBase) -> Base:
         return await self._database.change(lambda change: models.create_base(change, new))
 
     async def get_base(self, name: str) -> Base:
         return await self._database.read(lambda connection: models.read_base(connection, name))
-
-    async def list_bases(self, namespace: str, limit: int, after: str | None) -> Page[Base]:
-        columns = tables.bases.c
-        wanted = [one for one in columns if one.name not in ("config_json", "modules")]
-        query = select(*wanted).where(columns.namespace == namespace).order_by(columns.name)
-        if after is not None:
-            query = query.where(columns.name > after)
-        return await self._page(
-            query, limit, lambda row: rows.base_of(row, whole=False), lambda base: base.name
-        )
 
     async def base_content(self, base: str, fingerprint: str) -> BaseContent | None:
         return await self._database.read(
@@ -108,14 +91,6 @@ class SqlCatalogue(Catalogue):
         return await self._database.read(
             lambda connection: commits.read_version_by_alias(connection, alias)
         )
-
-    async def list_versions(self, parent: str, limit: int, after: str | None) -> Page[Version]:
-        await self._database.read(lambda connection: models.read_parent(connection, parent))
-        table = tables.versions
-        query = select(table).where(table.c.parent == parent).order_by(table.c.number.desc())
-        if after is not None:
-            query = query.where(table.c.number < int(after))
-        return await self._page(query, limit, rows.version_of, lambda version: str(version.number))
 
     async def sign_version(self, parent: str, number: int, new: NewSignature) -> Version:
         return await self._database.change(

@@ -90,32 +90,6 @@ class TestCatalogue:
         )
         assert sorted(one.number for one in made) == list(range(3, 23))
 
-    async def test_pages_follow_each_other_without_gap_or_repetition(
-        self, filled: Catalogue
-    ) -> None:
-        for number in range(9):
-            await filled.create_adapter(adapter(f"a{number}"), None)
-        await filled.create_adapter(adapter("elsewhere", ns="other"), None)
-        names: list[str] = []
-        after: str | None = None
-        while True:
-            page = await filled.list_adapters("default", 3, after)
-            names += [one.name for one in page.items]
-            after = page.next_key
-            if after is None:
-                break
-        assert names == sorted([BOT, *(f"{NS}/adapters/a{number}" for number in range(9))])
-
-    async def test_versions_are_listed_newest_first(self, filled: Catalogue) -> None:
-        page = await filled.list_versions(BOT, 1, None)
-        assert ([one.number for one in page.items], page.next_key) == ([2], "2")
-        rest = await filled.list_versions(BOT, 1, page.next_key)
-        assert ([one.number for one in rest.items], rest.next_key) == ([1], None)
-
-    async def test_listed_bases_come_without_their_modules(self, filled: Catalogue) -> None:
-        (base,) = (await filled.list_bases("default", 10, None)).items
-        assert (base.name, base.modules, base.config_json) == (BASE.name, (), "")
-
     async def test_an_alias_is_moved_from_where_it_is_expected(self, filled: Catalogue) -> None:
         first = await filled.move_alias(move(1, expected=0))
         assert (first.version, first.previous_version) == (1, 0)

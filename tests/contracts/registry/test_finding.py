@@ -214,6 +214,17 @@ async def test_a_filter_finds_versions(lister: Lister) -> None:
     assert found == VERSIONS
 
 
+async def test_other_namespaces_are_not_looked_into(lister: Lister, stored: Catalogue) -> None:
+    elsewhere = "namespaces/other/adapters/elsewhere"
+    await stored.create_adapter(adapter("elsewhere", ns="other"), None)
+    await stored.commit_version(made(1, elsewhere, labels={"a": "1"}), None)
+    assert await lister.adapters() == ["bot", "other"]
+    assert await lister.versions("labels.a = 1", parent=ALL) == ["bot:1"]
+    assert await lister.versions("labels.a = 1", parent="namespaces/other/adapters/-") == [
+        "elsewhere:1"
+    ]
+
+
 ADAPTERS = {
     "": ["bot", "other"],
     "name = bo*": ["bot"],
