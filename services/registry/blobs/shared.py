@@ -145,7 +145,13 @@ class SharedUpload:
             if found != self.digest:
                 await self._in_thread(self._discard_now)
                 raise other_bytes(self.digest, f"the digest {found}")
-            await self._in_thread(self._sink.publish, self.size_bytes)
+            try:
+                await self._in_thread(self._sink.publish, self.size_bytes)
+            except GraftError as error:
+                # What was right when it came is not any more where it was kept.
+                if error.reason is Reason.DIGEST_MISMATCH:
+                    await self._in_thread(self._discard_now)
+                raise
             self.complete = True
 
     def _discard_now(self) -> None:

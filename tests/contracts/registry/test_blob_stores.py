@@ -506,6 +506,25 @@ class TestS3BlobStore(BlobStoreContract):
         assert await get(store) == DATA
         await store.close()
 
+    async def test_a_chunk_that_changes_while_it_is_staged_never_becomes_part_of_a_blob(
+        self, object_store: ObjectStore, bucket: str
+    ) -> None:
+        store = S3BlobStore(s3_options(object_store.url, bucket), chunk_bytes=300_000)
+        upload = await store.begin_upload(DIGEST, len(DATA))
+        assert upload is not None
+        await upload.append(0, DATA)
+        [key] = object_store.keys(bucket)
+        object_store.put(bucket, key, b"x" + DATA[1:])
+        with pytest.raises(GraftError, match="in the object store") as raised:
+            await upload.finish()
+        assert raised.value.reason is Reason.DIGEST_MISMATCH
+        assert await upload.close() == BlobStatus(0, complete=False)
+        assert object_store.keys(bucket) == []
+        assert object_store.multipart_uploads(bucket) == 0
+        await put(store)
+        assert await get(store) == DATA
+        await store.close()
+
     async def test_a_small_upload_is_one_object_from_the_start(
         self, store: BlobStore, object_store: ObjectStore, bucket: str
     ) -> None:
