@@ -330,6 +330,34 @@ async def test_what_comes_while_one_reads_neither_repeats_nor_hides_anything(
     assert [one.number for one in (*first.items, *rest)] == [3, 1, 4, 7, 2, 5]
 
 
+@pytest.mark.parametrize("parent", [BOT, ALL], ids=["of one", "of all"])
+async def test_in_every_order_each_is_read_once_while_others_come(
+    database: Database, stored: Catalogue, parent: str
+) -> None:
+    finder, number = Finder(database), 100
+    fields = VERSION_ORDERS if parent == BOT else NAMESPACE_ORDERS
+    orders = [f"{one}.loss" if one == "metrics" else one for one in fields]
+    for order in (f"{one} {way}" for one in orders for way in ("asc", "desc")):
+        listing = Listing(parent, 2, None, parse_order(order, fields, NEWEST))
+        there = await everything(finder.versions, replace(listing, limit=100))
+        before = [(one.parent, one.number) for one in there]
+        seen: list[tuple[str, int]] = []
+        after: str | None = ""
+        for loss in (0.3, 0.5, 0.7, *[None] * 100):
+            page = await finder.versions(replace(listing, after=after or None))
+            seen += [(one.parent, one.number) for one in page.items]
+            after = page.next_key
+            if after is None:
+                break
+            if loss is not None:
+                number += 1
+                metrics, rank = {"loss": loss}, int(loss * 20)
+                await stored.commit_version(made(number, metrics=metrics, rank=rank), None)
+        assert len(seen) == len(set(seen)), order
+        # Those that were there are read in the order in which they were.
+        assert [one for one in seen if one in before] == before, order
+
+
 async def test_processes_that_start_at_once_share_one_key(database: Database) -> None:
     keys = await asyncio.gather(*(shared_secret(database, "page-tokens") for _ in range(8)))
     assert len(set(keys)) == 1
