@@ -22,6 +22,8 @@ from services.registry.catalogue.models import read_parent
 from services.registry.catalogue.tables import versions
 
 MAX_NODES = 1000
+# Of one query, and of a whole answer: a version may name many things that were all met before.
+MAX_EDGES = 10_000
 _AT_ONCE = 200
 
 
@@ -49,20 +51,29 @@ class _Walk:
     names: dict[str, None]
     edges: set[Edge] = field(default_factory=set)
     truncated: bool = False
+    # No room for more; truncated says also that there was more in the other direction.
+    full: bool = False
 
     def take(self, edges: Iterable[Edge], name: Callable[[Edge], str]) -> list[str]:
         """Adds edges whose far end has room; answers what was not met before."""
         fresh: list[str] = []
         for edge in edges:
             far = name(edge)
+            if len(self.edges) >= MAX_EDGES and edge not in self.edges:
+                self.end()
+                break
             if far not in self.names:
                 if len(self.names) >= MAX_NODES:
-                    self.truncated = True
+                    self.end()
                     continue
                 self.names[far] = None
                 fresh.append(far)
             self.edges.add(edge)
         return fresh
+
+    def end(self) -> None:
+        """Notes that there is more, for which there is no room."""
+        self.full = self.truncated = True
 
 
 Step = Callable[[AsyncConnection, Sequence[str], int], Coroutine[Any, Any, list[Edge]]]
@@ -135,12 +146,12 @@ async def _follow(
         for index in range(0, len(frontier), _AT_ONCE):
             some = frontier[index : index + _AT_ONCE]
             # One more than there can be room for, to know that there is more.
-            found += await step(connection, some, MAX_NODES + 1)
+            found += await step(connection, some, MAX_EDGES + 1)
         walk.take(found, far)
         ends = dict.fromkeys(far(edge) for edge in found)
         frontier = [one for one in ends if one in walk.names and one not in met]
         met.update(frontier)
-        if not frontier or walk.truncated:
+        if not frontier or walk.full:
             return
     for index in range(0, len(frontier), _AT_ONCE):
         if await step(connection, frontier[index : index + _AT_ONCE], 1):

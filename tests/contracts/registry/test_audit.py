@@ -21,6 +21,7 @@ from graft.channel import call_metadata, open_channel, rpc_errors
 from graft.digests import audit_digest
 from graft.errors import GraftError, Reason
 from graft.keys import load_key, new_key
+from graft.registry.v1 import blob_service_pb2 as blobs
 from graft.registry.v1 import operations_service_pb2 as ops
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1.operations_service_pb2_grpc import OperationsServiceStub
@@ -42,6 +43,13 @@ NOT_AUDITED = {
     "AcquireLease": "a lease changes nothing that exists, and is renewed every few seconds",
     "RenewLease": "as AcquireLease",
     "ReleaseLease": "as AcquireLease",
+    "Write": "bytes that no version names are no resource; CommitVersion tells of them",
+    "QueryWriteStatus": "a read",
+    "Read": "a read",
+    "FindMissing": "only keeps bytes from a collection for a while",
+    "SignUpload": "as Write",
+    "FinishUpload": "as Write",
+    "SignDownload": "a read",
     "CollectGarbage": "what it purges has entries of its own; bytes that nothing needs have none",
 }
 
@@ -110,6 +118,7 @@ def mutations() -> set[str]:
     services = (
         pb.DESCRIPTOR.services_by_name["RegistryService"],
         ops.DESCRIPTOR.services_by_name["OperationsService"],
+        blobs.DESCRIPTOR.services_by_name["BlobService"],
     )
     names = {method.name for service in services for method in service.methods}
     return {name for name in names if not name.startswith(("Get", "List", "Watch"))}

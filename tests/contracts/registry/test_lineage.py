@@ -144,6 +144,27 @@ async def test_depth_and_size_are_bounded_and_said(
     assert (len(small.nodes), small.truncated) == (3, True)
 
 
+async def test_what_is_cut_one_way_is_followed_the_other_way_all_the_same(
+    catalogue: Catalogue, graph: LineageGraph
+) -> None:
+    for number in range(3, 8):
+        before = f"{BOT}/versions/{number - 1}"
+        await catalogue.commit_version(of_adapter(number, parent_versions=(before,)), None)
+    lineage = await graph.around(f"{BOT}/versions/5", Direction.BOTH, 2)
+    parents = {edge[::2] for edge in edges(lineage) if edge[1] == "parent"}
+    bot = "adapters/bot/versions"
+    assert parents == {(f"{bot}/{number}", f"{bot}/{number - 1}") for number in (4, 5, 6, 7)}
+    assert lineage.truncated
+
+
+async def test_more_edges_than_an_answer_holds_are_said(
+    graph: LineageGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.registry.catalogue.lineage.MAX_EDGES", 4)
+    cut = await graph.around(f"{NS}/{TWO}", Direction.SOURCES, 10)
+    assert (len(cut.edges), cut.truncated) == (4, True)
+
+
 async def test_each_thing_comes_with_its_facts(graph: LineageGraph) -> None:
     lineage = await graph.around(f"{NS}/{TWO}", Direction.SOURCES, 10)
     nodes = {short(node.name): node for node in lineage.nodes}
