@@ -31,7 +31,9 @@ class Command:
         self._registry, self._hub, self._home = client.endpoints.registry, hub, home
 
     async def __call__(self, *arguments: object, token: str = "hf_test") -> tuple[int, Any, str]:
-        environment = os.environ | self._hub.environment(self._home, token)
+        # Whoever ran an engine in this process before has switched the Hub off for it.
+        inherited = {name: value for name, value in os.environ.items() if name[:3] != "HF_"}
+        environment = inherited | self._hub.environment(self._home, token)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "graft.cli", "--registry", self._registry, "hub"),
