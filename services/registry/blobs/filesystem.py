@@ -87,10 +87,13 @@ class FilesystemBlobStore(BlobStore):
         return found.st_size
 
     async def read(self, digest: str, offset: int = 0, limit: int = 0) -> AsyncIterator[bytes]:
-        reader = await asyncio.to_thread(_Reader, digest, self._path(digest), offset, limit)
+        # One turn of a thread opens the file and reads the first chunk: small blobs are many.
+        reader = _Reader(digest, self._path(digest), offset, limit)
         try:
             while chunk := await asyncio.to_thread(reader.next):
                 yield chunk
+                if reader.done:
+                    break
         finally:
             reader.close()
 
@@ -141,34 +144,44 @@ class _Reader:
     """One read of a blob, chunk by chunk in a thread; one of the whole checks its digest."""
 
     def __init__(self, digest: str, path: Path, offset: int, limit: int) -> None:
+        self._digest, self._path, self._at, self._limit = digest, path, offset, limit
+        self._handle: int | None = None
+        self._end = -1
+        self._hasher: hashlib._Hash | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether all was read, and its digest right where it is of the whole."""
+        return self._at == self._end
+
+    def _open(self) -> int:
+        if self._handle is not None:
+            return self._handle
         try:
-            self._handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._handle = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise not_found(digest) from None
-        try:
-            size_bytes = os.fstat(self._handle).st_size
-            self._end = range_end(digest, size_bytes, offset, limit)
-        except BaseException:
-            self.close()
-            raise
-        self._digest, self._at = digest, offset
-        self._hasher = hashlib.sha256() if (offset, self._end) == (0, size_bytes) else None
+            raise not_found(self._digest) from None
+        size_bytes = os.fstat(self._handle).st_size
+        self._end = range_end(self._digest, size_bytes, self._at, self._limit)
+        if (self._at, self._end) == (0, size_bytes):
+            self._hasher = hashlib.sha256()
+        return self._handle
 
     def next(self) -> bytes:
-        """The next chunk; b"" at the end."""
-        if self._at == self._end:
-            found = self._hasher and "sha256:" + self._hasher.hexdigest()
-            if found and found != self._digest:
-                raise damaged(self._digest, f"have the digest {found}")
-            return b""
-        chunk = os.pread(self._handle, min(CHUNK_BYTES, self._end - self._at), self._at)
-        if not chunk:
+        """The next chunk; b"" at the end. The last one is given only if the digest is right."""
+        handle = self._open()
+        chunk = os.pread(handle, min(CHUNK_BYTES, self._end - self._at), self._at)
+        if not chunk and not self.done:
             raise damaged(self._digest, f"end at {self._at} instead of {self._end}")
         self._at += len(chunk)
         if self._hasher:
             self._hasher.update(chunk)
+            found = "sha256:" + self._hasher.hexdigest() if self.done else self._digest
+            if found != self._digest:
+                raise damaged(self._digest, f"have the digest {found}")
         return chunk
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._handle)
+        if self._handle is not None:
+            os.close(self._handle)
