@@ -24,10 +24,11 @@ class ServiceProcess:
     Args:
         name: registry, trainer or inference.
         data_dir: its folder.
+        module: what is run instead of services.NAME.
         settings: its settings by name; values as their environment variables hold them.
     """
 
-    def __init__(self, name: str, data_dir: Path, **settings: str) -> None:
+    def __init__(self, name: str, data_dir: Path, module: str = "", **settings: str) -> None:
         ready = data_dir / f"{name}-ready.json"
         ready.unlink(missing_ok=True)
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ class ServiceProcess:
         prefix = f"GRAFT_{name.upper()}_"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{name}"],
+                [sys.executable, "-m", module or f"services.{name}"],
                 cwd=ROOT,
                 env=process_environment()
                 | {f"{prefix}{field.upper()}": value for field, value in variables.items()},
