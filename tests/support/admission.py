@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
+from graft.errors import Reason, RefusedError
 
+from services.registry.admission.admit import Admission, Admitted, Limits
 from services.registry.blobs.memory import MemoryBlobStore
 from services.registry.domain import BaseContent, File, Fingerprint, Module
 
@@ -119,3 +122,23 @@ async def stored(files: Mapping[str, bytes]) -> MemoryBlobStore:
             await upload.finish()
             await upload.close()
     return store
+
+
+async def admit_to(base: BaseContent, folder: Folder, limits: Limits | None = None) -> Admitted:
+    """Uploads and verifies."""
+    files = folder.files()
+    admission = Admission(await stored(files), limits or Limits())
+    return await admission.verify(listing(files), base, folder.fingerprint)
+
+
+async def refusal_of(
+    base: BaseContent, folder: Folder, limits: Limits | None = None
+) -> RefusedError:
+    """Why it was refused; every refusal says what to do."""
+    with pytest.raises(RefusedError) as raised:
+        await admit_to(base, folder, limits)
+    error = raised.value
+    assert error.reason is Reason.VERSION_REFUSED
+    assert error.next_step
+    assert error.metadata["check"]
+    return error

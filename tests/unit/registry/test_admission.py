@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graft.errors import GraftError, Reason, RefusedError
+from graft.errors import GraftError, RefusedError
 
 from services.registry.admission.admit import Admission, Admitted, Limits
 from services.registry.admission.header import Tensor
@@ -28,30 +28,24 @@ from tests.support.admission import (
     Q0,
     V1,
     Folder,
+    admit_to,
     encode,
     good,
     listing,
     pack,
+    refusal_of,
     stored,
 )
 
 
 async def admit(folder: Folder, limits: Limits | None = None) -> Admitted:
     """Uploads and verifies."""
-    files = folder.files()
-    admission = Admission(await stored(files), limits or Limits())
-    return await admission.verify(listing(files), BASE, folder.fingerprint)
+    return await admit_to(BASE, folder, limits)
 
 
 async def refusal(folder: Folder, limits: Limits | None = None) -> RefusedError:
-    """Why it was refused; every refusal says what to do."""
-    with pytest.raises(RefusedError) as raised:
-        await admit(folder, limits)
-    error = raised.value
-    assert error.reason is Reason.VERSION_REFUSED
-    assert error.next_step
-    assert error.metadata["check"]
-    return error
+    """Why it was refused."""
+    return await refusal_of(BASE, folder, limits)
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
