@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "GOMP_SPINCOUNT": "1000",
+    # Importing trl anywhere in this process sets it to ERROR, for its children too.
+    "VLLM_LOGGING_LEVEL": "INFO",
 }
 
 

@@ -10,7 +10,7 @@ from graft.errors import GraftError, Reason
 
 from services.inference.vllm_plugin.settings import PluginSettings
 from tests.support.models import make_adapter, make_base
-from tests.support.registry import start_registry
+from tests.support.registry import registry_calls, start_registry
 from tests.support.waiting import eventually
 from tests.unit.vllm_plugin.conftest import World
 
@@ -114,7 +114,9 @@ async def test_while_the_registry_is_away_what_was_resolved_is_served(
 
     back = await start_registry(tmp_path / "registry", listen=address)
     try:
-        await world.calls.set_alias(versions[1])
+        # A connection of its own: the old one may still be waiting for its next attempt.
+        async with registry_calls(back.address) as calls:
+            await calls.set_alias(versions[1])
         await server.comes_to("bot@production", "bot:2")
     finally:
         await back.stop()
