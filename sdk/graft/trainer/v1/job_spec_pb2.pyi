@@ -31,6 +31,10 @@ class _QuantizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quantiza
     """None."""
     QUANTIZATION_NF4: _Quantization.ValueType  # 2
     """4-bit NormalFloat with double quantization (Dettmers et al. 2023, QLoRA)."""
+    QUANTIZATION_FP4: _Quantization.ValueType  # 3
+    """4-bit floating point."""
+    QUANTIZATION_INT8: _Quantization.ValueType  # 4
+    """8-bit integers with outliers apart (Dettmers et al. 2022, LLM.int8())."""
 
 class Quantization(_Quantization, metaclass=_QuantizationEnumTypeWrapper):
     """Quantization of the frozen base."""
@@ -41,6 +45,10 @@ QUANTIZATION_NONE: Quantization.ValueType  # 1
 """None."""
 QUANTIZATION_NF4: Quantization.ValueType  # 2
 """4-bit NormalFloat with double quantization (Dettmers et al. 2023, QLoRA)."""
+QUANTIZATION_FP4: Quantization.ValueType  # 3
+"""4-bit floating point."""
+QUANTIZATION_INT8: Quantization.ValueType  # 4
+"""8-bit integers with outliers apart (Dettmers et al. 2022, LLM.int8())."""
 Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
 
 class _DataFormat:
@@ -61,6 +69,12 @@ class _DataFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataFormat
     """prompt and completion."""
     DATA_FORMAT_TEXT: _DataFormat.ValueType  # 5
     """text."""
+    DATA_FORMAT_PREFERENCE: _DataFormat.ValueType  # 6
+    """chosen and rejected, with a prompt, messages or conversations before them: for DPO, ORPO and reward models."""
+    DATA_FORMAT_KTO: _DataFormat.ValueType  # 7
+    """An answer and whether it is good, label true or false: for KTO."""
+    DATA_FORMAT_PROMPT: _DataFormat.ValueType  # 8
+    """prompt (text or messages), optionally the answer that reward functions compare with: for GRPO."""
 
 class DataFormat(_DataFormat, metaclass=_DataFormatEnumTypeWrapper):
     """Shape of the data's rows."""
@@ -77,7 +91,93 @@ DATA_FORMAT_PROMPT_COMPLETION: DataFormat.ValueType  # 4
 """prompt and completion."""
 DATA_FORMAT_TEXT: DataFormat.ValueType  # 5
 """text."""
+DATA_FORMAT_PREFERENCE: DataFormat.ValueType  # 6
+"""chosen and rejected, with a prompt, messages or conversations before them: for DPO, ORPO and reward models."""
+DATA_FORMAT_KTO: DataFormat.ValueType  # 7
+"""An answer and whether it is good, label true or false: for KTO."""
+DATA_FORMAT_PROMPT: DataFormat.ValueType  # 8
+"""prompt (text or messages), optionally the answer that reward functions compare with: for GRPO."""
 Global___DataFormat: _TypeAlias = DataFormat  # noqa: Y015
+
+class _LossOn:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LossOnEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LossOn.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOSS_ON_UNSPECIFIED: _LossOn.ValueType  # 0
+    """The assistant's turns, or the completion."""
+    LOSS_ON_ASSISTANT: _LossOn.ValueType  # 1
+    """The assistant's turns, or the completion."""
+    LOSS_ON_LAST_TURN: _LossOn.ValueType  # 2
+    """The assistant's last turn only."""
+    LOSS_ON_EVERYTHING: _LossOn.ValueType  # 3
+    """Everything."""
+
+class LossOn(_LossOn, metaclass=_LossOnEnumTypeWrapper):
+    """What is learned of a row with turns, or with a prompt."""
+
+LOSS_ON_UNSPECIFIED: LossOn.ValueType  # 0
+"""The assistant's turns, or the completion."""
+LOSS_ON_ASSISTANT: LossOn.ValueType  # 1
+"""The assistant's turns, or the completion."""
+LOSS_ON_LAST_TURN: LossOn.ValueType  # 2
+"""The assistant's last turn only."""
+LOSS_ON_EVERYTHING: LossOn.ValueType  # 3
+"""Everything."""
+Global___LossOn: _TypeAlias = LossOn  # noqa: Y015
+
+class _PromptEncoder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PromptEncoderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PromptEncoder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROMPT_ENCODER_UNSPECIFIED: _PromptEncoder.ValueType  # 0
+    """An MLP."""
+    PROMPT_ENCODER_MLP: _PromptEncoder.ValueType  # 1
+    """An MLP."""
+    PROMPT_ENCODER_LSTM: _PromptEncoder.ValueType  # 2
+    """An LSTM and an MLP."""
+
+class PromptEncoder(_PromptEncoder, metaclass=_PromptEncoderEnumTypeWrapper):
+    """The network that makes P-tuning's embeddings."""
+
+PROMPT_ENCODER_UNSPECIFIED: PromptEncoder.ValueType  # 0
+"""An MLP."""
+PROMPT_ENCODER_MLP: PromptEncoder.ValueType  # 1
+"""An MLP."""
+PROMPT_ENCODER_LSTM: PromptEncoder.ValueType  # 2
+"""An LSTM and an MLP."""
+Global___PromptEncoder: _TypeAlias = PromptEncoder  # noqa: Y015
+
+class _Activation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ActivationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Activation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACTIVATION_UNSPECIFIED: _Activation.ValueType  # 0
+    """ReLU."""
+    ACTIVATION_RELU: _Activation.ValueType  # 1
+    """ReLU."""
+    ACTIVATION_GELU: _Activation.ValueType  # 2
+    """GELU."""
+    ACTIVATION_SILU: _Activation.ValueType  # 3
+    """SiLU."""
+
+class Activation(_Activation, metaclass=_ActivationEnumTypeWrapper):
+    """The bottleneck's inner function."""
+
+ACTIVATION_UNSPECIFIED: Activation.ValueType  # 0
+"""ReLU."""
+ACTIVATION_RELU: Activation.ValueType  # 1
+"""ReLU."""
+ACTIVATION_GELU: Activation.ValueType  # 2
+"""GELU."""
+ACTIVATION_SILU: Activation.ValueType  # 3
+"""SiLU."""
+Global___Activation: _TypeAlias = Activation  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
@@ -93,6 +193,7 @@ class JobSpec(_message.Message):
     CHECKPOINTING_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """Seed of everything random."""
     @_builtins.property
@@ -123,6 +224,10 @@ class JobSpec(_message.Message):
     def output(self) -> Global___Output:
         """What is made of the result."""
 
+    @_builtins.property
+    def objective(self) -> Global___ObjectiveSpec:
+        """What the trained parameters are optimized for. Supervised fine-tuning when left out."""
+
     def __init__(
         self,
         *,
@@ -134,10 +239,11 @@ class JobSpec(_message.Message):
         checkpointing: Global___Checkpointing | None = ...,
         output: Global___Output | None = ...,
         seed: _builtins.int = ...,
+        objective: Global___ObjectiveSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "hyperparameters", b"hyperparameters", "method", b"method", "output", b"output", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "hyperparameters", b"hyperparameters", "method", b"method", "objective", b"objective", "output", b"output", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "hyperparameters", b"hyperparameters", "method", b"method", "output", b"output", "resources", b"resources", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "hyperparameters", b"hyperparameters", "method", b"method", "objective", b"objective", "output", b"output", "resources", b"resources", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,6 +259,7 @@ class BaseSpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    DOUBLE_QUANTIZATION_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Folder of a Hugging Face model with safetensors, or a hub id."""
     name: _builtins.str
@@ -161,6 +268,8 @@ class BaseSpec(_message.Message):
     """How the frozen base is held in memory while training."""
     dtype: _builtins.str
     """Type of the frozen weights: "auto" (as stored; float32 on CPU), "float32", "bfloat16", "float16"."""
+    double_quantization: _builtins.bool
+    """With 4 bits: whether the blocks' scales are quantized as well; true when left out."""
     def __init__(
         self,
         *,
@@ -168,20 +277,63 @@ class BaseSpec(_message.Message):
         name: _builtins.str = ...,
         quantization: Global___Quantization.ValueType = ...,
         dtype: _builtins.str = ...,
+        double_quantization: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_double_quantization", b"_double_quantization", "double_quantization", b"double_quantization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "quantization", b"quantization", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_double_quantization", b"_double_quantization", "double_quantization", b"double_quantization", "dtype", b"dtype", "name", b"name", "quantization", b"quantization", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__double_quantization: _TypeAlias = _typing.Literal["double_quantization"]  # noqa: Y015
+    _WhichOneofArgType__double_quantization: _TypeAlias = _typing.Literal["_double_quantization", b"_double_quantization"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__double_quantization) -> _WhichOneofReturnType__double_quantization | None: ...
 
 Global___BaseSpec: _TypeAlias = BaseSpec  # noqa: Y015
 
 @_typing.final
 class DatasetSpec(_message.Message):
-    """The training data of a job."""
+    """The training data of a job: one set, named here, or several in sources."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class PlaceholdersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     PATH_FIELD_NUMBER: _builtins.int
     BLOB_DIGEST_FIELD_NUMBER: _builtins.int
@@ -189,8 +341,19 @@ class DatasetSpec(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     EVAL_FRACTION_FIELD_NUMBER: _builtins.int
     MAX_ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    PLACEHOLDERS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    EVAL_SOURCES_FIELD_NUMBER: _builtins.int
+    CLEANING_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    LOSS_ON_FIELD_NUMBER: _builtins.int
+    STREAMING_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """A file (.json, .jsonl, .csv, .parquet) or a folder of them. One of path and blob_digest must be set."""
+    """Where the set is: a file (.json, .jsonl, .csv, .parquet, .arrow), a folder of them, a hub id
+    ("hf://owner/name", optionally "@revision" and "/path"), or an object's or prefix's URI ("s3://bucket/key").
+    One of path, blob_digest and sources must be set.
+    """
     blob_digest: _builtins.str
     """"sha256:..." of a file in the registry's blob store, uploaded by whoever created the job."""
     blob_name: _builtins.str
@@ -201,6 +364,32 @@ class DatasetSpec(_message.Message):
     """Fraction of the rows that is held out for evaluation, 0 to 0.5."""
     max_rows: _builtins.int
     """Only the first rows; 0 for all."""
+    chat_template: _builtins.str
+    """How conversations become text: a template's name (see `graft methods --templates`); the base's own when empty."""
+    loss_on: Global___LossOn.ValueType
+    """What is learned of a row."""
+    streaming: _builtins.bool
+    """Read, tokenize and pack while training, for sets larger than memory; needs max_steps."""
+    @_builtins.property
+    def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the format's fields are called in the file: {"instruction": "question", "output": "answer"}."""
+
+    @_builtins.property
+    def placeholders(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What "{{name}}" is replaced with in every text: {"name": "Ada"}."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetSource]:
+        """Several sets instead of one; path, blob_digest, format, max_rows, columns and placeholders then are each set's own."""
+
+    @_builtins.property
+    def eval_sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetSource]:
+        """Held-out sets for evaluation, instead of eval_fraction."""
+
+    @_builtins.property
+    def cleaning(self) -> Global___Cleaning:
+        """Rows that are left out before training."""
+
     def __init__(
         self,
         *,
@@ -210,14 +399,156 @@ class DatasetSpec(_message.Message):
         format: Global___DataFormat.ValueType = ...,
         eval_fraction: _builtins.float = ...,
         max_rows: _builtins.int = ...,
+        columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        placeholders: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        sources: _abc.Iterable[Global___DatasetSource] | None = ...,
+        eval_sources: _abc.Iterable[Global___DatasetSource] | None = ...,
+        cleaning: Global___Cleaning | None = ...,
+        chat_template: _builtins.str = ...,
+        loss_on: Global___LossOn.ValueType = ...,
+        streaming: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cleaning", b"cleaning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "eval_fraction", b"eval_fraction", "format", b"format", "max_rows", b"max_rows", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "chat_template", b"chat_template", "cleaning", b"cleaning", "columns", b"columns", "eval_fraction", b"eval_fraction", "eval_sources", b"eval_sources", "format", b"format", "loss_on", b"loss_on", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "sources", b"sources", "streaming", b"streaming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DatasetSpec: _TypeAlias = DatasetSpec  # noqa: Y015
+
+@_typing.final
+class DatasetSource(_message.Message):
+    """One of several sets of data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class PlaceholdersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BLOB_DIGEST_FIELD_NUMBER: _builtins.int
+    BLOB_NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    PLACEHOLDERS_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """As DatasetSpec.path."""
+    blob_digest: _builtins.str
+    """As DatasetSpec.blob_digest."""
+    blob_name: _builtins.str
+    """As DatasetSpec.blob_name."""
+    format: Global___DataFormat.ValueType
+    """Shape of the rows."""
+    max_rows: _builtins.int
+    """Only the first rows; 0 for all."""
+    weight: _builtins.float
+    """Share of the mix: with weights 2 and 1 two thirds of the rows come from the first set, repeated where it
+    is too small. With no weights at all every row is used once.
+    """
+    @_builtins.property
+    def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As DatasetSpec.columns."""
+
+    @_builtins.property
+    def placeholders(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As DatasetSpec.placeholders."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        blob_digest: _builtins.str = ...,
+        blob_name: _builtins.str = ...,
+        format: Global___DataFormat.ValueType = ...,
+        columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        placeholders: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_rows: _builtins.int = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "columns", b"columns", "format", b"format", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetSource: _TypeAlias = DatasetSource  # noqa: Y015
+
+@_typing.final
+class Cleaning(_message.Message):
+    """Declared steps that leave rows out. What each left out is recorded in the version's lineage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEDUPE_FIELD_NUMBER: _builtins.int
+    DROP_EMPTY_FIELD_NUMBER: _builtins.int
+    MIN_LENGTH_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_TOKENS_FIELD_NUMBER: _builtins.int
+    DROP_EVAL_OVERLAP_FIELD_NUMBER: _builtins.int
+    dedupe: _builtins.bool
+    """Rows that say the same as an earlier one."""
+    drop_empty: _builtins.bool
+    """Rows with an empty field that must not be empty; otherwise such a row is an error."""
+    min_length_tokens: _builtins.int
+    """Rows of fewer tokens; 0 for no bound."""
+    max_length_tokens: _builtins.int
+    """Rows of more tokens; 0 for no bound (rows above max_length_tokens are cut)."""
+    drop_eval_overlap: _builtins.bool
+    """Training rows that are in the evaluation's rows too."""
+    def __init__(
+        self,
+        *,
+        dedupe: _builtins.bool = ...,
+        drop_empty: _builtins.bool = ...,
+        min_length_tokens: _builtins.int = ...,
+        max_length_tokens: _builtins.int = ...,
+        drop_eval_overlap: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dedupe", b"dedupe", "drop_empty", b"drop_empty", "drop_eval_overlap", b"drop_eval_overlap", "max_length_tokens", b"max_length_tokens", "min_length_tokens", b"min_length_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cleaning: _TypeAlias = Cleaning  # noqa: Y015
 
 @_typing.final
 class MethodSpec(_message.Message):
@@ -226,20 +557,98 @@ class MethodSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LORA_FIELD_NUMBER: _builtins.int
+    FULL_FIELD_NUMBER: _builtins.int
+    RSLORA_FIELD_NUMBER: _builtins.int
+    LORA_PLUS_FIELD_NUMBER: _builtins.int
+    DORA_FIELD_NUMBER: _builtins.int
+    PISSA_FIELD_NUMBER: _builtins.int
+    ADALORA_FIELD_NUMBER: _builtins.int
+    QLORA_FIELD_NUMBER: _builtins.int
+    IA3_FIELD_NUMBER: _builtins.int
+    PROMPT_TUNING_FIELD_NUMBER: _builtins.int
+    P_TUNING_FIELD_NUMBER: _builtins.int
+    P_TUNING_V2_FIELD_NUMBER: _builtins.int
+    PREFIX_TUNING_FIELD_NUMBER: _builtins.int
+    BOTTLENECK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lora(self) -> Global___Lora:
-        """Low-rank adaptation (Hu et al. 2021). QLoRA with an NF4 base."""
+        """Low-rank adaptation (Hu et al. 2021)."""
+
+    @_builtins.property
+    def full(self) -> Global___Full:
+        """All parameters (no adapter); the result is a version of a base."""
+
+    @_builtins.property
+    def rslora(self) -> Global___Lora:
+        """LoRA scaled by alpha / sqrt(rank) (Kalajdzievski 2023)."""
+
+    @_builtins.property
+    def lora_plus(self) -> Global___LoraPlus:
+        """LoRA with a higher learning rate for B (Hayou et al. 2024)."""
+
+    @_builtins.property
+    def dora(self) -> Global___Lora:
+        """Weight-decomposed LoRA: direction by LoRA, magnitude apart (Liu et al. 2024)."""
+
+    @_builtins.property
+    def pissa(self) -> Global___Pissa:
+        """LoRA that begins with the principal singular components (Meng et al. 2024)."""
+
+    @_builtins.property
+    def adalora(self) -> Global___AdaLora:
+        """LoRA whose rank budget moves to where it matters (Zhang et al. 2023)."""
+
+    @_builtins.property
+    def qlora(self) -> Global___Lora:
+        """LoRA on a quantized base (Dettmers et al. 2023); base.quantization is NF4 when left out."""
+
+    @_builtins.property
+    def ia3(self) -> Global___Ia3:
+        """Learned scales of keys, values and inner activations (Liu et al. 2022)."""
+
+    @_builtins.property
+    def prompt_tuning(self) -> Global___PromptTuning:
+        """Learned embeddings before the input (Lester et al. 2021)."""
+
+    @_builtins.property
+    def p_tuning(self) -> Global___PTuning:
+        """Learned embeddings through an encoder (Liu et al. 2021, P-tuning v1)."""
+
+    @_builtins.property
+    def p_tuning_v2(self) -> Global___PTuningV2:
+        """Learned keys and values in every layer, stored as they are (Liu et al. 2021, P-tuning v2)."""
+
+    @_builtins.property
+    def prefix_tuning(self) -> Global___PrefixTuning:
+        """Learned keys and values through an MLP (Li and Liang 2021)."""
+
+    @_builtins.property
+    def bottleneck(self) -> Global___Bottleneck:
+        """Small residual networks after attention and MLP (Houlsby et al. 2019)."""
 
     def __init__(
         self,
         *,
         lora: Global___Lora | None = ...,
+        full: Global___Full | None = ...,
+        rslora: Global___Lora | None = ...,
+        lora_plus: Global___LoraPlus | None = ...,
+        dora: Global___Lora | None = ...,
+        pissa: Global___Pissa | None = ...,
+        adalora: Global___AdaLora | None = ...,
+        qlora: Global___Lora | None = ...,
+        ia3: Global___Ia3 | None = ...,
+        prompt_tuning: Global___PromptTuning | None = ...,
+        p_tuning: Global___PTuning | None = ...,
+        p_tuning_v2: Global___PTuningV2 | None = ...,
+        prefix_tuning: Global___PrefixTuning | None = ...,
+        bottleneck: Global___Bottleneck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "lora", b"lora"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adalora", b"adalora", "bottleneck", b"bottleneck", "dora", b"dora", "full", b"full", "ia3", b"ia3", "kind", b"kind", "lora", b"lora", "lora_plus", b"lora_plus", "p_tuning", b"p_tuning", "p_tuning_v2", b"p_tuning_v2", "pissa", b"pissa", "prefix_tuning", b"prefix_tuning", "prompt_tuning", b"prompt_tuning", "qlora", b"qlora", "rslora", b"rslora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "lora", b"lora"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adalora", b"adalora", "bottleneck", b"bottleneck", "dora", b"dora", "full", b"full", "ia3", b"ia3", "kind", b"kind", "lora", b"lora", "lora_plus", b"lora_plus", "p_tuning", b"p_tuning", "p_tuning_v2", b"p_tuning_v2", "pissa", b"pissa", "prefix_tuning", b"prefix_tuning", "prompt_tuning", b"prompt_tuning", "qlora", b"qlora", "rslora", b"rslora"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["lora"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["lora", "full", "rslora", "lora_plus", "dora", "pissa", "adalora", "qlora", "ia3", "prompt_tuning", "p_tuning", "p_tuning_v2", "prefix_tuning", "bottleneck"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -247,7 +656,7 @@ Global___MethodSpec: _TypeAlias = MethodSpec  # noqa: Y015
 
 @_typing.final
 class Lora(_message.Message):
-    """Low-rank adaptation."""
+    """Settings of LoRA, rsLoRA, DoRA and QLoRA."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -263,7 +672,7 @@ class Lora(_message.Message):
     """Dropout on the adapter's input, 0 to 1."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Module names to adapt, for example "q_proj"; all linear layers when left out."""
+        """Module names to adapt, for example "q_proj", or "auto" (attention alone) or "all-linear"; all linear layers when left out."""
 
     def __init__(
         self,
@@ -280,6 +689,770 @@ class Lora(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Lora: _TypeAlias = Lora  # noqa: Y015
+
+@_typing.final
+class Full(_message.Message):
+    """All parameters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROZEN_MODULES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frozen_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Module names that stay frozen, for example "embed_tokens"; none when left out."""
+
+    def __init__(
+        self,
+        *,
+        frozen_modules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frozen_modules", b"frozen_modules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Full: _TypeAlias = Full  # noqa: Y015
+
+@_typing.final
+class LoraPlus(_message.Message):
+    """Settings of LoRA+."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    TARGET_MODULES_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_RATIO_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """As Lora.rank."""
+    alpha: _builtins.float
+    """As Lora.alpha."""
+    dropout: _builtins.float
+    """As Lora.dropout."""
+    learning_rate_ratio: _builtins.float
+    """Learning rate of B over that of A; 16 when left out."""
+    @_builtins.property
+    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As Lora.target_modules."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        alpha: _builtins.float = ...,
+        dropout: _builtins.float = ...,
+        target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        learning_rate_ratio: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "learning_rate_ratio", b"learning_rate_ratio", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoraPlus: _TypeAlias = LoraPlus  # noqa: Y015
+
+@_typing.final
+class Pissa(_message.Message):
+    """Settings of PiSSA."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    TARGET_MODULES_FIELD_NUMBER: _builtins.int
+    SVD_ITERATIONS_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """As Lora.rank. The result, made a plain LoRA, has twice this rank."""
+    alpha: _builtins.float
+    """As Lora.alpha; the rank when left out, as in the paper."""
+    dropout: _builtins.float
+    """As Lora.dropout."""
+    svd_iterations: _builtins.int
+    """Iterations of the fast singular value decomposition; 0 for the exact one."""
+    @_builtins.property
+    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As Lora.target_modules."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        alpha: _builtins.float = ...,
+        dropout: _builtins.float = ...,
+        target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        svd_iterations: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "svd_iterations", b"svd_iterations", "target_modules", b"target_modules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pissa: _TypeAlias = Pissa  # noqa: Y015
+
+@_typing.final
+class AdaLora(_message.Message):
+    """Settings of AdaLoRA."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_RANK_FIELD_NUMBER: _builtins.int
+    INITIAL_RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    TARGET_MODULES_FIELD_NUMBER: _builtins.int
+    WARMUP_RATIO_FIELD_NUMBER: _builtins.int
+    FINAL_RATIO_FIELD_NUMBER: _builtins.int
+    ORTHOGONALITY_WEIGHT_FIELD_NUMBER: _builtins.int
+    target_rank: _builtins.int
+    """Average rank at the end; 8 when left out."""
+    initial_rank: _builtins.int
+    """Rank of every module at the beginning; 1.5 times the target when left out."""
+    alpha: _builtins.float
+    """As Lora.alpha; twice the target rank when left out."""
+    dropout: _builtins.float
+    """As Lora.dropout."""
+    warmup_ratio: _builtins.float
+    """Fraction of the steps before ranks are reduced; 0.1 when left out."""
+    final_ratio: _builtins.float
+    """Fraction of the steps at the end with fixed ranks; 0.3 when left out."""
+    orthogonality_weight: _builtins.float
+    """Weight of the orthogonality penalty; 0.5 when left out."""
+    @_builtins.property
+    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As Lora.target_modules."""
+
+    def __init__(
+        self,
+        *,
+        target_rank: _builtins.int = ...,
+        initial_rank: _builtins.int = ...,
+        alpha: _builtins.float = ...,
+        dropout: _builtins.float = ...,
+        target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        warmup_ratio: _builtins.float = ...,
+        final_ratio: _builtins.float = ...,
+        orthogonality_weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "final_ratio", b"final_ratio", "initial_rank", b"initial_rank", "orthogonality_weight", b"orthogonality_weight", "target_modules", b"target_modules", "target_rank", b"target_rank", "warmup_ratio", b"warmup_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaLora: _TypeAlias = AdaLora  # noqa: Y015
+
+@_typing.final
+class Ia3(_message.Message):
+    """Settings of IA3."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_MODULES_FIELD_NUMBER: _builtins.int
+    FEEDFORWARD_MODULES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules whose output, or for feedforward modules input, is scaled; keys, values and the MLP's last when left out."""
+
+    @_builtins.property
+    def feedforward_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of target_modules that are scaled at their input."""
+
+    def __init__(
+        self,
+        *,
+        target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        feedforward_modules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feedforward_modules", b"feedforward_modules", "target_modules", b"target_modules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ia3: _TypeAlias = Ia3  # noqa: Y015
+
+@_typing.final
+class PromptTuning(_message.Message):
+    """Settings of prompt tuning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+    INITIAL_TEXT_FIELD_NUMBER: _builtins.int
+    virtual_tokens: _builtins.int
+    """Learned embeddings before the input; 20 when left out."""
+    initial_text: _builtins.str
+    """Text that they begin as; random embeddings of the vocabulary when empty."""
+    def __init__(
+        self,
+        *,
+        virtual_tokens: _builtins.int = ...,
+        initial_text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_text", b"initial_text", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptTuning: _TypeAlias = PromptTuning  # noqa: Y015
+
+@_typing.final
+class PTuning(_message.Message):
+    """Settings of P-tuning v1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+    ENCODER_FIELD_NUMBER: _builtins.int
+    ENCODER_HIDDEN_SIZE_FIELD_NUMBER: _builtins.int
+    ENCODER_LAYERS_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    virtual_tokens: _builtins.int
+    """As PromptTuning.virtual_tokens."""
+    encoder: Global___PromptEncoder.ValueType
+    """The encoder."""
+    encoder_hidden_size: _builtins.int
+    """Width of the encoder; the base's hidden size when left out."""
+    encoder_layers: _builtins.int
+    """Layers of the LSTM; 2 when left out."""
+    dropout: _builtins.float
+    """Dropout in the LSTM, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        virtual_tokens: _builtins.int = ...,
+        encoder: Global___PromptEncoder.ValueType = ...,
+        encoder_hidden_size: _builtins.int = ...,
+        encoder_layers: _builtins.int = ...,
+        dropout: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropout", b"dropout", "encoder", b"encoder", "encoder_hidden_size", b"encoder_hidden_size", "encoder_layers", b"encoder_layers", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PTuning: _TypeAlias = PTuning  # noqa: Y015
+
+@_typing.final
+class PTuningV2(_message.Message):
+    """Settings of P-tuning v2."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+    virtual_tokens: _builtins.int
+    """Learned keys and values per layer; 20 when left out."""
+    def __init__(
+        self,
+        *,
+        virtual_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PTuningV2: _TypeAlias = PTuningV2  # noqa: Y015
+
+@_typing.final
+class PrefixTuning(_message.Message):
+    """Settings of prefix tuning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
+    ENCODER_HIDDEN_SIZE_FIELD_NUMBER: _builtins.int
+    virtual_tokens: _builtins.int
+    """Learned keys and values per layer; 20 when left out."""
+    encoder_hidden_size: _builtins.int
+    """Width of the MLP that they come through; the base's hidden size when left out."""
+    def __init__(
+        self,
+        *,
+        virtual_tokens: _builtins.int = ...,
+        encoder_hidden_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_hidden_size", b"encoder_hidden_size", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixTuning: _TypeAlias = PrefixTuning  # noqa: Y015
+
+@_typing.final
+class Bottleneck(_message.Message):
+    """Settings of the bottleneck adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    AFTER_ATTENTION_FIELD_NUMBER: _builtins.int
+    AFTER_MLP_FIELD_NUMBER: _builtins.int
+    DROPOUT_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Width of the bottleneck; 64 when left out."""
+    activation: Global___Activation.ValueType
+    """The function between down- and up-projection."""
+    after_attention: _builtins.bool
+    """Whether there is one after attention; true when left out."""
+    after_mlp: _builtins.bool
+    """Whether there is one after the MLP; true when left out."""
+    dropout: _builtins.float
+    """Dropout in the bottleneck, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        activation: Global___Activation.ValueType = ...,
+        after_attention: _builtins.bool | None = ...,
+        after_mlp: _builtins.bool | None = ...,
+        dropout: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention", "_after_mlp", b"_after_mlp", "after_attention", b"after_attention", "after_mlp", b"after_mlp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention", "_after_mlp", b"_after_mlp", "activation", b"activation", "after_attention", b"after_attention", "after_mlp", b"after_mlp", "dropout", b"dropout", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after_attention: _TypeAlias = _typing.Literal["after_attention"]  # noqa: Y015
+    _WhichOneofArgType__after_attention: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention"]  # noqa: Y015
+    _WhichOneofReturnType__after_mlp: _TypeAlias = _typing.Literal["after_mlp"]  # noqa: Y015
+    _WhichOneofArgType__after_mlp: _TypeAlias = _typing.Literal["_after_mlp", b"_after_mlp"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_attention) -> _WhichOneofReturnType__after_attention | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_mlp) -> _WhichOneofReturnType__after_mlp | None: ...
+
+Global___Bottleneck: _TypeAlias = Bottleneck  # noqa: Y015
+
+@_typing.final
+class ObjectiveSpec(_message.Message):
+    """What a job optimizes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SFT_FIELD_NUMBER: _builtins.int
+    CPT_FIELD_NUMBER: _builtins.int
+    DPO_FIELD_NUMBER: _builtins.int
+    KTO_FIELD_NUMBER: _builtins.int
+    ORPO_FIELD_NUMBER: _builtins.int
+    GRPO_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    DISTILLATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sft(self) -> Global___Supervised:
+        """Supervised fine-tuning: answers to prompts."""
+
+    @_builtins.property
+    def cpt(self) -> Global___Pretraining:
+        """Continual pre-training on raw text."""
+
+    @_builtins.property
+    def dpo(self) -> Global___Dpo:
+        """Direct preference optimization (Rafailov et al. 2023)."""
+
+    @_builtins.property
+    def kto(self) -> Global___Kto:
+        """Kahneman-Tversky optimization (Ethayarajh et al. 2024)."""
+
+    @_builtins.property
+    def orpo(self) -> Global___Orpo:
+        """Odds ratio preference optimization (Hong et al. 2024)."""
+
+    @_builtins.property
+    def grpo(self) -> Global___Grpo:
+        """Group relative policy optimization (Shao et al. 2024)."""
+
+    @_builtins.property
+    def reward(self) -> Global___RewardModel:
+        """A reward model: one number per answer (Bradley-Terry)."""
+
+    @_builtins.property
+    def distillation(self) -> Global___Distillation:
+        """Distillation from a teacher (Hinton et al. 2015; Agarwal et al. 2023)."""
+
+    def __init__(
+        self,
+        *,
+        sft: Global___Supervised | None = ...,
+        cpt: Global___Pretraining | None = ...,
+        dpo: Global___Dpo | None = ...,
+        kto: Global___Kto | None = ...,
+        orpo: Global___Orpo | None = ...,
+        grpo: Global___Grpo | None = ...,
+        reward: Global___RewardModel | None = ...,
+        distillation: Global___Distillation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cpt", b"cpt", "distillation", b"distillation", "dpo", b"dpo", "grpo", b"grpo", "kind", b"kind", "kto", b"kto", "orpo", b"orpo", "reward", b"reward", "sft", b"sft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpt", b"cpt", "distillation", b"distillation", "dpo", b"dpo", "grpo", b"grpo", "kind", b"kind", "kto", b"kto", "orpo", b"orpo", "reward", b"reward", "sft", b"sft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["sft", "cpt", "dpo", "kto", "orpo", "grpo", "reward", "distillation"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___ObjectiveSpec: _TypeAlias = ObjectiveSpec  # noqa: Y015
+
+@_typing.final
+class Supervised(_message.Message):
+    """Settings of supervised fine-tuning: none of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Supervised: _TypeAlias = Supervised  # noqa: Y015
+
+@_typing.final
+class Pretraining(_message.Message):
+    """Settings of continual pre-training: none of its own. Rows are packed unless hyperparameters.packing says otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pretraining: _TypeAlias = Pretraining  # noqa: Y015
+
+@_typing.final
+class Dpo(_message.Message):
+    """Settings of DPO."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETA_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    SFT_WEIGHT_FIELD_NUMBER: _builtins.int
+    beta: _builtins.float
+    """Strength of the reference: how far the policy may go; 0.1 when left out."""
+    loss: _builtins.str
+    """"sigmoid", "ipo", "hinge" or "robust"; "sigmoid" when left out."""
+    sft_weight: _builtins.float
+    """Weight of an SFT loss on the chosen answers, added to it; 0."""
+    def __init__(
+        self,
+        *,
+        beta: _builtins.float = ...,
+        loss: _builtins.str = ...,
+        sft_weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "loss", b"loss", "sft_weight", b"sft_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dpo: _TypeAlias = Dpo  # noqa: Y015
+
+@_typing.final
+class Kto(_message.Message):
+    """Settings of KTO."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETA_FIELD_NUMBER: _builtins.int
+    DESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    UNDESIRABLE_WEIGHT_FIELD_NUMBER: _builtins.int
+    beta: _builtins.float
+    """As Dpo.beta; 0.1 when left out."""
+    desirable_weight: _builtins.float
+    """Weight of good answers; 1 when left out."""
+    undesirable_weight: _builtins.float
+    """Weight of bad answers; 1 when left out."""
+    def __init__(
+        self,
+        *,
+        beta: _builtins.float = ...,
+        desirable_weight: _builtins.float = ...,
+        undesirable_weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "desirable_weight", b"desirable_weight", "undesirable_weight", b"undesirable_weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kto: _TypeAlias = Kto  # noqa: Y015
+
+@_typing.final
+class Orpo(_message.Message):
+    """Settings of ORPO."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETA_FIELD_NUMBER: _builtins.int
+    beta: _builtins.float
+    """Weight of the odds ratio; 0.1 when left out."""
+    def __init__(
+        self,
+        *,
+        beta: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Orpo: _TypeAlias = Orpo  # noqa: Y015
+
+@_typing.final
+class Grpo(_message.Message):
+    """Settings of GRPO."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REWARDS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    generations: _builtins.int
+    """Answers per prompt; 8 when left out."""
+    max_completion_tokens: _builtins.int
+    """Longest answer; 256 when left out."""
+    beta: _builtins.float
+    """Weight of the divergence from the base; 0 when left out."""
+    temperature: _builtins.float
+    """Sampling temperature; 1 when left out."""
+    @_builtins.property
+    def rewards(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardFunction]:
+        """What makes an answer good; at least one."""
+
+    def __init__(
+        self,
+        *,
+        rewards: _abc.Iterable[Global___RewardFunction] | None = ...,
+        generations: _builtins.int = ...,
+        max_completion_tokens: _builtins.int = ...,
+        beta: _builtins.float = ...,
+        temperature: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "generations", b"generations", "max_completion_tokens", b"max_completion_tokens", "rewards", b"rewards", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grpo: _TypeAlias = Grpo  # noqa: Y015
+
+@_typing.final
+class RewardFunction(_message.Message):
+    """One of the built-in reward functions; each gives 0 to 1 and runs no code of the spec's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXACT_MATCH_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """Its weight in the sum; 1 when left out."""
+    @_builtins.property
+    def exact_match(self) -> Global___ExactMatch:
+        """1 when the answer, without white space around it, is the row's answer."""
+
+    @_builtins.property
+    def regex(self) -> Global___Regex:
+        """1 when a regular expression matches somewhere in the answer."""
+
+    @_builtins.property
+    def json_schema(self) -> Global___JsonSchema:
+        """1 when the answer is JSON that a schema allows."""
+
+    @_builtins.property
+    def length(self) -> Global___Length:
+        """1 within bounds of length, less outside."""
+
+    def __init__(
+        self,
+        *,
+        exact_match: Global___ExactMatch | None = ...,
+        regex: Global___Regex | None = ...,
+        json_schema: Global___JsonSchema | None = ...,
+        length: Global___Length | None = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exact_match", b"exact_match", "json_schema", b"json_schema", "kind", b"kind", "length", b"length", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact_match", b"exact_match", "json_schema", b"json_schema", "kind", b"kind", "length", b"length", "regex", b"regex", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["exact_match", "regex", "json_schema", "length"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___RewardFunction: _TypeAlias = RewardFunction  # noqa: Y015
+
+@_typing.final
+class ExactMatch(_message.Message):
+    """Compares with the row's answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IGNORE_CASE_FIELD_NUMBER: _builtins.int
+    ignore_case: _builtins.bool
+    """Whether upper and lower case are the same."""
+    def __init__(
+        self,
+        *,
+        ignore_case: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_case", b"ignore_case"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExactMatch: _TypeAlias = ExactMatch  # noqa: Y015
+
+@_typing.final
+class Regex(_message.Message):
+    """Looks for a pattern."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    """The pattern, in RE2's syntax without back references, so that no answer takes it long."""
+    whole: _builtins.bool
+    """Whether the whole answer must match."""
+    def __init__(
+        self,
+        *,
+        pattern: _builtins.str = ...,
+        whole: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pattern", b"pattern", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Regex: _TypeAlias = Regex  # noqa: Y015
+
+@_typing.final
+class JsonSchema(_message.Message):
+    """Checks JSON."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_JSON_FIELD_NUMBER: _builtins.int
+    schema_json: _builtins.str
+    """The schema, as JSON text (draft 2020-12); references to other places are refused."""
+    def __init__(
+        self,
+        *,
+        schema_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["schema_json", b"schema_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JsonSchema: _TypeAlias = JsonSchema  # noqa: Y015
+
+@_typing.final
+class Length(_message.Message):
+    """Looks at the length."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    min_tokens: _builtins.int
+    """Fewest tokens; 0 for none."""
+    max_tokens: _builtins.int
+    """Most tokens; 0 for none."""
+    def __init__(
+        self,
+        *,
+        min_tokens: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "min_tokens", b"min_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Length: _TypeAlias = Length  # noqa: Y015
+
+@_typing.final
+class RewardModel(_message.Message):
+    """Settings of a reward model: none of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardModel: _TypeAlias = RewardModel  # noqa: Y015
+
+@_typing.final
+class Distillation(_message.Message):
+    """Settings of distillation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEACHER_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    SFT_WEIGHT_FIELD_NUMBER: _builtins.int
+    teacher: _builtins.str
+    """The teacher: as BaseSpec.source. It must have the student's vocabulary."""
+    beta: _builtins.float
+    """0 is the forward divergence (cover the teacher), 1 the reverse one (stay where it is likely), between them
+    the generalized Jensen-Shannon divergence; 0 when left out.
+    """
+    temperature: _builtins.float
+    """Temperature of both; 1 when left out."""
+    sft_weight: _builtins.float
+    """Weight of the usual loss on the data; 0 when left out."""
+    def __init__(
+        self,
+        *,
+        teacher: _builtins.str = ...,
+        beta: _builtins.float = ...,
+        temperature: _builtins.float = ...,
+        sft_weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "sft_weight", b"sft_weight", "teacher", b"teacher", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distillation: _TypeAlias = Distillation  # noqa: Y015
 
 @_typing.final
 class Hyperparameters(_message.Message):
@@ -301,12 +1474,13 @@ class Hyperparameters(_message.Message):
     GRADIENT_CHECKPOINTING_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     REPORT_EVERY_STEPS_FIELD_NUMBER: _builtins.int
+    GROUP_BY_LENGTH_FIELD_NUMBER: _builtins.int
     epochs: _builtins.float
     """Passes over the data, fractional; 3."""
     max_steps: _builtins.int
     """Steps instead of epochs, when above 0."""
     learning_rate: _builtins.float
-    """Peak learning rate; 2e-4."""
+    """Peak learning rate; the method's and objective's own default (`graft methods`), 2e-4 for LoRA."""
     micro_batch_size: _builtins.int
     """Sequences (rows, or packs) per device and forward pass; 8."""
     gradient_accumulation_steps: _builtins.int
@@ -314,7 +1488,9 @@ class Hyperparameters(_message.Message):
     max_length_tokens: _builtins.int
     """Longest sequence in tokens; longer rows are cut at the end. 1024."""
     packing: _builtins.bool
-    """Several rows in one sequence of max_length_tokens, kept apart in attention."""
+    """Several rows in one sequence of max_length_tokens, kept apart in attention. When left out: the objective's
+    default, which is true for continual pre-training alone.
+    """
     schedule: _builtins.str
     """"linear", "cosine" or "constant"; "linear"."""
     warmup_ratio: _builtins.float
@@ -326,9 +1502,11 @@ class Hyperparameters(_message.Message):
     gradient_checkpointing: _builtins.bool
     """Recompute activations in the backward pass to save memory."""
     optimizer: _builtins.str
-    """"adamw" or "paged_adamw_8bit"; "adamw"."""
+    """"adamw", "adamw_8bit" or "paged_adamw_8bit"; "adamw"."""
     report_every_steps: _builtins.int
     """Steps between two reports of metrics; 1."""
+    group_by_length: _builtins.bool
+    """Batches of rows of like length; true when left out. Not with packing, which needs none."""
     def __init__(
         self,
         *,
@@ -338,7 +1516,7 @@ class Hyperparameters(_message.Message):
         micro_batch_size: _builtins.int = ...,
         gradient_accumulation_steps: _builtins.int = ...,
         max_length_tokens: _builtins.int = ...,
-        packing: _builtins.bool = ...,
+        packing: _builtins.bool | None = ...,
         schedule: _builtins.str = ...,
         warmup_ratio: _builtins.float = ...,
         weight_decay: _builtins.float = ...,
@@ -346,12 +1524,20 @@ class Hyperparameters(_message.Message):
         gradient_checkpointing: _builtins.bool = ...,
         optimizer: _builtins.str = ...,
         report_every_steps: _builtins.int = ...,
+        group_by_length: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_by_length", b"_group_by_length", "_packing", b"_packing", "group_by_length", b"group_by_length", "packing", b"packing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_length_tokens", b"max_length_tokens", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "optimizer", b"optimizer", "packing", b"packing", "report_every_steps", b"report_every_steps", "schedule", b"schedule", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_by_length", b"_group_by_length", "_packing", b"_packing", "epochs", b"epochs", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "group_by_length", b"group_by_length", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_length_tokens", b"max_length_tokens", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "optimizer", b"optimizer", "packing", b"packing", "report_every_steps", b"report_every_steps", "schedule", b"schedule", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__group_by_length: _TypeAlias = _typing.Literal["group_by_length"]  # noqa: Y015
+    _WhichOneofArgType__group_by_length: _TypeAlias = _typing.Literal["_group_by_length", b"_group_by_length"]  # noqa: Y015
+    _WhichOneofReturnType__packing: _TypeAlias = _typing.Literal["packing"]  # noqa: Y015
+    _WhichOneofArgType__packing: _TypeAlias = _typing.Literal["_packing", b"_packing"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_by_length) -> _WhichOneofReturnType__group_by_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__packing) -> _WhichOneofReturnType__packing | None: ...
 
 Global___Hyperparameters: _TypeAlias = Hyperparameters  # noqa: Y015
 
@@ -421,19 +1607,23 @@ class Output(_message.Message):
 
     ADAPTER_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """The adapter that gets a new version; made if it does not exist."""
     alias: _builtins.str
     """An alias to point at the new version, for example "production"; none when empty."""
+    base: _builtins.str
+    """With method full: the base that gets a new version, instead of an adapter; made if it does not exist."""
     def __init__(
         self,
         *,
         adapter: _builtins.str = ...,
         alias: _builtins.str = ...,
+        base: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "base", b"base"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
