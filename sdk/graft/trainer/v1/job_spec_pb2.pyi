@@ -677,16 +677,18 @@ class Lora(_message.Message):
     def __init__(
         self,
         *,
-        rank: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
         alpha: _builtins.float = ...,
         dropout: _builtins.float = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___Lora: _TypeAlias = Lora  # noqa: Y015
 
@@ -740,17 +742,19 @@ class LoraPlus(_message.Message):
     def __init__(
         self,
         *,
-        rank: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
         alpha: _builtins.float = ...,
         dropout: _builtins.float = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         learning_rate_ratio: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "learning_rate_ratio", b"learning_rate_ratio", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "alpha", b"alpha", "dropout", b"dropout", "learning_rate_ratio", b"learning_rate_ratio", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___LoraPlus: _TypeAlias = LoraPlus  # noqa: Y015
 
@@ -780,17 +784,19 @@ class Pissa(_message.Message):
     def __init__(
         self,
         *,
-        rank: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
         alpha: _builtins.float = ...,
         dropout: _builtins.float = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         svd_iterations: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "svd_iterations", b"svd_iterations", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "alpha", b"alpha", "dropout", b"dropout", "rank", b"rank", "svd_iterations", b"svd_iterations", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___Pissa: _TypeAlias = Pissa  # noqa: Y015
 
@@ -829,8 +835,8 @@ class AdaLora(_message.Message):
     def __init__(
         self,
         *,
-        target_rank: _builtins.int = ...,
-        initial_rank: _builtins.int = ...,
+        target_rank: _builtins.int | None = ...,
+        initial_rank: _builtins.int | None = ...,
         alpha: _builtins.float = ...,
         dropout: _builtins.float = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
@@ -838,11 +844,18 @@ class AdaLora(_message.Message):
         final_ratio: _builtins.float = ...,
         orthogonality_weight: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_initial_rank", b"_initial_rank", "_target_rank", b"_target_rank", "initial_rank", b"initial_rank", "target_rank", b"target_rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "dropout", b"dropout", "final_ratio", b"final_ratio", "initial_rank", b"initial_rank", "orthogonality_weight", b"orthogonality_weight", "target_modules", b"target_modules", "target_rank", b"target_rank", "warmup_ratio", b"warmup_ratio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_initial_rank", b"_initial_rank", "_target_rank", b"_target_rank", "alpha", b"alpha", "dropout", b"dropout", "final_ratio", b"final_ratio", "initial_rank", b"initial_rank", "orthogonality_weight", b"orthogonality_weight", "target_modules", b"target_modules", "target_rank", b"target_rank", "warmup_ratio", b"warmup_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__initial_rank: _TypeAlias = _typing.Literal["initial_rank"]  # noqa: Y015
+    _WhichOneofArgType__initial_rank: _TypeAlias = _typing.Literal["_initial_rank", b"_initial_rank"]  # noqa: Y015
+    _WhichOneofReturnType__target_rank: _TypeAlias = _typing.Literal["target_rank"]  # noqa: Y015
+    _WhichOneofArgType__target_rank: _TypeAlias = _typing.Literal["_target_rank", b"_target_rank"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_rank) -> _WhichOneofReturnType__initial_rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_rank) -> _WhichOneofReturnType__target_rank | None: ...
 
 Global___AdaLora: _TypeAlias = AdaLora  # noqa: Y015
 
@@ -891,14 +904,16 @@ class PromptTuning(_message.Message):
     def __init__(
         self,
         *,
-        virtual_tokens: _builtins.int = ...,
+        virtual_tokens: _builtins.int | None = ...,
         initial_text: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_text", b"initial_text", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "initial_text", b"initial_text", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__virtual_tokens: _TypeAlias = _typing.Literal["virtual_tokens"]  # noqa: Y015
+    _WhichOneofArgType__virtual_tokens: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__virtual_tokens) -> _WhichOneofReturnType__virtual_tokens | None: ...
 
 Global___PromptTuning: _TypeAlias = PromptTuning  # noqa: Y015
 
@@ -926,17 +941,19 @@ class PTuning(_message.Message):
     def __init__(
         self,
         *,
-        virtual_tokens: _builtins.int = ...,
+        virtual_tokens: _builtins.int | None = ...,
         encoder: Global___PromptEncoder.ValueType = ...,
         encoder_hidden_size: _builtins.int = ...,
         encoder_layers: _builtins.int = ...,
         dropout: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropout", b"dropout", "encoder", b"encoder", "encoder_hidden_size", b"encoder_hidden_size", "encoder_layers", b"encoder_layers", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "dropout", b"dropout", "encoder", b"encoder", "encoder_hidden_size", b"encoder_hidden_size", "encoder_layers", b"encoder_layers", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__virtual_tokens: _TypeAlias = _typing.Literal["virtual_tokens"]  # noqa: Y015
+    _WhichOneofArgType__virtual_tokens: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__virtual_tokens) -> _WhichOneofReturnType__virtual_tokens | None: ...
 
 Global___PTuning: _TypeAlias = PTuning  # noqa: Y015
 
@@ -952,13 +969,15 @@ class PTuningV2(_message.Message):
     def __init__(
         self,
         *,
-        virtual_tokens: _builtins.int = ...,
+        virtual_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__virtual_tokens: _TypeAlias = _typing.Literal["virtual_tokens"]  # noqa: Y015
+    _WhichOneofArgType__virtual_tokens: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__virtual_tokens) -> _WhichOneofReturnType__virtual_tokens | None: ...
 
 Global___PTuningV2: _TypeAlias = PTuningV2  # noqa: Y015
 
@@ -977,14 +996,16 @@ class PrefixTuning(_message.Message):
     def __init__(
         self,
         *,
-        virtual_tokens: _builtins.int = ...,
+        virtual_tokens: _builtins.int | None = ...,
         encoder_hidden_size: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_hidden_size", b"encoder_hidden_size", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens", "encoder_hidden_size", b"encoder_hidden_size", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__virtual_tokens: _TypeAlias = _typing.Literal["virtual_tokens"]  # noqa: Y015
+    _WhichOneofArgType__virtual_tokens: _TypeAlias = _typing.Literal["_virtual_tokens", b"_virtual_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__virtual_tokens) -> _WhichOneofReturnType__virtual_tokens | None: ...
 
 Global___PrefixTuning: _TypeAlias = PrefixTuning  # noqa: Y015
 
@@ -1012,24 +1033,28 @@ class Bottleneck(_message.Message):
     def __init__(
         self,
         *,
-        size: _builtins.int = ...,
+        size: _builtins.int | None = ...,
         activation: Global___Activation.ValueType = ...,
         after_attention: _builtins.bool | None = ...,
         after_mlp: _builtins.bool | None = ...,
         dropout: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention", "_after_mlp", b"_after_mlp", "after_attention", b"after_attention", "after_mlp", b"after_mlp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention", "_after_mlp", b"_after_mlp", "_size", b"_size", "after_attention", b"after_attention", "after_mlp", b"after_mlp", "size", b"size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention", "_after_mlp", b"_after_mlp", "activation", b"activation", "after_attention", b"after_attention", "after_mlp", b"after_mlp", "dropout", b"dropout", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention", "_after_mlp", b"_after_mlp", "_size", b"_size", "activation", b"activation", "after_attention", b"after_attention", "after_mlp", b"after_mlp", "dropout", b"dropout", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_attention: _TypeAlias = _typing.Literal["after_attention"]  # noqa: Y015
     _WhichOneofArgType__after_attention: _TypeAlias = _typing.Literal["_after_attention", b"_after_attention"]  # noqa: Y015
     _WhichOneofReturnType__after_mlp: _TypeAlias = _typing.Literal["after_mlp"]  # noqa: Y015
     _WhichOneofArgType__after_mlp: _TypeAlias = _typing.Literal["_after_mlp", b"_after_mlp"]  # noqa: Y015
+    _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
+    _WhichOneofArgType__size: _TypeAlias = _typing.Literal["_size", b"_size"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after_attention) -> _WhichOneofReturnType__after_attention | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__after_mlp) -> _WhichOneofReturnType__after_mlp | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size) -> _WhichOneofReturnType__size | None: ...
 
 Global___Bottleneck: _TypeAlias = Bottleneck  # noqa: Y015
 
@@ -1244,16 +1269,18 @@ class Grpo(_message.Message):
         self,
         *,
         rewards: _abc.Iterable[Global___RewardFunction] | None = ...,
-        generations: _builtins.int = ...,
+        generations: _builtins.int | None = ...,
         max_completion_tokens: _builtins.int = ...,
         beta: _builtins.float = ...,
         temperature: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generations", b"_generations", "generations", b"generations"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta", b"beta", "generations", b"generations", "max_completion_tokens", b"max_completion_tokens", "rewards", b"rewards", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generations", b"_generations", "beta", b"beta", "generations", b"generations", "max_completion_tokens", b"max_completion_tokens", "rewards", b"rewards", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__generations: _TypeAlias = _typing.Literal["generations"]  # noqa: Y015
+    _WhichOneofArgType__generations: _TypeAlias = _typing.Literal["_generations", b"_generations"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__generations) -> _WhichOneofReturnType__generations | None: ...
 
 Global___Grpo: _TypeAlias = Grpo  # noqa: Y015
 
