@@ -27,6 +27,8 @@ import torch
 from datasets import Dataset
 from graft.trainer.v1 import job_spec_pb2 as pb
 from peft import LoraConfig, get_peft_model
+from services.trainer.run.methods.lora import Lora
+from services.trainer.run.objectives.sft import SupervisedTrainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -42,13 +44,11 @@ from bench.harness import Measurement, Report, compare
 from services.trainer.formats import Example, load_examples
 from services.trainer.run.batches import PackedRows, PaddedRows
 from services.trainer.run.checkpoints import CheckpointStore
-from services.trainer.run.methods.lora import Lora
-from services.trainer.run.objectives.sft import SupervisedTrainer
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import JsonLinesReporter
 from services.trainer.run.stop import StopSignal
-from services.trainer.run.tokens import ExampleTokenizer, TokenRow
 from services.trainer.spec import JobSpec, parse_spec
+from services.trainer.tokens import ExampleTokenizer, TokenRow
 
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.trainer.run.tokens import IGNORED, TokenRow
+from services.trainer.tokens import IGNORED, TokenRow
 
 _BATCHES_SORTED_TOGETHER = 50
 Pack = list[int]

@@ -1,4 +1,4 @@
-"""Loads the base of a job: its tokenizer and its frozen weights."""
+"""Loads the frozen weights of a job's base."""
 
 from __future__ import annotations
 
@@ -6,32 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from services.trainer.run.bases import not_a_model
 from services.trainer.spec import BaseSpec
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The base's own tokenizer.
-
-    Raises:
-        GraftError: NOT_A_MODEL, when there is none or it cannot tell where its tokens come from.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise not_a_model(
-            str(folder), f"its tokenizer cannot be read ({reason})", "Add its tokenizer.json."
-        ) from None
-    if not tokenizer.is_fast:
-        raise not_a_model(
-            str(folder), "its tokenizer gives no offsets", "Convert it to tokenizer.json."
-        )
-    return tokenizer
 
 
 def load_model(folder: Path, spec: BaseSpec) -> Any:

@@ -17,7 +17,7 @@ from services.inference.engines.vllm_tokenizer import BaseTokenizer
 from services.inference.prompts import Conversation
 from services.trainer.formats import Place
 from services.trainer.formats.messages import Messages
-from services.trainer.run.tokens import IGNORED, ExampleTokenizer
+from services.trainer.tokens import IGNORED, ExampleTokenizer
 
 WEATHER = {
     "type": "function",

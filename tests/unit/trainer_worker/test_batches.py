@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.trainer.formats import Place
 from services.trainer.run.batches import PackedRows, PaddedRows, RowOrder, pack_rows
-from services.trainer.run.tokens import IGNORED, TokenRow
+from services.trainer.tokens import IGNORED, TokenRow
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=300)
 

@@ -11,7 +11,7 @@ from graft.errors import GraftError, Reason
 from transformers import AutoTokenizer
 
 from services.trainer.formats import Completion, Conversation, Example, Place, PlainText
-from services.trainer.run.tokens import IGNORED, ExampleTokenizer, TokenReport, TokenRow
+from services.trainer.tokens import IGNORED, ExampleTokenizer, TokenReport, TokenRow
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -12,7 +12,6 @@ from typing import Any
 
 from graft.errors import GraftError, Reason
 from jinja2.exceptions import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from services.trainer.formats import Conversation, Place
 from services.trainer.formats.base import Row, bad_row
@@ -83,6 +82,8 @@ class _Renderer:
         return self._find_turns(messages)
 
     def _call(self, messages: list[Row], *, marks: bool = False, prompt: bool = False) -> Any:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         return render_jinja_template(
             conversations=[messages],
             tools=self._tools,

@@ -1,10 +1,8 @@
-"""Examples -> token rows with labels: only what shall be learned has one. No padding here (see batches.py)."""
+"""Examples -> token rows with labels: only what shall be learned has one. No padding here (see run/batches.py)."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,60 +10,12 @@ import numpy as np
 from graft.errors import GraftError, Reason
 from numpy.typing import NDArray
 
-from services.trainer.formats import Completion, Conversation, Example, Place, PlainText
-from services.trainer.run.templates import ChatTemplate, Span
+from services.trainer.formats import Completion, Conversation, Example, PlainText
+from services.trainer.tokens.report import TokenReport, named_places
+from services.trainer.tokens.rows import IGNORED, Ids, TokenRow, token_row
+from services.trainer.tokens.templates import ChatTemplate, Span
 
-IGNORED = -100
 _AT_ONCE = 256
-_NAMED_ROWS = 5
-Ids = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One example as tokens. labels[i] is ids[i] where it is learned, else IGNORED; labels[0] never is.
-
-    Both arrays have the shape (tokens,).
-    """
-
-    place: Place
-    ids: Ids
-    labels: Ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(slots=True)
-class TokenReport:
-    """What became of the examples."""
-
-    rows: int = 0
-    tokens: int = 0
-    learned_tokens: int = 0
-    cut: list[Place] = field(default_factory=list)
-    dropped: list[tuple[Place, str]] = field(default_factory=list)
-    unsure_turns: int = 0
-
-    def lines(self, max_length_tokens: int) -> Iterator[str]:
-        """What people should know of it."""
-        yield (
-            f"{self.rows} rows, {self.tokens} tokens, {self.learned_tokens} of them learned "
-            f"({self.tokens / max(self.rows, 1):.0f} tokens per row)."
-        )
-        if self.cut:
-            yield (
-                f"{len(self.cut)} rows are longer than {max_length_tokens} tokens and were cut at the end "
-                f"({_names(self.cut)})."
-            )
-        for why, count in Counter(why for _, why in self.dropped).items():
-            places = [place for place, reason in self.dropped if reason == why]
-            yield f"{count} rows are left out because {why} ({_names(places)})."
-        if self.unsure_turns:
-            yield (
-                f"{self.unsure_turns} earlier turns of the assistant are not learned: the chat template "
-                "renders them differently once the conversation goes on."
-            )
 
 
 class ExampleTokenizer:
@@ -93,7 +43,7 @@ class ExampleTokenizer:
         rows = [row for row in self._rows(examples, report) if self._keep(row, report)]
         rows = [self._cut(row) for row in rows]
         if not rows:
-            places = _names([place for place, _ in report.dropped])
+            places = named_places([place for place, _ in report.dropped])
             why = " or ".join(sorted({why for _, why in report.dropped}))
             raise GraftError(
                 Reason.BAD_DATA,
@@ -154,7 +104,7 @@ class ExampleTokenizer:
         ):
             report.unsure_turns += one.unsure_turns
             learned = self._learned(np.array(ids, np.int64), np.array(offsets), one.spans)
-            yield _row(example.place, ids, learned)
+            yield token_row(example.place, ids, learned)
 
     def _learned(self, ids: Ids, offsets: Ids, spans: list[Span]) -> NDArray[np.bool_]:
         """Which tokens lie within the spans, with the end token that directly follows one."""
@@ -179,13 +129,13 @@ class ExampleTokenizer:
         for example, prompt, whole, completion in zip(part, prompts, wholes, alone, strict=True):
             ids = whole if whole[: len(prompt)] == prompt else prompt + completion
             ids = self._ended(ids)
-            yield _row(example.place, ids, np.arange(len(ids)) >= len(prompt))
+            yield token_row(example.place, ids, np.arange(len(ids)) >= len(prompt))
 
     def _texts(self, part: list[Example]) -> Iterator[TokenRow]:
         texts = [example.content.text for example in part if isinstance(example.content, PlainText)]
         for example, ids in zip(part, self._encode(texts), strict=True):
             ended = self._ended(ids)
-            yield _row(example.place, ended, np.ones(len(ended), np.bool_))
+            yield token_row(example.place, ended, np.ones(len(ended), np.bool_))
 
     def _encode(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         encoded = self._tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
@@ -202,16 +152,3 @@ def end_token_ids(tokenizer: Any, generation_config: Any) -> set[int]:
     named = getattr(generation_config, "eos_token_id", None)
     ids = set(named if isinstance(named, list) else [named])
     return {token for token in ids | {tokenizer.eos_token_id} if token is not None}
-
-
-def _row(place: Place, ids: Sequence[int], learned: NDArray[np.bool_]) -> TokenRow:
-    array = np.array(ids, dtype=np.int64)
-    labels = np.where(learned, array, IGNORED)
-    labels[:1] = IGNORED  # Nothing comes before it, so nothing can predict it.
-    return TokenRow(place, array, labels)
-
-
-def _names(places: Sequence[Place]) -> str:
-    named = "; ".join(str(place) for place in places[:_NAMED_ROWS])
-    more = len(places) - _NAMED_ROWS
-    return f"{named}; and {more} more" if more > 0 else named
