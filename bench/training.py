@@ -27,8 +27,6 @@ import torch
 from datasets import Dataset
 from graft.trainer.v1 import job_spec_pb2 as pb
 from peft import LoraConfig, get_peft_model
-from services.trainer.run.methods.lora import Lora
-from services.trainer.run.objectives.sft import SupervisedTrainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -42,11 +40,16 @@ from trl import SFTConfig, SFTTrainer
 
 from bench.harness import Measurement, Report, compare
 from services.trainer.formats import Example, load_examples
+from services.trainer.methods import Lora, Setting
+from services.trainer.objectives import Prepared, Run
 from services.trainer.run.batches import PackedRows, PaddedRows
 from services.trainer.run.checkpoints import CheckpointStore
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import JsonLinesReporter
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.trainers.common import steps_per_epoch, total_steps
+from services.trainer.run.trainers.sft import SupervisedTrainer
+from services.trainer.run.training import load_other_base
 from services.trainer.spec import JobSpec, parse_spec
 from services.trainer.tokens import ExampleTokenizer, TokenRow
 
@@ -129,17 +132,27 @@ class _Bench:
 
     def _ours(self, batches: PaddedRows | PackedRows) -> Measurement:
         spec = _spec()
-        method = Lora(spec.method, "bench", gradient_checkpointing=False)
+        sequences = len(batches.lengths)
+        epoch_steps = steps_per_epoch(spec, sequences)
+        steps = total_steps(spec, epoch_steps)
+        method = Lora.make(
+            spec.method, Setting("bench", "CAUSAL_LM", steps, False, self.tokenizer, 0)
+        )
         with (self._folder / "events.jsonl").open("w") as out:
             trainer = SupervisedTrainer(
-                method.apply(_model()),
-                self.tokenizer,
-                spec,
-                batches,
-                None,
-                method,
-                CheckpointStore(self._folder / "checkpoints", 1, "", print),
-                Progress(JsonLinesReporter(out), StopSignal()),
+                Run(
+                    spec=spec,
+                    model=method.apply(_model()),
+                    tokenizer=self.tokenizer,
+                    prepared=Prepared(batches, None, len(self.token_rows), sequences),
+                    total_steps=steps,
+                    steps_per_epoch=epoch_steps,
+                    max_tokens=_MAX_TOKENS,
+                    method=method,
+                    store=CheckpointStore(self._folder / "checkpoints", 1, "", print),
+                    progress=Progress(JsonLinesReporter(out), StopSignal()),
+                    load_base=load_other_base,
+                )
             )
             return self._measure(trainer.train)
 

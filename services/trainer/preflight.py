@@ -19,6 +19,7 @@ from graft.errors import GraftError, Reason
 from services.trainer.convert import spec_from_json
 from services.trainer.formats import load_examples
 from services.trainer.jobs import Job
+from services.trainer.methods.lora import TARGET_WORDS
 from services.trainer.spec import JobSpec, local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -87,15 +88,17 @@ def check_spec(spec: JobSpec) -> None:
     folder = local_path(spec.base.source)
     # What is not on this machine (a hub id, an uploaded blob) is fetched, and then checked, by the worker.
     if folder.exists() or _HUB_ID.fullmatch(spec.base.source) is None:
-        _check_targets(folder, spec.method.target_modules)
-    if spec.dataset.path:
-        path = local_path(spec.dataset.path)
-        load_examples(path, spec.dataset.format, spec.dataset.max_rows)
+        _check_targets(folder, getattr(spec.method, "target_modules", ()))
+    for source in spec.dataset.sources:
+        if source.path:
+            load_examples(local_path(source.path), source.format, source.max_rows)
 
 
 def _check_targets(folder: Path, targets: tuple[str, ...]) -> None:
     paths = {module.path for module in read_modules(folder)}
     for target in targets:
+        if target in TARGET_WORDS:
+            continue
         known = any(path == target or path.endswith(f".{target}") for path in paths)
         if not known and target not in _WITHOUT_TENSOR:
             names = sorted({path.rsplit(".", 1)[-1] for path in paths})

@@ -54,11 +54,38 @@ class PlainText:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to the same; both begin alike and differ in the last turn, or in the completion."""
+
+    chosen: Conversation | Completion
+    rejected: Conversation | Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An answer, the last turn or the completion, and whether it is a good one."""
+
+    answer: Conversation | Completion
+    good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What shall be answered, turns or text, and the right answer where there is one."""
+
+    prompt: Conversation | str
+    answer: str | None
+
+
+Content = Conversation | Completion | PlainText | Preference | Labelled | Prompt
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One row of the data."""
 
     place: Place
-    content: Conversation | Completion | PlainText
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)

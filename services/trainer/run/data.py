@@ -12,9 +12,11 @@ from graft.common.v1.common_pb2 import File
 from graft.errors import GraftError, NotFoundError, Reason
 
 from services.trainer.formats import Example, Examples, load_examples
+from services.trainer.formats.base import bad_row
+from services.trainer.objectives.base import ObjectiveInfo
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.settings import WorkerSettings
-from services.trainer.spec import DatasetSpec, local_path
+from services.trainer.spec import DatasetSource, DatasetSpec, local_path
 
 
 def read_examples(
@@ -25,9 +27,10 @@ def read_examples(
     Raises:
         GraftError: BAD_DATA; INVALID_SPEC for a blob without a registry; what fetching it raises.
     """
-    path = local_path(spec.path)
-    if spec.blob_digest:
-        path = settings.work_dir / "data" / spec.blob_name
+    source = spec.sources[0]
+    path = local_path(source.path)
+    if source.blob_digest:
+        path = settings.work_dir / "data" / source.blob_name
         if not settings.registry_address:
             raise GraftError(
                 Reason.INVALID_SPEC,
@@ -35,13 +38,13 @@ def read_examples(
                 next_step="Use dataset.path, or set GRAFT_WORKER_REGISTRY.",
             )
         if not path.exists():
-            loop.run(_fetch(settings, spec, path))
-    examples = load_examples(path, spec.format, spec.max_rows)
+            loop.run(_fetch(settings, source, path))
+    examples = load_examples(path, source.format, source.max_rows)
     log(f"Read {len(examples.rows)} rows of {path.name} ({examples.format}).")
     return examples
 
 
-async def _fetch(settings: WorkerSettings, spec: DatasetSpec, path: Path) -> None:
+async def _fetch(settings: WorkerSettings, spec: DatasetSource, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = File(path=spec.blob_name, digest=spec.blob_digest)
     async with open_channel(settings.registry_address) as channel:
@@ -76,3 +79,18 @@ def split(
     chosen = set(random.Random(seed).sample(range(len(rows)), held_out))
     training = [row for index, row in enumerate(rows) if index not in chosen]
     return training, [row for index, row in enumerate(rows) if index in chosen]
+
+
+def check_contents(objective: ObjectiveInfo, examples: Examples) -> None:
+    """Checks that the rows are what the objective learns from.
+
+    Raises:
+        GraftError: BAD_DATA, naming the first row that is not.
+    """
+    for example in examples.rows:
+        if not isinstance(example.content, objective.contents):
+            raise bad_row(
+                example.place,
+                f"it is {examples.format} data, and {objective.title} needs {objective.needs}",
+                "Use data of that kind, or another objective.",
+            )

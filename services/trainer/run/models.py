@@ -23,13 +23,8 @@ def load_model(folder: Path, spec: BaseSpec) -> Any:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(folder, spec, device)
     options: dict[str, Any] = {"dtype": dtype}
-    if spec.quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    if spec.quantization != "none":
+        options["quantization_config"] = _quantization(spec, dtype)
         options["device_map"] = {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -45,7 +40,18 @@ def load_model(folder: Path, spec: BaseSpec) -> Any:
             str(folder), f"it cannot be loaded ({reason})", "Check its config.json and weights."
         ) from None
     model.config.use_cache = False
-    return model if spec.quantization == "nf4" else model.to(device)
+    return model if spec.quantization != "none" else model.to(device)
+
+
+def _quantization(spec: BaseSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_use_double_quant=spec.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def compute_dtype(folder: Path, spec: BaseSpec, device: torch.device) -> torch.dtype:

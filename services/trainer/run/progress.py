@@ -109,10 +109,15 @@ class EpochTrainer(Protocol):
     """What the callback needs of a trainer."""
 
     steps_per_epoch: int
-    model: Any
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch."""
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Numbers trained, and all numbers of the model."""
+
+    def after_step(self, step: int) -> None:
+        """What the method does after an optimizer step."""
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
@@ -128,7 +133,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
-        trained, total = self._trainer.model.get_nb_trainable_parameters()
+        trained, total = self._trainer.count_parameters()
         self._progress.begin(
             Started(
                 step=state.global_step,
@@ -141,6 +146,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Sets the epoch's order, by counting steps so that it is right after a resume too."""
         self._trainer.begin_epoch(state.global_step // self._trainer.steps_per_epoch)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Lets the method act while the step's gradients are still there."""
+        self._trainer.after_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decides what follows the step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,6 @@ from graft.common.v1.common_pb2 import File
 from graft.files import fsync_folder, write_atomic
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 _REQUEST = "commit_request.json"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "tokenizers", "safetensors", "bitsandbytes")
 
@@ -29,10 +29,12 @@ class Result:
     request: CommitVersionRequest
 
 
-def store_result(folder: Path, partial: Path, request: CommitVersionRequest) -> Result:
-    """Makes a result of the files in partial, which then is folder."""
+def store_result(
+    folder: Path, partial: Path, request: CommitVersionRequest, files: Sequence[str]
+) -> Result:
+    """Makes a result of files in partial, which then is folder."""
     del request.files[:]
-    request.files.extend(describe_file(partial, partial / name) for name in FILES)
+    request.files.extend(describe_file(partial, partial / name) for name in files)
     write_atomic(partial / _REQUEST, MessageToJson(request).encode())
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

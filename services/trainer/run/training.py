@@ -10,23 +10,23 @@ from graft.digests import digest_bytes
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
 from transformers import set_seed
 
-from services.trainer.formats import Example, Examples
-from services.trainer.run.bases import BaseFolder
-from services.trainer.run.batches import PackedRows, PaddedRows
+from services.trainer.formats import Examples
+from services.trainer.methods import METHODS, Method, Setting
+from services.trainer.objectives import OBJECTIVES, Objective, Prepared, Reading, Run
+from services.trainer.run.bases import BaseFolder, find_folder
 from services.trainer.run.checkpoints import CheckpointStore
-from services.trainer.run.data import split
+from services.trainer.run.data import check_contents, split
 from services.trainer.run.exits import PreemptedError
-from services.trainer.run.methods.base import Method
-from services.trainer.run.methods.lora import Lora
-from services.trainer.run.models import load_model, load_tokenizer, longest_input_tokens
-from services.trainer.run.objectives.sft import SupervisedTrainer
+from services.trainer.run.models import load_model, longest_input_tokens
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, library_versions, store_result
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
-from services.trainer.run.tokens import ExampleTokenizer, TokenRow, end_token_ids
-from services.trainer.spec import JobSpec
+from services.trainer.run.trainers.common import steps_per_epoch, total_steps
+from services.trainer.spec import BaseSpec, JobSpec
+from services.trainer.tokens import end_token_ids
+from services.trainer.tokens.tokenizer import load_tokenizer
 
 
 class Training:
@@ -56,53 +56,72 @@ class Training:
         if spec.resources.cpu_threads:
             torch.set_num_threads(spec.resources.cpu_threads)
 
-    def run(self, base: BaseFolder, examples: Examples, adapter: str) -> Result:
-        """Trains and stores the result for the adapter of that resource name.
+    def run(self, base: BaseFolder, examples: Examples, output: str) -> Result:
+        """Trains and stores the result for the adapter, or base, of that resource name.
 
         Raises:
             GraftError: what is wrong with spec, base or data, or the training has diverged.
             PreemptedError: it was told to stop; a checkpoint holds what was done.
         """
         spec = self._spec
+        objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
+        check_contents(objective.info, examples)
         training, held_out = split(examples.rows, spec.dataset.eval_fraction, spec.seed)
         tokenizer = load_tokenizer(base.folder)
         set_seed(spec.seed)
-        model = load_model(base.folder, spec.base)
-        max_tokens = self._max_tokens(model)
-        ends = end_token_ids(tokenizer, model.generation_config)
-        reader = ExampleTokenizer(tokenizer, max_tokens, ends)
-        rows = self._tokenize(reader, training, max_tokens)
-        eval_rows = self._tokenize(reader, held_out, max_tokens) if held_out else []
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        method = Lora(spec.method, spec.base.name, spec.hyperparameters.gradient_checkpointing)
+        model = objective.load_model(base.folder, spec.base)
+        prepared = objective.prepare(training, held_out, self._reading(model, tokenizer))
+        epoch_steps = (
+            steps_per_epoch(spec, prepared.sequences or 0) or spec.hyperparameters.max_steps
+        )
+        steps = total_steps(spec, epoch_steps)
+        method = self._method(objective, tokenizer, steps)
         progress = Progress(self._reporter, self._stop)
         store = self._checkpoints(examples, base)
-        trainer = SupervisedTrainer(
-            method.apply(model),
-            tokenizer,
-            spec,
-            self._batches(rows, pad_id, max_tokens),
-            PaddedRows(eval_rows, pad_id) if eval_rows else None,
-            method,
-            store,
-            progress,
+        trainer = objective.make_trainer(
+            Run(
+                spec=spec,
+                model=method.apply(model),
+                tokenizer=tokenizer,
+                prepared=prepared,
+                total_steps=steps,
+                steps_per_epoch=epoch_steps,
+                max_tokens=longest_input_tokens(model, spec.hyperparameters.max_length_tokens),
+                method=method,
+                store=store,
+                progress=progress,
+                load_base=load_other_base,
+            )
         )
         self._fit(trainer, store)
-        lineage = self._lineage(examples, len(rows), progress)
-        return self._save(method, trainer.model, self._commit_request(base, adapter, lineage))
+        lineage = self._lineage(examples, prepared, progress)
+        return self._save(method, trainer.model, self._commit_request(base, output, lineage))
 
-    def _batches(
-        self, rows: list[TokenRow], pad_id: int, max_tokens: int
-    ) -> PaddedRows | PackedRows:
-        if self._spec.hyperparameters.packing:
-            return PackedRows(rows, pad_id, max_tokens)
-        return PaddedRows(rows, pad_id)
+    def _reading(self, model: Any, tokenizer: Any) -> Reading:
+        return Reading(
+            spec=self._spec,
+            tokenizer=tokenizer,
+            end_ids=frozenset(end_token_ids(tokenizer, getattr(model, "generation_config", None))),
+            max_tokens=self._max_tokens(model),
+            log=self._reporter.log,
+        )
+
+    def _method(self, objective: Objective[Any], tokenizer: Any, steps: int) -> Method[Any]:
+        setting = Setting(
+            base_name=self._spec.base.name,
+            task_type=objective.info.task_type,
+            total_steps=steps,
+            gradient_checkpointing=self._spec.hyperparameters.gradient_checkpointing,
+            tokenizer=tokenizer,
+            seed=self._spec.seed,
+        )
+        return METHODS[self._spec.method.kind].make(self._spec.method, setting)
 
     def _commit_request(
-        self, base: BaseFolder, adapter: str, lineage: Lineage
+        self, base: BaseFolder, output: str, lineage: Lineage
     ) -> CommitVersionRequest:
         return CommitVersionRequest(
-            parent=adapter,
+            parent=output,
             base_fingerprint=base.record.fingerprint.digest,
             lineage=lineage,
             request_id=f"{self._settings.job}/commit",
@@ -115,14 +134,6 @@ class Training:
             self._reporter.log(f"The base reads at most {longest} tokens, so rows are cut there.")
         return longest
 
-    def _tokenize(
-        self, reader: ExampleTokenizer, examples: list[Example], max_tokens: int
-    ) -> list[TokenRow]:
-        rows, report = reader.tokenize(examples)
-        for line in report.lines(max_tokens):
-            self._reporter.log(line)
-        return rows
-
     def _checkpoints(self, examples: Examples, base: BaseFolder) -> CheckpointStore:
         belongs_to = (self._spec_json, examples.digest, base.record.fingerprint.digest)
         return CheckpointStore(
@@ -132,7 +143,7 @@ class Training:
             self._reporter.log,
         )
 
-    def _fit(self, trainer: SupervisedTrainer, store: CheckpointStore) -> None:
+    def _fit(self, trainer: Any, store: CheckpointStore) -> None:
         checkpoint = store.last_good()
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
@@ -141,20 +152,30 @@ class Training:
         if trainer.state.global_step < trainer.state.max_steps:
             raise PreemptedError(f"Stopped after step {trainer.state.global_step}")
 
-    def _lineage(self, examples: Examples, rows: int, progress: Progress) -> Lineage:
+    def _lineage(self, examples: Examples, prepared: Prepared, progress: Progress) -> Lineage:
         return Lineage(
             job=self._settings.job,
             attempt=self._settings.attempt,
             spec_json=self._spec_json,
             data_digest=examples.digest,
-            data_rows=rows,
+            data_rows=prepared.rows,
             seed=self._spec.seed,
             library_versions=library_versions(self._spec.base.quantization != "none"),
-            metrics=progress.final_figures(),
+            metrics=progress.final_figures() | dict(prepared.figures),
         )
 
-    def _save(self, method: Method, model: Any, request: CommitVersionRequest) -> Result:
+    def _save(self, method: Method[Any], model: Any, request: CommitVersionRequest) -> Result:
         partial = self._settings.work_dir / "result.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)
-        return store_result(self._settings.result_dir, partial, request)
+        files = method.result_files(partial)
+        return store_result(self._settings.result_dir, partial, request, files)
+
+
+def load_other_base(spec: BaseSpec) -> Any:
+    """A base beside the job's own, for example a teacher.
+
+    Raises:
+        GraftError: NOT_A_MODEL.
+    """
+    return load_model(find_folder(spec.source), spec)

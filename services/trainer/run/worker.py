@@ -66,7 +66,7 @@ class Worker:
         """
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         with _calls_named(f"{self._settings.job}/{self._settings.attempt}"):
-            dataset = self._spec.dataset.blob_digest
+            dataset = self._spec.dataset.sources[0].blob_digest
             with held_data(dataset, self._settings, self._loop, self._reporter):
                 return self._run()
 

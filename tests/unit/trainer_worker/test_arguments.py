@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from graft.trainer.v1 import job_spec_pb2 as pb
+from trl import SFTConfig
 
 from services.trainer.run.models import load_model
-from services.trainer.run.objectives.sft import training_arguments
+from services.trainer.run.trainers.common import total_steps, training_arguments
 from services.trainer.spec import JobSpec, parse_spec
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
@@ -51,7 +52,8 @@ def spec_of(**fields: object) -> JobSpec:
 def test_hyperparameters_reach_trl(
     given: dict[str, object], theirs: dict[str, object], tmp_path: Path
 ) -> None:
-    arguments = training_arguments(spec_of(**given), 4, tmp_path)
+    spec = spec_of(**given)
+    arguments = training_arguments(SFTConfig, spec, total_steps(spec, 4), tmp_path)
     assert {name: getattr(arguments, name) for name in theirs} == theirs
     assert (arguments.seed, arguments.data_seed) == (7, 7)
 

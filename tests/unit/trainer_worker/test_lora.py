@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from services.trainer.run.methods.fused import fuse_lora
-from services.trainer.run.objectives import head_loss
+from services.trainer.run.fused import fuse_lora
+from services.trainer.run.trainers import head_loss
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
 

@@ -10,6 +10,7 @@ import pytest
 from graft.errors import GraftError, Reason
 from graft.spec_file import read_spec_file, spec_from_dict
 
+from services.trainer.methods.lora import LoraConfig
 from services.trainer.spec import JobSpec, parse_spec
 
 SMALLEST: dict[str, Any] = {
@@ -23,13 +24,20 @@ def spec_with(**changes: Any) -> JobSpec:
     return parse_spec(spec_from_dict({**SMALLEST, **changes}))
 
 
+def lora_with(**settings: Any) -> LoraConfig:
+    method = spec_with(method={"lora": settings}).method
+    assert isinstance(method, LoraConfig)
+    return method
+
+
 def test_what_is_left_out_takes_the_contracts_defaults() -> None:
     spec = spec_with()
     assert spec.base.name == "qwen2.5-0.5b"
     assert spec.base.quantization == "none"
     assert spec.base.dtype == "auto"
-    assert spec.dataset.format is None
-    assert (spec.method.rank, spec.method.alpha, spec.method.target_modules) == (16, 32.0, ())
+    assert spec.dataset.sources[0].format is None
+    assert spec.method == LoraConfig(rank=16, alpha=32.0, dropout=0.0, target_modules=())
+    assert spec.objective.kind == "sft"
     hyper = spec.hyperparameters
     assert (hyper.epochs, hyper.learning_rate, hyper.micro_batch_size) == (3.0, 2e-4, 8)
     assert (hyper.gradient_accumulation_steps, hyper.max_length_tokens) == (1, 1024)
@@ -39,8 +47,8 @@ def test_what_is_left_out_takes_the_contracts_defaults() -> None:
 
 
 def test_alpha_is_twice_the_rank_unless_given() -> None:
-    assert spec_with(method={"lora": {"rank": 4}}).method.alpha == 8.0
-    assert spec_with(method={"lora": {"rank": 4, "alpha": 3}}).method.alpha == 3.0
+    assert lora_with(rank=4).alpha == 8.0
+    assert lora_with(rank=4, alpha=3).alpha == 3.0
 
 
 def test_no_restarts_is_not_the_default_number_of_restarts() -> None:
@@ -61,6 +69,7 @@ def test_no_restarts_is_not_the_default_number_of_restarts() -> None:
         ("dataset.eval_fraction", {"dataset": {"path": "a", "eval_fraction": 0.6}}),
         ("dataset.max_rows", {"dataset": {"path": "a", "max_rows": -1}}),
         ("method.lora.rank", {"method": {"lora": {"rank": 513}}}),
+        ("method.lora.rank", {"method": {"lora": {"rank": 0}}}),
         ("method.lora.rank", {"method": {"lora": {"rank": -1}}}),
         ("method.lora.alpha", {"method": {"lora": {"alpha": "NaN"}}}),
         ("method.lora.dropout", {"method": {"lora": {"dropout": 1.0}}}),
@@ -89,8 +98,10 @@ def test_a_value_out_of_range_names_its_field(field: str, changes: dict[str, Any
     assert caught.value.next_step
 
 
-def test_all_linear_means_every_linear_layer() -> None:
-    assert spec_with(method={"lora": {"targetModules": ["all-linear"]}}).method.target_modules == ()
+def test_a_word_for_targets_stands_alone() -> None:
+    assert lora_with(targetModules=["all-linear"]).target_modules == ("all-linear",)
+    with pytest.raises(GraftError, match="nothing beside it"):
+        lora_with(targetModules=["q_proj", "auto"])
 
 
 def test_a_base_is_named_after_the_last_part_of_its_source() -> None:

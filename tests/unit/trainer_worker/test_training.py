@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from services.trainer.run.objectives import sft
+from services.trainer.run.trainers import sft
 from tests.unit.trainer_worker.support import Outcome
 
 pytestmark = [

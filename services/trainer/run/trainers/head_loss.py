@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from services.trainer.run.tokens import IGNORED
+from services.trainer.tokens import IGNORED
 
 _MOST_LOGITS = 64 * 1024 * 1024
 # Settings with which a model does more with its logits than project them.

@@ -1,0 +1,81 @@
+"""LoRA (Hu et al. 2021), through PEFT; its relatives build on this class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from graft.trainer.v1 import job_spec_pb2 as pb
+
+from services.trainer.fields import module_names, number, optional_integer, positive
+from services.trainer.methods.base import Method, MethodConfig, MethodInfo, Use
+
+MAX_RANK = 512
+TARGET_WORDS = ("auto", "all-linear")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig(MethodConfig):
+    """LoRA's settings. No target modules: all linear layers."""
+
+    kind: ClassVar[str] = "lora"
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...]
+
+
+class Lora(Method[LoraConfig]):
+    """Low-rank updates of linear layers."""
+
+    info = MethodInfo(
+        kind="lora",
+        title="LoRA",
+        source="Hu et al. 2021, arXiv:2106.09685",
+        summary="Adds a product of two narrow matrices to each targeted linear layer.",
+        learning_rate=2e-4,
+        learning_rate_source="Dettmers et al. 2023, table 9: 2e-4 up to 13B",
+        uses=frozenset({Use.HOT_SWAP, Use.MERGE}),
+    )
+
+    @classmethod
+    def parse(cls, message: pb.Lora) -> LoraConfig:
+        path = f"method.{cls.info.kind}"
+        rank = optional_integer(message, "rank", f"{path}.rank", 16, 1, MAX_RANK)
+        return LoraConfig(
+            rank=rank,
+            alpha=positive(f"{path}.alpha", message.alpha, 2.0 * rank, 65536.0),
+            dropout=number(f"{path}.dropout", message.dropout, 0.0, 0.0, 0.99),
+            target_modules=module_names(
+                f"{path}.target_modules", message.target_modules, TARGET_WORDS
+            ),
+        )
+
+    def peft_options(self) -> dict[str, Any]:
+        """What PEFT's LoraConfig gets beside rank, alpha, dropout and targets."""
+        return {}
+
+    def apply(self, model: Any) -> Any:
+        from services.trainer.run import peft_models
+
+        targets = peft_models.choose_targets(model, self.config.target_modules, self.info.kind)
+        config = peft_models.lora_config(
+            self.setting.task_type,
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=targets,
+            **self.peft_options(),
+        )
+        return peft_models.adapt(model, config, self.setting)
+
+    def save(self, model: Any, folder: Path) -> None:
+        from services.trainer.run import peft_models
+
+        peft_models.save_adapter(model, folder)
+
+    def load_checkpoint(self, model: Any, folder: Path) -> None:
+        from services.trainer.run import peft_models
+
+        peft_models.load_adapter(model, folder)

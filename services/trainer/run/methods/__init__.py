@@ -1,1 +1,0 @@
-"""Methods: how a frozen base gets parameters that are trained."""

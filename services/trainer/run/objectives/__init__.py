@@ -1,1 +1,0 @@
-"""Objectives: what the trained parameters are optimized for."""

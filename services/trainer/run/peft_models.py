@@ -1,0 +1,150 @@
+"""What methods that go through PEFT share: targets, the adapted model, and its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from graft.errors import GraftError, Reason
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
+
+from services.trainer.methods.base import Setting
+from services.trainer.run.fused import fuse_lora
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def lora_config(task_type: str, **options: Any) -> LoraConfig:
+    """PEFT's configuration of a LoRA without trained biases."""
+    return LoraConfig(task_type=task_type, bias="none", **options)
+
+
+def adapt(model: Any, config: PeftConfig, setting: Setting) -> Any:
+    """The model with PEFT's trainable parameters, prepared for training where the base is quantized."""
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=setting.gradient_checkpointing
+        )
+    adapted = get_peft_model(model, config)
+    fuse_lora(adapted)
+    adapted.peft_config["default"].base_model_name_or_path = setting.base_name
+    return adapted
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Writes the adapter in PEFT's layout.
+
+    Raises:
+        GraftError: INVALID_SPEC, when a trained number is not finite.
+    """
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    write_adapter(weights, config_json(model.peft_config["default"]), folder)
+
+
+def write_adapter(weights: dict[str, torch.Tensor], config: str, folder: Path) -> None:
+    """Writes tensors and configuration to a folder.
+
+    Raises:
+        GraftError: INVALID_SPEC, when a number is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    check_finite(weights)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(config, "utf-8")
+
+
+def check_finite(weights: dict[str, torch.Tensor]) -> None:
+    """Checks that every number is one.
+
+    Raises:
+        GraftError: INVALID_SPEC, naming the tensor.
+    """
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise diverged(f"The tensor {name} holds NaN or infinite numbers")
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Puts back what save_adapter() wrote."""
+    outcome = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    assert not outcome.unexpected_keys, outcome.unexpected_keys
+
+
+def choose_targets(model: Any, wanted: Sequence[str], kind: str) -> list[str]:
+    """The names of the modules to adapt: those wanted, or all linear layers.
+
+    Raises:
+        GraftError: INVALID_SPEC, naming those that the model does not have, and those that it has.
+    """
+    if not wanted or tuple(wanted) == ("all-linear",):
+        return linear_names(model)
+    check_targets(model, wanted, kind)
+    return list(wanted)
+
+
+def linear_names(model: Any) -> list[str]:
+    """The names of the model's linear layers that can be adapted, the output head not among them."""
+    return sorted({path.rsplit(".", 1)[-1] for path in _linear_paths(model)})
+
+
+def check_targets(model: Any, targets: Sequence[str], kind: str) -> None:
+    """Checks that each target names a linear layer of the model that can be adapted.
+
+    Raises:
+        GraftError: INVALID_SPEC, naming the targets that do not, and those that there are.
+    """
+    paths = _linear_paths(model)
+    unknown = [
+        target
+        for target in targets
+        if not any(path == target or path.endswith(f".{target}") for path in paths)
+    ]
+    if unknown:
+        raise GraftError(
+            Reason.INVALID_SPEC,
+            f"The base has no linear layer named {', '.join(unknown)} that can be adapted",
+            next_step=f"Use some of {', '.join(linear_names(model))}, or leave target_modules out for all.",
+            field=f"method.{kind}.target_modules",
+        )
+
+
+def _linear_paths(model: Any) -> list[str]:
+    head = model.get_output_embeddings()
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def diverged(what: str) -> GraftError:
+    """The error of a training that left the finite numbers."""
+    return GraftError(
+        Reason.INVALID_SPEC,
+        f"{what}: the training has diverged and nothing was committed",
+        next_step="Lower hyperparameters.learning_rate, or raise warmup_ratio; check the data's outliers.",
+        field="hyperparameters.learning_rate",
+    )
+
+
+def config_json(config: Any) -> str:
+    """PEFT's configuration, the same bytes for the same settings."""
+    values = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+    }
+    values["inference_mode"] = True
+    return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"

@@ -1,0 +1,1 @@
+"""Trainers: TRL's, with our rows, checkpoints and reports. One file per objective."""

@@ -1,0 +1,190 @@
+"""What all trainers share: arguments, checkpoints through our store, reports of ours, and no telemetry."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import Trainer
+
+from services.trainer.objectives.base import Run
+from services.trainer.run.peft_models import diverged
+from services.trainer.run.progress import ProgressCallback
+from services.trainer.spec import JobSpec
+
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+A = TypeVar("A")
+
+
+class GraftTrainer(Trainer):  # type: ignore[misc]
+    """To be mixed in before a trainer of TRL's: `class Ours(GraftTrainer, TheirTrainer)`.
+
+    Call begin() before and settle() after TRL's constructor, with callbacks=[self.callback()] in it.
+    """
+
+    graft_run: Run
+    steps_per_epoch: int
+    optimizer: Any
+
+    def begin(self, run: Run) -> None:
+        """Takes what the run is made of; comes before TRL's constructor."""
+        self.graft_run = run
+        self.steps_per_epoch = run.steps_per_epoch
+
+    def callback(self) -> ProgressCallback:
+        """Reports, evaluates, saves and stops at the ends of steps."""
+        run = self.graft_run
+        return ProgressCallback(self, run.progress, run.spec, run.prepared.evaluation is not None)
+
+    def settle(self) -> None:
+        """After TRL's constructor: trained numbers are kept in float32.
+
+        TRL turns a quantized base's adapter to bfloat16, in which small updates are lost.
+        """
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the order of rows to that of an epoch, from 0; an objective without an order of its own needs none."""
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Numbers trained, and all numbers of the model."""
+        return self.graft_run.method.parameters(self.model)
+
+    def after_step(self, step: int) -> None:
+        """What the method does after an optimizer step."""
+        self.graft_run.method.after_step(self.model, step)
+
+    def check_loss(self, loss: torch.Tensor, what: str = "") -> float:
+        """The loss as a number.
+
+        Raises:
+            GraftError: INVALID_SPEC, when it is not finite; the message names the step and what.
+        """
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            where = f" ({what})" if what else ""
+            raise diverged(f"The loss is not finite at step {self.state.global_step + 1}{where}")
+        return value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Reports a step's figures."""
+        if "loss" in logs:
+            progress = self.graft_run.progress
+            progress.report(self.state, logs.get("grad_norm", 0.0), logs["learning_rate"])
+
+    def create_optimizer(self, *arguments: Any, **named: Any) -> Any:
+        """The method's own optimizer, or the usual one."""
+        if self.optimizer is None:
+            cls, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = self.graft_run.method.optimizer(self.model, cls, dict(options))
+        return super().create_optimizer(*arguments, **named)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        run = self.graft_run
+
+        def fill() -> Path:
+            Trainer._save_checkpoint(self, model, trial)
+            written = Path(self.args.output_dir) / f"checkpoint-{step}"
+            run.progress.save(written)
+            return written
+
+        run.store.write(step, fill)
+        run.progress.checkpoint(step)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        self.graft_run.method.save_checkpoint(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.graft_run.method.load_checkpoint(self.model, Path(resume_from_checkpoint))
+        self.graft_run.progress.load(Path(resume_from_checkpoint))
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Writes none: the version's lineage says more."""
+
+    def _send_telemetry(self) -> None:
+        """Sends none: a user's training is nobody's business."""
+
+
+def steps_per_epoch(spec: JobSpec, sequences: int) -> int:
+    """Optimizer steps of one pass over the data."""
+    batches = math.ceil(sequences / spec.hyperparameters.micro_batch_size)
+    return math.ceil(batches / spec.hyperparameters.gradient_accumulation_steps)
+
+
+def total_steps(spec: JobSpec, epoch_steps: int) -> int:
+    """Optimizer steps of the whole run."""
+    hyper = spec.hyperparameters
+    return hyper.max_steps or max(1, math.ceil(hyper.epochs * epoch_steps))
+
+
+def training_arguments(
+    config: type[A], spec: JobSpec, steps: int, output_dir: Path, **further: Any
+) -> A:
+    """The arguments of a trainer of TRL's. Logging and checkpoints are asked for by the callback.
+
+    Args:
+        config: TRL's class of arguments.
+        steps: optimizer steps of the whole run.
+        output_dir: where checkpoints are written first.
+        further: what that trainer takes beside the usual.
+    """
+    hyper = spec.hyperparameters
+    cuda = torch.cuda.is_available()
+    usual = {
+        "output_dir": os.fspath(output_dir),
+        "per_device_train_batch_size": hyper.micro_batch_size,
+        "gradient_accumulation_steps": hyper.gradient_accumulation_steps,
+        "max_steps": steps,
+        "learning_rate": hyper.learning_rate,
+        "lr_scheduler_type": _SCHEDULES[hyper.schedule],
+        "warmup_steps": math.ceil(hyper.warmup_ratio * steps),
+        "weight_decay": hyper.weight_decay,
+        "max_grad_norm": hyper.max_grad_norm,
+        "gradient_checkpointing": hyper.gradient_checkpointing,
+        "optim": _OPTIMIZERS[hyper.optimizer],
+        "seed": spec.seed,
+        "data_seed": spec.seed,
+        "logging_strategy": "steps",
+        "logging_steps": hyper.report_every_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "fp16": False,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "remove_unused_columns": False,
+    }
+    return config(**(usual | further))
+
+
+@contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Turns dropout off and nothing else.
+
+    In eval mode bitsandbytes would repack a quantized base's weights for inference.
+    """
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
+    for module in dropouts:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in dropouts:
+            module.train()

@@ -1,0 +1,118 @@
+"""Supervised fine-tuning through TRL's SFTTrainer, on rows that are tokens already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from services.trainer.objectives.base import Run
+from services.trainer.run.batches import PackedRows, PaddedRows, RowOrder
+from services.trainer.run.trainers.common import (
+    GraftTrainer,
+    training_arguments,
+    without_dropout,
+)
+from services.trainer.run.trainers.head_loss import has_plain_head, summed_loss
+from services.trainer.tokens import IGNORED
+
+_NAMED_ROWS = 8
+
+
+class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer; run.prepared.train is PaddedRows or PackedRows, its evaluation PaddedRows or None."""
+
+    def __init__(self, run: Run) -> None:
+        self.begin(run)
+        batches: PaddedRows | PackedRows = run.prepared.train
+        hyper = run.spec.hyperparameters
+        self._order = RowOrder(batches.lengths, hyper.micro_batch_size, run.spec.seed)
+        super().__init__(
+            model=run.model,
+            args=training_arguments(
+                SFTConfig,
+                run.spec,
+                run.total_steps,
+                run.store.partial,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                max_length=None,
+                packing=False,
+            ),
+            data_collator=batches,
+            train_dataset=Dataset.from_dict({"row": list(range(len(batches.lengths)))}),
+            processing_class=run.tokenizer,
+            callbacks=[self.callback()],
+        )
+        self._plain_head = (
+            self.args.device.type == "cpu"
+            and not run.method.uses_own_forward()
+            and has_plain_head(run.model)
+        )
+        self.settle()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the order of rows to that of an epoch, from 0."""
+        self._order.begin_epoch(epoch)
+
+    def _get_train_sampler(self, *_: Any) -> RowOrder:
+        return self._order
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["row"]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The summed loss of the batch over the number of learned tokens of the whole step."""
+        assert not return_outputs
+        assert num_items_in_batch is not None
+        rows = inputs.pop("rows")
+        if self._plain_head:
+            loss = summed_loss(model, inputs) / num_items_in_batch.clamp(min=1)
+        else:
+            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            self._metrics["train"].clear()
+        places = "; ".join(str(row.place) for row in rows[:_NAMED_ROWS])
+        nats = self.check_loss(loss, places) * int(num_items_in_batch)
+        learned = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        self.graft_run.progress.add_batch(nats, learned, sum(len(row) for row in rows))
+        extra = self.graft_run.method.extra_loss(model)
+        return loss if extra is None else loss + extra / self.args.gradient_accumulation_steps
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean loss per learned token of the held-out rows, in nats; reports it."""
+        batches = self.graft_run.prepared.evaluation
+        assert batches is not None
+        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
+        nats, learned = 0.0, 0
+        with without_dropout(self.model):
+            for inputs in self._eval_inputs(batches):
+                nats += float(self._summed_loss(inputs))
+                learned += int((inputs["labels"][:, 1:] != IGNORED).sum())
+        loss = nats / max(learned, 1)
+        self.graft_run.progress.report_evaluation(loss)
+        return {"eval_loss": loss}
+
+    def _eval_inputs(self, batches: PaddedRows) -> Iterator[dict[str, torch.Tensor]]:
+        size = self.graft_run.spec.hyperparameters.micro_batch_size
+        order = sorted(range(len(batches.rows)), key=lambda row: -len(batches.rows[row]))
+        for start in range(0, len(order), size):
+            inputs = batches([{"row": row} for row in order[start : start + size]])
+            del inputs["rows"]
+            yield self._prepare_inputs(inputs)
+
+    def _summed_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The summed loss of a batch, by whatever head the model needs."""
+        if self._plain_head:
+            return summed_loss(self.model, inputs)
+        outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
+        loss: torch.Tensor = -outputs.log_probs.sum()
+        return loss

@@ -1,0 +1,23 @@
+"""The job spec as the trainer and the worker use it: every default filled in, every range checked."""
+
+from services.trainer.quantization import Quantization
+from services.trainer.spec.base import BaseSpec
+from services.trainer.spec.dataset import Cleaning, DatasetSource, DatasetSpec
+from services.trainer.spec.hyperparameters import Hyperparameters
+from services.trainer.spec.job import Checkpointing, JobSpec, Output, Resources, parse_spec
+from services.trainer.spec.paths import local_path
+
+__all__ = [
+    "BaseSpec",
+    "Checkpointing",
+    "Cleaning",
+    "DatasetSource",
+    "DatasetSpec",
+    "Hyperparameters",
+    "JobSpec",
+    "Output",
+    "Quantization",
+    "Resources",
+    "local_path",
+    "parse_spec",
+]

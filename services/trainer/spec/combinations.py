@@ -1,0 +1,51 @@
+"""What cannot go together in a spec: refused before anything runs, with the reason and what works instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from services.trainer.fields import invalid_field
+from services.trainer.methods import METHODS
+from services.trainer.objectives import OBJECTIVES
+
+if TYPE_CHECKING:
+    from services.trainer.spec.job import JobSpec
+
+
+def check_combinations(spec: JobSpec) -> None:
+    """Checks that the parts of a spec go together.
+
+    Raises:
+        GraftError: INVALID_SPEC, naming the field, the reason and the nearest thing that works.
+    """
+    method, objective = METHODS[spec.method.kind].info, OBJECTIVES[spec.objective.kind].info
+    hyper = spec.hyperparameters
+    quantization = spec.base.quantization
+    if quantization != "none" and quantization not in method.quantizations:
+        raise invalid_field(
+            "base.quantization",
+            quantization,
+            f"none, because {method.title} does not train on a quantized base: {method.quantization_note}",
+            "Leave base.quantization out, or use method qlora.",
+        )
+    if hyper.gradient_checkpointing and not method.gradient_checkpointing:
+        raise invalid_field(
+            "hyperparameters.gradient_checkpointing",
+            True,
+            f"left out with {method.title}: {method.checkpointing_note}",
+        )
+    if hyper.packing and not (method.packing and objective.packing):
+        who = objective.title if method.packing else method.title
+        raise invalid_field("hyperparameters.packing", True, f"left out, because {who} cannot pack")
+    if spec.dataset.streaming and not objective.streaming:
+        raise invalid_field(
+            "dataset.streaming", True, f"left out, because {objective.title} reads its data at once"
+        )
+    if spec.dataset.streaming and not hyper.max_steps:
+        raise invalid_field(
+            "hyperparameters.max_steps",
+            0,
+            "above 0 with dataset.streaming, whose length is unknown",
+        )
+    if (why := objective.refused_methods.get(spec.method.kind)) is not None:
+        raise invalid_field("method", spec.method.kind, f"another one for {objective.title}: {why}")

@@ -1,0 +1,120 @@
+"""One training job, complete and within every range.
+
+Nothing here imports torch or looks at the base or the data; a spec that passes can still name things
+that do not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graft.trainer.v1 import job_spec_pb2 as pb
+
+from services.trainer.fields import identifier, integer, invalid_field
+from services.trainer.methods import METHODS, MethodConfig
+from services.trainer.objectives import OBJECTIVES, ObjectiveConfig
+from services.trainer.spec.base import BaseSpec, parse_base
+from services.trainer.spec.combinations import check_combinations
+from services.trainer.spec.dataset import DatasetSpec, parse_dataset
+from services.trainer.spec.hyperparameters import Hyperparameters, parse_hyperparameters
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the job may use. cpu_threads 0: whoever starts the worker decides."""
+
+    slots: int
+    cpu_threads: int
+    max_restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointing:
+    """Steps between two checkpoints, and how many of the newest are kept."""
+
+    every_steps: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What gets the version: an adapter, or with method full a base; and the alias to move to it ("" for none)."""
+
+    adapter: str
+    alias: str
+    base: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One training job. METHODS[method.kind] and OBJECTIVES[objective.kind] are what does it."""
+
+    base: BaseSpec
+    dataset: DatasetSpec
+    method: MethodConfig
+    objective: ObjectiveConfig
+    hyperparameters: Hyperparameters
+    resources: Resources
+    checkpointing: Checkpointing
+    output: Output
+    seed: int
+
+
+def parse_spec(spec: pb.JobSpec) -> JobSpec:
+    """Fills in the contract's defaults and checks every field, and that the parts go together.
+
+    Raises:
+        GraftError: INVALID_SPEC, naming the field's path, what it holds and what it may hold.
+    """
+    method_kind = spec.method.WhichOneof("kind") or "lora"
+    method = METHODS[method_kind]
+    objective_kind = spec.objective.WhichOneof("kind") or "sft"
+    objective = OBJECTIVES[objective_kind]
+    parsed = JobSpec(
+        base=parse_base(spec.base, method.info.default_quantization),
+        dataset=parse_dataset(spec.dataset),
+        method=method.parse(getattr(spec.method, method_kind)),
+        objective=objective.parse(getattr(spec.objective, objective_kind)),
+        hyperparameters=parse_hyperparameters(
+            spec.hyperparameters,
+            objective.info.learning_rate(method.info),
+            objective.info.packs_by_default,
+        ),
+        resources=_resources(spec.resources),
+        checkpointing=_checkpointing(spec.checkpointing),
+        output=_output(spec.output, method.info.makes_base),
+        seed=integer("seed", spec.seed, 0, 0, 2**32 - 1),
+    )
+    check_combinations(parsed)
+    return parsed
+
+
+def _checkpointing(given: pb.Checkpointing) -> Checkpointing:
+    return Checkpointing(
+        every_steps=integer("checkpointing.every_steps", given.every_steps, 50, 1, 1_000_000_000),
+        keep=integer("checkpointing.keep", given.keep, 2, 1, 1000),
+    )
+
+
+def _resources(given: pb.Resources) -> Resources:
+    restarts = given.max_restarts if given.HasField("max_restarts") else 3
+    return Resources(
+        slots=integer("resources.slots", given.slots, 1, 1, 1024),
+        cpu_threads=integer("resources.cpu_threads", given.cpu_threads, 0, 0, 4096),
+        max_restarts=integer("resources.max_restarts", restarts, 0, 0, 1000),
+    )
+
+
+def _output(output: pb.Output, makes_base: bool) -> Output:
+    wanted, other = ("base", "adapter") if makes_base else ("adapter", "base")
+    name, stray = getattr(output, wanted), getattr(output, other)
+    if not name:
+        raise invalid_field(f"output.{wanted}", name, f"the {wanted}'s name")
+    if stray:
+        made = "a base" if makes_base else "an adapter"
+        raise invalid_field(f"output.{other}", stray, f"left out, because the method makes {made}")
+    return Output(
+        adapter="" if makes_base else identifier("output.adapter", name),
+        alias=identifier("output.alias", output.alias) if output.alias else "",
+        base=identifier("output.base", name) if makes_base else "",
+    )
