@@ -29,6 +29,7 @@ def metrics(message: common_pb2.TrainingMetrics) -> results.Metrics:
         tokens_per_second=message.tokens_per_second,
         remaining_s=message.remaining_s,
         eval_loss=message.eval_loss if message.HasField("eval_loss") else None,
+        figures=dict(message.figures),
     )
 
 

@@ -59,7 +59,10 @@ class ResidencyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """A position in a training run: losses in nats per trained token, tokens without padding."""
+    """A position in a training run: losses in nats per trained token, tokens without padding.
+
+    figures are the objective's own, for example {"reward": 0.7}.
+    """
 
     step: int
     total_steps: int
@@ -71,6 +74,7 @@ class Metrics:
     tokens_per_second: float
     remaining_s: float
     eval_loss: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

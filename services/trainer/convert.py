@@ -232,12 +232,15 @@ def _finished(given: worker_service_pb2.Finished) -> Finished:
 
 def _measured(given: common_pb2.TrainingMetrics) -> Metrics:
     values = {field: getattr(given, field) for field in _METRICS_FIELDS}
-    return Metrics(**values, eval_loss=given.eval_loss if given.HasField("eval_loss") else None)
+    eval_loss = given.eval_loss if given.HasField("eval_loss") else None
+    return Metrics(**values, eval_loss=eval_loss, figures=dict(given.figures))
 
 
 def _metrics(metrics: Metrics) -> common_pb2.TrainingMetrics:
     values = {field: getattr(metrics, field) for field in _METRICS_FIELDS}
-    return common_pb2.TrainingMetrics(**values, eval_loss=metrics.eval_loss)
+    return common_pb2.TrainingMetrics(
+        **values, eval_loss=metrics.eval_loss, figures=dict(metrics.figures)
+    )
 
 
 def _state(state: JobState) -> pb.JobState.ValueType:

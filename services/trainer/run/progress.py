@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ class Progress:
         self.tokens = 0
         self.last = TrainingMetrics()
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
+        self._figures: dict[str, list[float]] = {}
         self._step_s = 0.0
         self._reported_at = self._stepped_at = time.monotonic()
 
@@ -48,6 +50,11 @@ class Progress:
         self._learned += learned_tokens
         self._new_tokens += tokens
         self.tokens += tokens
+
+    def add_figures(self, figures: Mapping[str, float]) -> None:
+        """Takes further figures of a batch; a report holds their means."""
+        for name, value in figures.items():
+            self._figures.setdefault(name, []).append(value)
 
     def step_done(self) -> None:
         """Takes the time of an optimizer step."""
@@ -70,14 +77,18 @@ class Progress:
             tokens=self.tokens,
             tokens_per_second=self._new_tokens / seconds,
             remaining_s=(state.max_steps - state.global_step) * self._step_s,
+            figures={name: sum(all_) / len(all_) for name, all_ in self._figures.items()},
         )
         self._reporter.metrics(self.last)
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
+        self._figures = {}
         self._reported_at = now
 
-    def report_evaluation(self, loss: float) -> None:
-        """Reports the loss on held-out rows, at the step that was reported last."""
+    def report_evaluation(self, loss: float, figures: Mapping[str, float] | None = None) -> None:
+        """Reports the loss on held-out rows, and further figures of them, at the step reported last."""
         self.last.eval_loss = loss
+        for name, value in (figures or {}).items():
+            self.last.figures[f"eval_{name}"] = value
         self._reporter.metrics(self.last)
         self._reported_at = self._stepped_at = time.monotonic()
 
@@ -90,6 +101,7 @@ class Progress:
         }
         if self.last.HasField("eval_loss"):
             figures["eval_loss"] = self.last.eval_loss
+        figures |= dict(self.last.figures)
         return figures
 
     def checkpoint(self, step: int) -> None:

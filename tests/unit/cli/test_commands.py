@@ -101,7 +101,7 @@ def test_options_of_zero_and_no_override_a_job_file(
     assert created.code == 0, created.err
     stored = graft("jobs", "get", json.loads(created.out)["job"], "--json").json()["spec"]
     assert stored["base"]["quantization"] == "QUANTIZATION_NONE"
-    assert stored["hyperparameters"] == {"epochs": 2.0}
+    assert stored["hyperparameters"] == {"epochs": 2.0, "packing": False}
     assert stored["output"] == {"adapter": "zero"}
     assert "eval_fraction" not in stored["dataset"]
     assert "seed" not in stored

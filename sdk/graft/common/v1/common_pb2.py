@@ -24,17 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgraft/common/v1/common.proto\x12\x0fgraft.common.v1\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xe1\x01\n\x0fTrainingMetrics\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x11\n\tgrad_norm\x18\x06 \x01(\x01\x12\x0e\n\x06tokens\x18\x07 \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x13\n\x0bremaining_s\x18\t \x01(\x01\x12\x16\n\teval_loss\x18\n \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_eval_loss*\xdc\x01\n\x0c\x46\x61ilureCause\x12\x1d\n\x19\x46\x41ILURE_CAUSE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41ILURE_CAUSE_BAD_CONFIG\x10\x01\x12\x1a\n\x16\x46\x41ILURE_CAUSE_BAD_DATA\x10\x02\x12\x1f\n\x1b\x46\x41ILURE_CAUSE_OUT_OF_MEMORY\x10\x03\x12\x1b\n\x17\x46\x41ILURE_CAUSE_NODE_LOST\x10\x04\x12\x1a\n\x16\x46\x41ILURE_CAUSE_INTERNAL\x10\x05\x12\x19\n\x15\x46\x41ILURE_CAUSE_REFUSED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgraft/common/v1/common.proto\x12\x0fgraft.common.v1\"8\n\x04\x46ile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\xd1\x02\n\x0fTrainingMetrics\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\x01\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x11\n\tgrad_norm\x18\x06 \x01(\x01\x12\x0e\n\x06tokens\x18\x07 \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\x12\x13\n\x0bremaining_s\x18\t \x01(\x01\x12\x16\n\teval_loss\x18\n \x01(\x01H\x00\x88\x01\x01\x12>\n\x07\x66igures\x18\x0b \x03(\x0b\x32-.graft.common.v1.TrainingMetrics.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0c\n\n_eval_loss*\xdc\x01\n\x0c\x46\x61ilureCause\x12\x1d\n\x19\x46\x41ILURE_CAUSE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41ILURE_CAUSE_BAD_CONFIG\x10\x01\x12\x1a\n\x16\x46\x41ILURE_CAUSE_BAD_DATA\x10\x02\x12\x1f\n\x1b\x46\x41ILURE_CAUSE_OUT_OF_MEMORY\x10\x03\x12\x1b\n\x17\x46\x41ILURE_CAUSE_NODE_LOST\x10\x04\x12\x1a\n\x16\x46\x41ILURE_CAUSE_INTERNAL\x10\x05\x12\x19\n\x15\x46\x41ILURE_CAUSE_REFUSED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.common.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FAILURECAUSE']._serialized_start=336
-  _globals['_FAILURECAUSE']._serialized_end=556
+  _globals['_TRAININGMETRICS_FIGURESENTRY']._loaded_options = None
+  _globals['_TRAININGMETRICS_FIGURESENTRY']._serialized_options = b'8\001'
+  _globals['_FAILURECAUSE']._serialized_start=448
+  _globals['_FAILURECAUSE']._serialized_end=668
   _globals['_FILE']._serialized_start=49
   _globals['_FILE']._serialized_end=105
   _globals['_TRAININGMETRICS']._serialized_start=108
-  _globals['_TRAININGMETRICS']._serialized_end=333
+  _globals['_TRAININGMETRICS']._serialized_end=445
+  _globals['_TRAININGMETRICS_FIGURESENTRY']._serialized_start=385
+  _globals['_TRAININGMETRICS_FIGURESENTRY']._serialized_end=431
 # @@protoc_insertion_point(module_scope)

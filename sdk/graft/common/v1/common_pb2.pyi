@@ -3,8 +3,10 @@
 isort:skip_file
 What the three services share: files by digest, training metrics and typed causes of failure."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -93,6 +95,26 @@ class TrainingMetrics(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FiguresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STEP_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -103,6 +125,7 @@ class TrainingMetrics(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     REMAINING_S_FIELD_NUMBER: _builtins.int
     EVAL_LOSS_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Optimizer steps done."""
     total_steps: _builtins.int
@@ -110,7 +133,7 @@ class TrainingMetrics(_message.Message):
     epoch: _builtins.float
     """Epochs done, fractional."""
     loss: _builtins.float
-    """Mean loss per trained token since the last report, in nats."""
+    """Mean loss since the last report: per trained token in nats, or as the objective defines it."""
     learning_rate: _builtins.float
     """Learning rate of the last step."""
     grad_norm: _builtins.float
@@ -123,6 +146,10 @@ class TrainingMetrics(_message.Message):
     """Estimated seconds until the last step."""
     eval_loss: _builtins.float
     """Loss on the evaluation split, where one was computed at this step."""
+    @_builtins.property
+    def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Further figures of the objective, means since the last report: {"reward": 0.7, "accuracy": 0.9}."""
+
     def __init__(
         self,
         *,
@@ -136,10 +163,11 @@ class TrainingMetrics(_message.Message):
         tokens_per_second: _builtins.float = ...,
         remaining_s: _builtins.float = ...,
         eval_loss: _builtins.float | None = ...,
+        figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "eval_loss", b"eval_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "epoch", b"epoch", "eval_loss", b"eval_loss", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "loss", b"loss", "remaining_s", b"remaining_s", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss", "epoch", b"epoch", "eval_loss", b"eval_loss", "figures", b"figures", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "loss", b"loss", "remaining_s", b"remaining_s", "step", b"step", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eval_loss: _TypeAlias = _typing.Literal["eval_loss"]  # noqa: Y015
     _WhichOneofArgType__eval_loss: _TypeAlias = _typing.Literal["_eval_loss", b"_eval_loss"]  # noqa: Y015
