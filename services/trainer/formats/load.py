@@ -29,7 +29,7 @@ def load_examples(path: Path, format_name: str | None = None, max_rows: int = 0)
     Raises:
         GraftError: BAD_DATA, naming the file, the row and the field, and what to do.
     """
-    files = data_files(path)
+    files, _ = data_files(path)
     rows = read_rows(files)
     if max_rows:
         rows = itertools.islice(rows, max_rows)
