@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from graft.trainer.v1 import preflight_pb2 as graft_dot_trainer_dot_v1_dot_preflight__pb2
 from graft.trainer.v1 import trainer_service_pb2 as graft_dot_trainer_dot_v1_dot_trainer__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -60,6 +61,11 @@ class TrainerServiceStub:
                 request_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.JobEvent.FromString,
                 _registered_method=True)
+        self.ValidateJob = channel.unary_stream(
+                '/graft.trainer.v1.TrainerService/ValidateJob',
+                request_serializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobRequest.SerializeToString,
+                response_deserializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -101,6 +107,13 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ValidateJob(self, request, context):
+        """Looks at a job's spec, base and data before anything is trained: preflight. Starts and stores nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +141,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchJobRequest.FromString,
                     response_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.JobEvent.SerializeToString,
+            ),
+            'ValidateJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.ValidateJob,
+                    request_deserializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobRequest.FromString,
+                    response_serializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +284,33 @@ class TrainerService:
             '/graft.trainer.v1.TrainerService/WatchJob',
             graft_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchJobRequest.SerializeToString,
             graft_dot_trainer_dot_v1_dot_trainer__service__pb2.JobEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/graft.trainer.v1.TrainerService/ValidateJob',
+            graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobRequest.SerializeToString,
+            graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

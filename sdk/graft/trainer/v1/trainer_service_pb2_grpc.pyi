@@ -4,6 +4,7 @@ isort:skip_file
 The trainer: jobs that turn a spec into a version in the registry."""
 
 from collections import abc as _abc
+from graft.trainer.v1 import preflight_pb2 as _preflight_pb2
 from graft.trainer.v1 import trainer_service_pb2 as _trainer_service_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -43,6 +44,8 @@ class TrainerServiceStub:
     """Asks a job to stop. It ends CANCELLED within a second or one step; FAILED_PRECONDITION when it has ended."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_trainer_service_pb2.WatchJobRequest, _trainer_service_pb2.JobEvent]
     """Streams a job's events after a sequence number, and ends when the job has ended."""
+    ValidateJob: _grpc.UnaryStreamMultiCallable[_preflight_pb2.ValidateJobRequest, _preflight_pb2.ValidateJobResponse]
+    """Looks at a job's spec, base and data before anything is trained: preflight. Starts and stores nothing."""
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -59,6 +62,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Asks a job to stop. It ends CANCELLED within a second or one step; FAILED_PRECONDITION when it has ended."""
     WatchJob: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.WatchJobRequest, _trainer_service_pb2.JobEvent]  # type: ignore[assignment]
     """Streams a job's events after a sequence number, and ends when the job has ended."""
+    ValidateJob: _aio.UnaryStreamMultiCallable[_preflight_pb2.ValidateJobRequest, _preflight_pb2.ValidateJobResponse]  # type: ignore[assignment]
+    """Looks at a job's spec, base and data before anything is trained: preflight. Starts and stores nothing."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Training jobs. A job is a resource (AIP-152), not a long-running operation."""
@@ -102,5 +107,13 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_service_pb2.JobEvent], _abc.AsyncIterator[_trainer_service_pb2.JobEvent]]:
         """Streams a job's events after a sequence number, and ends when the job has ended."""
+
+    @_abc_1.abstractmethod
+    def ValidateJob(
+        self,
+        request: _preflight_pb2.ValidateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_preflight_pb2.ValidateJobResponse], _abc.AsyncIterator[_preflight_pb2.ValidateJobResponse]]:
+        """Looks at a job's spec, base and data before anything is trained: preflight. Starts and stores nothing."""
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
