@@ -12,9 +12,11 @@ from services.trainer.formats.base import (
     Preference,
     Prompt,
 )
-from services.trainer.formats.load import load_examples
+from services.trainer.formats.cleaning import CleaningReport
+from services.trainer.formats.load import ReadOptions, RowReader, iterate, load_examples
 
 __all__ = [
+    "CleaningReport",
     "Completion",
     "Content",
     "Conversation",
@@ -25,5 +27,8 @@ __all__ = [
     "PlainText",
     "Preference",
     "Prompt",
+    "ReadOptions",
+    "RowReader",
+    "iterate",
     "load_examples",
 ]

@@ -10,6 +10,7 @@ from services.trainer.formats.base import (
     Place,
     Row,
     bad_row,
+    empty_row,
     list_field,
     text_field,
 )
@@ -20,31 +21,34 @@ class Alpaca(Format):
     """An instruction, on a new line its input if it has one, and the output as the answer."""
 
     name = "alpaca"
+    fields = ("instruction", "input", "output", "system", "history")
 
     def fits(self, row: Row) -> bool:
         return "instruction" in row
 
     def read(self, row: Row, place: Place) -> Example:
-        instruction = text_field(row, "instruction", place)
-        extra = text_field(row, "input", place, required=False)
         output = text_field(row, "output", place)
-        system = text_field(row, "system", place, required=False)
         if not output.strip():
-            raise bad_row(
-                place,
-                'its field "output" is empty, so there is nothing to learn',
-                "Add the answer or remove the row.",
-                "output",
-            )
-        question = f"{instruction}\n{extra}" if extra and instruction else instruction or extra
-        messages: list[Row] = [{"role": "system", "content": system}] if system else []
-        for index, turn in enumerate(list_field(row, "history", place, required=False)):
-            messages += _turn(turn, f"history[{index}]", place)
-        messages += [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": output},
-        ]
+            raise empty_row(place, "output")
+        messages = [*question_turns(row, place), {"role": "assistant", "content": output}]
         return conversation(messages, (), place, "output")
+
+
+def question_turns(row: Row, place: Place) -> list[Row]:
+    """The turns up to and with the row's question.
+
+    Raises:
+        GraftError: BAD_DATA.
+    """
+    instruction = text_field(row, "instruction", place)
+    extra = text_field(row, "input", place, required=False)
+    system = text_field(row, "system", place, required=False)
+    question = f"{instruction}\n{extra}" if extra and instruction else instruction or extra
+    messages: list[Row] = [{"role": "system", "content": system}] if system else []
+    for index, turn in enumerate(list_field(row, "history", place, required=False)):
+        messages += _turn(turn, f"history[{index}]", place)
+    messages.append({"role": "user", "content": question})
+    return messages
 
 
 def _turn(turn: Any, path: str, place: Place) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from graft.errors import GraftError, Reason
 
 Row = dict[str, Any]
+_EMPTY = "empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +91,37 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """A data set: its rows, the format they were in, and the digest of its files' bytes."""
+    """A data set: its rows, the format they were in, and the digest of its files' bytes.
+
+    notes are sentences for people about what is odd in it, though no error.
+    """
 
     rows: list[Example]
     format: str
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 class Format(ABC):
-    """One shape of rows."""
+    """One shape of rows.
+
+    Attributes:
+        name: as the contract's DataFormat calls it.
+        fields: what its rows may have.
+        compares: whether some of its answers are bad ones, which must not be learned as good ones.
+    """
 
     name: ClassVar[str]
+    fields: ClassVar[tuple[str, ...]]
+    compares: ClassVar[bool] = False
 
     @abstractmethod
     def fits(self, row: Row) -> bool:
         """Whether a row has the fields that tell this format from the others."""
+
+    def takes(self, row: Row) -> bool:
+        """Whether a row of a set that is said to be in this format may be read as such."""
+        return self.fits(row)
 
     @abstractmethod
     def read(self, row: Row, place: Place) -> Example:
@@ -115,8 +132,11 @@ class Format(ABC):
         """
 
 
-def bad_row(place: Place, message: str, next_step: str, field: str = "") -> GraftError:
-    """The error of one row."""
+def bad_row(
+    place: Place, message: str, next_step: str, field: str = "", problem: str = ""
+) -> GraftError:
+    """The error of one row; problem is a word for programs."""
+    metadata = {"problem": problem} if problem else {}
     return GraftError(
         Reason.BAD_DATA,
         f"{place}: {message}",
@@ -124,7 +144,24 @@ def bad_row(place: Place, message: str, next_step: str, field: str = "") -> Graf
         file=place.file,
         row=place.row,
         field=field,
+        **metadata,
     )
+
+
+def empty_row(place: Place, field: str, what: str = "is empty") -> GraftError:
+    """The error of a row with an empty field that must not be empty."""
+    return bad_row(
+        place,
+        f'its field "{field}" {what}, so there is nothing to learn',
+        "Fill it or remove the row; dataset.cleaning.drop_empty leaves out all such rows.",
+        field,
+        _EMPTY,
+    )
+
+
+def is_empty_row(error: GraftError) -> bool:
+    """Whether an error is empty_row()'s."""
+    return error.metadata.get("problem") == _EMPTY
 
 
 def text_field(row: Row, field: str, place: Place, *, path: str = "", required: bool = True) -> str:
@@ -141,9 +178,15 @@ def text_field(row: Row, field: str, place: Place, *, path: str = "", required: 
     if value is None:
         if not required:
             return ""
-        what = f'its field "{path}" is null' if field in row else f'it has no field "{path}"'
+        if field in row:
+            raise empty_row(place, path, "is null")
         has = ", ".join(f'"{name}"' for name in row) or "nothing"
-        raise bad_row(place, f"{what} (it has {has})", f'Add "{path}" or remove the row.', path)
+        raise bad_row(
+            place,
+            f'it has no field "{path}" (it has {has})',
+            f'Add "{path}", name the column that holds it in dataset.columns, or remove the row.',
+            path,
+        )
     if not isinstance(value, str):
         raise bad_row(
             place,

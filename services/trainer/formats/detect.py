@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graft.errors import GraftError
-
 from services.trainer.formats.alpaca import Alpaca
 from services.trainer.formats.base import Format, Place, Row, bad_row
+from services.trainer.formats.kto import Kto
 from services.trainer.formats.messages import Messages
+from services.trainer.formats.preference import Preferences
+from services.trainer.formats.prompt import Prompts
 from services.trainer.formats.prompt_completion import PromptCompletion
 from services.trainer.formats.sharegpt import ShareGpt
 from services.trainer.formats.text import Text
 
-# In this order: Alpaca sets often carry a rendered "text" too, and chat sets a bare "prompt".
-FORMATS: tuple[Format, ...] = (Messages(), ShareGpt(), Alpaca(), PromptCompletion(), Text())
+# In this order: those that compare are written as other formats are and must not be taken for them,
+# Alpaca sets often carry a rendered "text" too, and chat sets a bare "prompt".
+FORMATS: tuple[Format, ...] = (
+    Preferences(),
+    Kto(),
+    Messages(),
+    ShareGpt(),
+    Alpaca(),
+    PromptCompletion(),
+    Prompts(),
+    Text(),
+)
 FIRST_ROWS = 20
 
 
@@ -23,53 +34,68 @@ def format_named(name: str) -> Format:
     return next(known for known in FORMATS if known.name == name)
 
 
+def format_of(row: Row) -> Format | None:
+    """The format that a row looks like; None for none."""
+    return next((known for known in FORMATS if known.fits(row)), None)
+
+
 def detect(rows: Sequence[tuple[Place, Row]]) -> Format:
     """The format of the first of the rows that is in one.
 
     Raises:
         GraftError: BAD_DATA, with the fields of the first row.
     """
-    for place, row in rows:
-        check_objective(row, place)
-        for known in FORMATS:
-            if known.fits(row):
-                return known
+    for _, row in rows:
+        found = format_of(row)
+        if found is not None:
+            return found
     place, row = rows[0]
     names = ", ".join(f'"{name}"' for name in row) or "none"
     raise bad_row(
         place,
         f"its fields ({names}) are of no format that we know",
-        "Use messages, conversations, instruction and output, prompt and completion, or text.",
+        "Say in dataset.columns what they are, for example "
+        '{"prompt": "question", "completion": "answer"}, or use messages, conversations, instruction and '
+        "output, prompt and completion, chosen and rejected, or text.",
     )
 
 
-def check_objective(row: Row, place: Place) -> None:
-    """Refuses rows that teach by comparison: their bad answers must not be learned as good ones.
+class Membership:
+    """Whether rows are of the format that their set is in.
 
-    Raises:
-        GraftError: BAD_DATA.
+    Args:
+        chosen: the set's.
+        declared: whether the spec names it; otherwise it was found out, and less is let pass.
     """
-    field = next((name for name in ("rejected", "chosen") if name in row), "")
-    if not field and isinstance(row.get("label"), bool) and "text" not in row:
-        field = "label"
-    if field:
-        raise bad_row(
-            place,
-            f'its field "{field}" marks it as preference data, which supervised training cannot use',
-            "Keep only the good answers, as messages or conversations.",
-            field,
-        )
 
+    def __init__(self, chosen: Format, *, declared: bool) -> None:
+        self._chosen = chosen
+        self._fits = chosen.takes if declared else chosen.fits
+        self._comparing = [known for known in FORMATS if known.compares and known is not chosen]
+        if chosen.compares:
+            self._comparing = []
 
-def mixed(row: Row, place: Place, chosen: Format) -> GraftError | None:
-    """The error of a row that is in another format than its set; None where it is in the set's or in none."""
-    if chosen.fits(row):
-        return None
-    other = next((known for known in FORMATS if known.fits(row)), None)
-    if other is None:
-        return None
-    return bad_row(
-        place,
-        f"it looks like {other.name} but the set is {chosen.name}",
-        "Bring all rows into one format, or train on separate files.",
-    )
+    def check(self, row: Row, place: Place) -> None:
+        """Lets a row pass that is of the format, or of none: then reading it says what it lacks.
+
+        Raises:
+            GraftError: BAD_DATA, for a row of another format.
+        """
+        other = next((known for known in self._comparing if known.fits(row)), None)
+        if other is not None:
+            raise bad_row(
+                place,
+                f"it looks like {other.name} data but the set is {self._chosen.name}: its bad answers "
+                "would be learned as good ones",
+                f"Set dataset.format to {other.name} and train with an objective for it, or keep only "
+                "the good answers.",
+            )
+        if self._fits(row):
+            return
+        other = format_of(row)
+        if other is not None and other is not self._chosen:
+            raise bad_row(
+                place,
+                f"it looks like {other.name} but the set is {self._chosen.name}",
+                "Bring all rows into one format, or give each its own file in dataset.sources.",
+            )

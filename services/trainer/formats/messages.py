@@ -30,19 +30,25 @@ class Messages(Format):
     """Messages by role; content may be text, text parts, or null beside tool calls."""
 
     name = "messages"
+    fields = ("messages", "tools")
 
     def fits(self, row: Row) -> bool:
         return "messages" in row
 
     def read(self, row: Row, place: Place) -> Example:
         messages = [
-            _message(message, f"messages[{index}]", place)
+            read_message(message, f"messages[{index}]", place)
             for index, message in enumerate(list_field(row, "messages", place))
         ]
         return conversation(messages, read_tools(row, place), place, "messages")
 
 
-def _message(message: Any, path: str, place: Place) -> Row:
+def read_message(message: Any, path: str, place: Place) -> Row:
+    """One message as chat templates take it.
+
+    Raises:
+        GraftError: BAD_DATA.
+    """
     if not isinstance(message, dict):
         raise bad_row(
             place,

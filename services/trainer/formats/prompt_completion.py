@@ -1,4 +1,4 @@
-"""Rows of a prompt and a completion, both plain text."""
+"""Rows of a prompt and a completion: both plain text, or both turns."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from services.trainer.formats.base import (
     Format,
     Place,
     Row,
-    bad_row,
+    empty_row,
     text_field,
 )
+from services.trainer.formats.exchanges import read_turns
+from services.trainer.formats.turns import conversation, read_tools
 
 
 class PromptCompletion(Format):
-    """The prompt goes to the model as it is, without a chat template."""
+    """A prompt of text goes to the model as it is, without a chat template; turns go through it."""
 
     name = "prompt_completion"
+    fields = ("prompt", "completion", "tools")
 
     def fits(self, row: Row) -> bool:
         return "prompt" in row and "completion" in row
 
     def read(self, row: Row, place: Place) -> Example:
+        if isinstance(row["prompt"], list) or isinstance(row.get("completion"), list):
+            messages = read_turns(row, "prompt", place) + read_turns(row, "completion", place)
+            return conversation(messages, read_tools(row, place), place, "completion")
         prompt = text_field(row, "prompt", place)
         completion = text_field(row, "completion", place)
         if not completion:
-            raise bad_row(
-                place,
-                'its field "completion" is empty, so there is nothing to learn',
-                "Add the completion or remove the row.",
-                "completion",
-            )
+            raise empty_row(place, "completion")
         return Example(place, Completion(prompt, completion))

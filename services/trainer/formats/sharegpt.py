@@ -15,7 +15,7 @@ from services.trainer.formats.base import (
     list_field,
     text_field,
 )
-from services.trainer.formats.turns import conversation, read_tools, tool_call
+from services.trainer.formats.turns import conversation, read_tools, system_turn, tool_call
 
 _ROLES = {
     "human": "user",
@@ -34,19 +34,28 @@ class ShareGpt(Format):
     """Turns by who they are from; "function_call" holds the JSON of a call, or of a list of calls."""
 
     name = "sharegpt"
+    fields = ("conversations", "tools", "system")
 
     def fits(self, row: Row) -> bool:
         return "conversations" in row
 
     def read(self, row: Row, place: Place) -> Example:
-        system = text_field(row, "system", place, required=False)
-        messages: list[Row] = [{"role": "system", "content": system}] if system else []
-        for index, turn in enumerate(list_field(row, "conversations", place)):
-            messages.append(_message(turn, f"conversations[{index}]", place))
+        messages = [
+            *system_turn(row, place),
+            *(
+                read_turn(turn, f"conversations[{index}]", place)
+                for index, turn in enumerate(list_field(row, "conversations", place))
+            ),
+        ]
         return conversation(messages, read_tools(row, place), place, "conversations")
 
 
-def _message(turn: Any, path: str, place: Place) -> Row:
+def read_turn(turn: Any, path: str, place: Place) -> Row:
+    """One turn of {from, value} as chat templates take it.
+
+    Raises:
+        GraftError: BAD_DATA.
+    """
     if not isinstance(turn, dict):
         raise bad_row(
             place,

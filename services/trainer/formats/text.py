@@ -8,7 +8,7 @@ from services.trainer.formats.base import (
     Place,
     PlainText,
     Row,
-    bad_row,
+    empty_row,
     text_field,
 )
 
@@ -17,6 +17,7 @@ class Text(Format):
     """The whole text is learned."""
 
     name = "text"
+    fields = ("text",)
 
     def fits(self, row: Row) -> bool:
         return "text" in row
@@ -24,10 +25,5 @@ class Text(Format):
     def read(self, row: Row, place: Place) -> Example:
         text = text_field(row, "text", place)
         if not text.strip():
-            raise bad_row(
-                place,
-                'its field "text" is empty, so there is nothing to learn',
-                "Remove the row.",
-                "text",
-            )
+            raise empty_row(place, "text")
         return Example(place, PlainText(text))

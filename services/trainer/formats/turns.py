@@ -11,9 +11,11 @@ from services.trainer.formats.base import (
     Place,
     Row,
     bad_row,
+    empty_row,
     json_value,
     kind_of,
     list_field,
+    text_field,
 )
 
 
@@ -25,13 +27,26 @@ def conversation(
     Raises:
         GraftError: BAD_DATA, when there is nothing to learn or a system turn is not the first.
     """
-    if not any(_says_something(message) for message in messages):
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
         raise bad_row(
             place,
             f'its field "{field}" has no turn of the assistant, so there is nothing to learn',
             "Add the answer or remove the row.",
             field,
         )
+    if not any(says_something(message) for message in answers):
+        raise empty_row(place, field, "has only empty turns of the assistant")
+    check_system(messages, place, field)
+    return Example(place, Conversation(tuple(messages), tuple(tools)))
+
+
+def check_system(messages: Sequence[Row], place: Place, field: str) -> None:
+    """Refuses a system turn that is not the first.
+
+    Raises:
+        GraftError: BAD_DATA.
+    """
     for index, message in enumerate(messages):
         if message["role"] == "system" and index > 0:
             raise bad_row(
@@ -40,11 +55,21 @@ def conversation(
                 "Put the system turn first.",
                 field,
             )
-    return Example(place, Conversation(tuple(messages), tuple(tools)))
 
 
-def _says_something(message: Row) -> bool:
-    return message["role"] == "assistant" and bool(message["content"] or message.get("tool_calls"))
+def says_something(message: Row) -> bool:
+    """Whether a turn has text or calls a tool."""
+    return bool(message["content"] or message.get("tool_calls"))
+
+
+def system_turn(row: Row, place: Place) -> list[Row]:
+    """The turn of a row's "system", if it has one.
+
+    Raises:
+        GraftError: BAD_DATA.
+    """
+    system = text_field(row, "system", place, required=False)
+    return [{"role": "system", "content": system}] if system else []
 
 
 def read_tools(row: Row, place: Place) -> list[Row]:

@@ -269,15 +269,19 @@ def test_a_bad_row_names_its_number_and_field(
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("format_name", "row"),
     [
-        {"conversations": [], "chosen": {}, "rejected": {}},
-        {"prompt": "x", "chosen": "a", "rejected": "b"},
-        {**MESSAGES, "label": False},
+        ("sharegpt", {**SHAREGPT, "chosen": {}, "rejected": {}}),
+        ("prompt_completion", {**PROMPT, "chosen": "a", "rejected": "b"}),
+        ("messages", {**MESSAGES, "label": False}),
+        ("alpaca", {**ALPACA, "label": True}),
     ],
 )
-def test_preference_data_is_not_learned_as_answers(tmp_path: Path, row: dict[str, Any]) -> None:
-    assert "preference data" in refused(write(tmp_path, "a.jsonl", [row])).message
+def test_bad_answers_are_not_learned_as_good_ones_whatever_the_spec_says(
+    tmp_path: Path, format_name: str, row: dict[str, Any]
+) -> None:
+    message = refused(write(tmp_path, "a.jsonl", [row]), format_name).message
+    assert f"but the set is {format_name}: its bad answers would be learned" in message
 
 
 def test_rows_of_no_known_format_are_refused_with_their_fields(tmp_path: Path) -> None:
