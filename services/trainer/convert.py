@@ -64,7 +64,7 @@ def new_job(request: pb.CreateJobRequest) -> tuple[Job, RequestKey | None]:
     text = canonical_json(request.spec)
     suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(_SUFFIX_LENGTH))
     job = Job(
-        name=job_name(namespace, f"{spec.output.adapter[:50]}-{suffix}"),
+        name=job_name(namespace, f"{(spec.output.adapter or spec.output.base)[:50]}-{suffix}"),
         namespace=namespace,
         spec_json=text.decode(),
         slots=spec.resources.slots,

@@ -1,0 +1,41 @@
+"""python -m services.trainer.preflight check|survey [EXAMPLES]: the spec on standard input, JSON lines out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from services.trainer.convert import spec_from_json
+from services.trainer.side_process import serve_aside
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def main(arguments: list[str]) -> None:
+    """Does what the first argument says."""
+    if arguments[0] == "check":
+        serve_aside(_check)
+        return
+    examples = int(arguments[1])
+    serve_aside(lambda spec_json, progress: _survey(spec_json, examples, progress))
+
+
+def _check(spec_json: str, progress: Report) -> dict[str, Any]:
+    from services.trainer.preflight.check import check_spec
+
+    check_spec(spec_from_json(spec_json))
+    return {}
+
+
+def _survey(spec_json: str, examples: int, progress: Report) -> dict[str, Any]:
+    from services.trainer.tokens.tokenizer import leave_torch_out
+
+    leave_torch_out()
+    from services.trainer.preflight.survey import survey
+
+    return survey(spec_from_json(spec_json), examples, progress)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
