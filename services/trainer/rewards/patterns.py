@@ -8,8 +8,8 @@ from __future__ import annotations
 import re2
 
 _MOST_CHARACTERS = 4096
-# Bounds the compiled program, and with it the time per character of text.
-_MOST_MEMORY_BYTES = 1024 * 1024
+# Bounds the compiled program to about 20,000 instructions, and with it the time per character of text.
+_MOST_MEMORY_BYTES = 512 * 1024
 
 
 class Pattern:
@@ -33,6 +33,10 @@ class Pattern:
             self._compiled = re2.compile(text, options)
         except (re2.error, UnicodeEncodeError) as error:
             raise ValueError(_reason(error)) from None
+
+    def steps(self, text: str) -> int:
+        """The most that a match can take: instructions times characters."""
+        return int(self._compiled.programsize) * (len(text) + 1)
 
     def is_in(self, text: str) -> bool:
         """Whether it matches somewhere in the text."""
