@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,8 +76,14 @@ class RowReader:
         assert self._format is not None
         return self._format.name
 
-    def examples(self, cleaning: CleaningReport) -> Iterator[Example]:
+    def examples(
+        self, cleaning: CleaningReport, on_bad_row: Callable[[GraftError], None] | None = None
+    ) -> Iterator[Example]:
         """All examples in order; empty ones that are left out go to the report.
+
+        Args:
+            on_bad_row: takes the error of a row that cannot be read, which then is passed over; without
+                it the first one ends the reading.
 
         Raises:
             GraftError: BAD_DATA, naming the file, the row and the field, and what to do.
@@ -92,13 +98,16 @@ class RowReader:
             cleaning.declare("drop_empty")
         for place, row in itertools.chain(first, rows):
             renamed = self._columns.apply(row)
-            membership.check(renamed, place)
             try:
+                membership.check(renamed, place)
                 example = chosen.read(renamed, place)
             except GraftError as error:
-                if not (self.options.drop_empty and is_empty_row(error)):
+                if self.options.drop_empty and is_empty_row(error):
+                    cleaning.remove("drop_empty", place)
+                elif on_bad_row is not None:
+                    on_bad_row(error)
+                else:
                     raise
-                cleaning.remove("drop_empty", place)
                 continue
             content = self._placeholders.fill(example.content)
             yield example if content is example.content else Example(place, content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 from graft.errors import GraftError, Reason
 
 from services.trainer.formats import Example
-from services.trainer.formats.detect import FIRST_ROWS, detect, format_named, mixed
-from services.trainer.formats.files import data_files, read_rows
+from services.trainer.formats.cleaning import CleaningReport
+from services.trainer.formats.load import ReadOptions, RowReader
 from services.trainer.preflight.report import Rows
-from services.trainer.spec import DatasetSource
 
 _PROGRESS_EVERY = 2000
+_NAMED = 10
 
 
 class Reading:
@@ -29,47 +28,34 @@ class Reading:
         self._progress = progress
         self.rows = 0
         self.formats: Counter[str] = Counter()
+        self.cleaning = CleaningReport()
         self.unreadable = Rows()
         self.fatal: list[GraftError] = []
         self.first_error: GraftError | None = None
+        self.notes: list[str] = []
 
-    def examples(self, source: DatasetSource, path: Path) -> Iterator[Example]:
+    def examples(self, path: Path, options: ReadOptions) -> Iterator[Example]:
         """The rows of a set that can be read; the others are noted."""
         try:
-            yield from self._examples(source, path)
+            reader = RowReader(path, options)
+            for example in reader.examples(self.cleaning, self._note):
+                self._count(example.place.file)
+                yield example
+            self.formats[reader.format] += 1
+            self.notes += reader.notes()
         except GraftError as error:
-            if error.reason is not Reason.BAD_DATA:
+            if error.reason not in (Reason.BAD_DATA, Reason.INVALID_SPEC):
                 raise
             self.fatal.append(error)
 
-    def _examples(self, source: DatasetSource, path: Path) -> Iterator[Example]:
-        files, _ = data_files(path)
-        rows = read_rows(files)
-        if source.max_rows:
-            rows = itertools.islice(rows, source.max_rows)
-        first = list(itertools.islice(rows, FIRST_ROWS))
-        if not first:
-            raise GraftError(
-                Reason.BAD_DATA,
-                f"{path.name} holds no rows",
-                next_step="Write at least one example into it.",
-                file=path.name,
-            )
-        chosen = format_named(source.format) if source.format else detect(first)
-        self.formats[chosen.name] += 1
-        for place, row in itertools.chain(first, rows):
-            self.rows += 1
-            if self.rows % _PROGRESS_EVERY == 0:
-                self._progress(f"reading {place.file}", self.rows)
-            try:
-                if (other := mixed(row, place, chosen)) is not None:
-                    raise other
-                yield chosen.read(row, place)
-            except GraftError as error:
-                self._note(error)
+    def _count(self, file: str) -> None:
+        self.rows += 1
+        if self.rows % _PROGRESS_EVERY == 0:
+            self._progress(f"reading {file}", self.rows)
 
     def _note(self, error: GraftError) -> None:
+        self.rows += 1
         self.first_error = self.first_error or error
         self.unreadable.count += 1
-        if len(self.unreadable.places) < 10:
+        if len(self.unreadable.places) < _NAMED:
             self.unreadable.places.append(error.message)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from array import array
 
 from services.trainer.formats import Example
+from services.trainer.formats.cleaning import content_key
 from services.trainer.preflight.report import Rows
 from services.trainer.preflight.text_checks import (
     broken_encoding,
-    fingerprint,
-    prompt_fingerprint,
+    question_key,
     texts,
     unfilled_placeholder,
 )
@@ -20,9 +19,9 @@ class Seen:
     """Looks at the text of each row; keeps a few bytes of it."""
 
     def __init__(self) -> None:
-        self._all: set[int] = set()
-        self._order = array("Q")
-        self._questions: dict[int, int] = {}
+        self._all: set[bytes] = set()
+        self._order: list[bytes] = []
+        self._questions: dict[bytes, bytes] = {}
         self.duplicates = Rows()
         self.other_answers = Rows()
         self.encoding = Rows()
@@ -32,7 +31,7 @@ class Seen:
     def is_wanted(self, example: Example, dedupe: bool) -> bool:
         """Whether a training row is kept; notes what is to note."""
         self._look(example)
-        content = fingerprint(example.content)
+        content = content_key(example.content)
         if content in self._all:
             if dedupe:
                 return False
@@ -46,7 +45,7 @@ class Seen:
     def held_out(self, example: Example) -> None:
         """Takes a row of an evaluation set."""
         self._look(example)
-        if fingerprint(example.content) in self._all:
+        if content_key(example.content) in self._all:
             self.overlap.add(example.place)
 
     def split(self, fraction: float, seed: int) -> int:
@@ -68,8 +67,8 @@ class Seen:
                 self.placeholders.add(example.place, found)
                 break
 
-    def _look_at_question(self, example: Example, content: int) -> None:
-        question = prompt_fingerprint(example.content)
+    def _look_at_question(self, example: Example, content: bytes) -> None:
+        question = question_key(example.content)
         if question is None:
             return
         if self._questions.setdefault(question, content) != content:

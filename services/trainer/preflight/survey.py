@@ -23,6 +23,7 @@ from services.trainer.formats import (
     Preference,
     Prompt,
 )
+from services.trainer.formats.load import ReadOptions
 from services.trainer.objectives import OBJECTIVES
 from services.trainer.preflight.check import check_base
 from services.trainer.preflight.convert import report_message
@@ -89,20 +90,32 @@ class Survey:
 
     def run(self) -> Report:
         """Looks at everything."""
-        for source in self.spec.dataset.sources:
-            for part in _parts(self._examples(source)):
+        for index, source in enumerate(self.spec.dataset.sources):
+            for part in _parts(self._examples(index, source)):
                 self._look_at(part)
+        self.cleaned |= {step: one.rows for step, one in self.reading.cleaning.steps.items()}
         eval_rows = self._look_at_evaluation()
         return find_all(self, eval_rows, self._shown)
 
-    def _examples(self, source: DatasetSource) -> Iterator[Example]:
-        for example in self.reading.examples(source, local_path(source.path)):
+    def _examples(self, index: int, source: DatasetSource) -> Iterator[Example]:
+        for example in self._read(f"dataset.sources[{index}]", source):
             if not isinstance(example.content, self.objective.contents):
                 self.wrong_kind.add(example.place)
             elif self.seen.is_wanted(example, self.spec.dataset.cleaning.dedupe):
                 yield example
             else:
                 self._cleaned("dedupe")
+
+    def _read(self, where: str, source: DatasetSource) -> Iterator[Example]:
+        options = ReadOptions(
+            source.format,
+            source.columns,
+            source.placeholders,
+            source.max_rows,
+            self.spec.dataset.cleaning.drop_empty,
+            where,
+        )
+        return self.reading.examples(local_path(source.path), options)
 
     def _cleaned(self, step: str) -> None:
         self.cleaned[step] = self.cleaned.get(step, 0) + 1
@@ -170,8 +183,8 @@ class Survey:
         if dataset.eval_fraction:
             return self.seen.split(dataset.eval_fraction, self.spec.seed)
         rows = 0
-        for source in dataset.eval_sources:
-            for example in self.reading.examples(source, local_path(source.path)):
+        for index, source in enumerate(dataset.eval_sources):
+            for example in self._read(f"dataset.eval_sources[{index}]", source):
                 rows += 1
                 self.seen.held_out(example)
         return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 
@@ -15,13 +14,13 @@ from services.trainer.formats import (
     Preference,
     Prompt,
 )
+from services.trainer.formats.cleaning import content_key
 
 _REPLACEMENT = "�"
 # UTF-8 read as Latin-1 or Windows-1252: an accented letter, a quotation mark or an emoji become these.
 _MOJIBAKE = re.compile("[ÂÃ][\u0080-¿]|â€[\u0098-™œž\u009d¢“”]|ðŸ|Ã¤|Ã¶|Ã¼|ÃŸ|Ã©")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _PLACEHOLDER = re.compile(r"\{\{\s*[A-Za-z_][\w.-]*\s*\}\}")
-_SPACE = re.compile(r"\s+")
 
 
 def texts(content: Content) -> Iterator[str]:
@@ -61,21 +60,12 @@ def unfilled_placeholder(text: str) -> str:
     return found.group() if found else ""
 
 
-def fingerprint(content: Content) -> int:
-    """The same for rows that say the same but for case and white space; 8 bytes, as a number."""
-    digest = hashlib.blake2b(digest_size=8)
-    for text in texts(content):
-        digest.update(_SPACE.sub(" ", text.casefold()).strip().encode("utf-8", "surrogatepass"))
-        digest.update(b"\0")
-    return int.from_bytes(digest.digest(), "big")
-
-
-def prompt_fingerprint(content: Content) -> int | None:
-    """The fingerprint of what comes before the last answer; None where there is no such thing."""
+def question_key(content: Content) -> bytes | None:
+    """The key of what comes before the last answer; None where there is no such thing."""
     match content:
         case Conversation(messages=messages) if messages and messages[-1]["role"] == "assistant":
-            return fingerprint(Conversation(messages[:-1]))
+            return content_key(Conversation(messages[:-1]))
         case Completion(prompt=prompt):
-            return fingerprint(PlainText(prompt))
+            return content_key(PlainText(prompt))
         case _:
             return None
