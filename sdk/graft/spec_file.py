@@ -97,19 +97,30 @@ def _fill(message: Message, values: Mapping[Any, Any], prefix: str) -> None:
             raise _refused(f"{prefix}{key} is given twice", f"Remove it or {seen[field.name]}.")
         seen[field.name] = str(key)
         if value is not None:
+            _check_alone(message, field, prefix)
             _set(message, field, value, prefix + field.name)
 
 
+def _check_alone(message: Message, field: FieldDescriptor, prefix: str) -> None:
+    """Refuses a second field of those of which there may be one."""
+    oneof = field.containing_oneof
+    other = message.WhichOneof(oneof.name) if oneof else None
+    if other and other != field.name:
+        where = prefix.removesuffix(".") or "The spec"
+        raise _refused(
+            f"{where} holds both {other} and {field.name}; it must hold one of them",
+            f"Remove {prefix}{other} or {prefix}{field.name}.",
+        )
+
+
 def _set(message: Message, field: FieldDescriptor, value: Any, path: str) -> None:
-    if field.message_type is not None:
-        if not isinstance(value, Mapping):
-            raise _refused(
-                f"{path} holds {_kind(value)}; it must hold fields",
-                f"Known: {', '.join(f.name for f in field.message_type.fields)}.",
-            )
+    if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+        if field.is_repeated:
+            _set_list(message, field, value, path)
+            return
         child: Message = getattr(message, field.name)
         child.SetInParent()
-        _fill(child, value, path + ".")
+        _fill_child(child, value, path)
         return
     if field.enum_type is not None:
         value = _enum_value(field.enum_type, value, path)
@@ -118,12 +129,36 @@ def _set(message: Message, field: FieldDescriptor, value: Any, path: str) -> Non
             {field.name: _plain(value)}, GetMessageClass(_descriptor(message))()
         )
     except json_format.ParseError:
-        wanted = "a list of " if field.is_repeated else "a "
         raise _refused(
-            f"{path} is {value!r}; it must be {wanted}{_TYPES.get(field.cpp_type, 'value')}",
+            f"{path} is {value!r}; it must be {_wanted(field)}",
             f"Change {path} in the job's spec.",
         ) from None
     message.MergeFrom(parsed)
+
+
+def _set_list(message: Message, field: FieldDescriptor, value: Any, path: str) -> None:
+    if not isinstance(value, list | tuple):
+        raise _refused(
+            f"{path} holds {_kind(value)}; it must hold a list", f"Change {path} in the job's spec."
+        )
+    for index, one in enumerate(value):
+        _fill_child(getattr(message, field.name).add(), one, f"{path}[{index}]")
+
+
+def _fill_child(child: Message, value: Any, path: str) -> None:
+    if not isinstance(value, Mapping):
+        raise _refused(
+            f"{path} holds {_kind(value)}; it must hold fields",
+            f"Known: {', '.join(f.name for f in _descriptor(child).fields)}.",
+        )
+    _fill(child, value, path + ".")
+
+
+def _wanted(field: FieldDescriptor) -> str:
+    if field.message_type is not None:
+        return "names with texts"
+    kind = _TYPES.get(field.cpp_type, "value")
+    return f"a list of {kind}s" if field.is_repeated else f"a {kind}"
 
 
 def _plain(value: Any) -> Any:
