@@ -31,7 +31,15 @@ def pad_token_id(reading: Reading) -> int:
 
 
 def _tokenize(examples: list[Example], reading: Reading) -> list[TokenRow]:
-    reader = ExampleTokenizer(reading.tokenizer, reading.max_tokens, reading.end_ids)
+    dataset = reading.spec.dataset
+    reader = ExampleTokenizer(
+        reading.tokenizer,
+        reading.max_tokens,
+        reading.end_ids,
+        loss_on=dataset.loss_on,
+        shortest_tokens=dataset.cleaning.min_length_tokens,
+        longest_tokens=dataset.cleaning.max_length_tokens,
+    )
     rows, report = reader.tokenize(examples)
     for line in report.lines(reading.max_tokens):
         reading.log(line)

@@ -25,8 +25,7 @@ from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.trainers.common import steps_per_epoch, total_steps
 from services.trainer.spec import BaseSpec, JobSpec
-from services.trainer.tokens import end_token_ids
-from services.trainer.tokens.tokenizer import load_tokenizer
+from services.trainer.tokens import end_token_ids, load_tokenizer
 
 
 class Training:
@@ -67,10 +66,10 @@ class Training:
         objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
         check_contents(objective.info, examples)
         training, held_out = split(examples.rows, spec.dataset.eval_fraction, spec.seed)
-        tokenizer = load_tokenizer(base.folder)
+        tokenizer = load_tokenizer(base.folder, spec.dataset.chat_template)
         set_seed(spec.seed)
         model = objective.load_model(base.folder, spec.base)
-        prepared = objective.prepare(training, held_out, self._reading(model, tokenizer))
+        prepared = objective.prepare(training, held_out, self._reading(base, model, tokenizer))
         epoch_steps = (
             steps_per_epoch(spec, prepared.sequences or 0) or spec.hyperparameters.max_steps
         )
@@ -97,11 +96,11 @@ class Training:
         lineage = self._lineage(examples, prepared, progress)
         return self._save(method, trainer.model, self._commit_request(base, output, lineage))
 
-    def _reading(self, model: Any, tokenizer: Any) -> Reading:
+    def _reading(self, base: BaseFolder, model: Any, tokenizer: Any) -> Reading:
         return Reading(
             spec=self._spec,
             tokenizer=tokenizer,
-            end_ids=frozenset(end_token_ids(tokenizer, getattr(model, "generation_config", None))),
+            end_ids=end_token_ids(tokenizer, base.folder),
             max_tokens=self._max_tokens(model),
             log=self._reporter.log,
         )

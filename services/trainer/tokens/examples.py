@@ -1,21 +1,24 @@
-"""Examples -> token rows with labels: only what shall be learned has one. No padding here (see run/batches.py)."""
+"""Examples -> token rows: only what shall be learned is marked so. No padding here (see run/batches.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from graft.errors import GraftError, Reason
-from numpy.typing import NDArray
 
 from services.trainer.formats import Completion, Conversation, Example, PlainText
-from services.trainer.tokens.report import TokenReport, named_places
-from services.trainer.tokens.rows import IGNORED, Ids, TokenRow, token_row
-from services.trainer.tokens.templates import ChatTemplate, Span
+from services.trainer.tokens.encoder import Encoder
+from services.trainer.tokens.report import TokenReport
+from services.trainer.tokens.rows import TokenRow, token_row
+from services.trainer.tokens.spans import learned_tokens
+from services.trainer.tokens.templates import ChatTemplate, LossOn
 
 _AT_ONCE = 256
+_NO_ANSWER = "nothing in them is an answer of the assistant"
+_NOT_FOUND = "the chat template does not show where their answers are"
 
 
 class ExampleTokenizer:
@@ -25,130 +28,155 @@ class ExampleTokenizer:
         tokenizer: the base's.
         max_length_tokens: longer rows are cut at the end.
         end_ids: tokens that end an answer; one that follows an answer is learned with it.
+        loss_on: what is learned of conversations and completions; of texts everything is.
+        shortest_tokens: rows of fewer are left out; 0 for none.
+        longest_tokens: rows of more, before they are cut, are left out; 0 for none.
     """
 
-    def __init__(self, tokenizer: Any, max_length_tokens: int, end_ids: Iterable[int]) -> None:
-        self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length_tokens: int,
+        end_ids: Iterable[int],
+        *,
+        loss_on: LossOn = "assistant",
+        shortest_tokens: int = 0,
+        longest_tokens: int = 0,
+    ) -> None:
+        self._encoder = Encoder(tokenizer)
+        self._template = ChatTemplate(tokenizer, loss_on)
         self._max = max_length_tokens
-        self._end_ids = np.array(sorted(end_ids), dtype=np.int64)
+        self._end_ids = frozenset(end_ids)
+        self._everything = loss_on == "everything"
+        self._shortest = shortest_tokens
+        self._longest = longest_tokens
 
-    def tokenize(self, examples: Sequence[Example]) -> tuple[list[TokenRow], TokenReport]:
+    def tokenize(self, examples: Iterable[Example]) -> tuple[list[TokenRow], TokenReport]:
         """All rows that have something to learn.
 
         Raises:
-            GraftError: BAD_DATA, when none has, naming rows and reasons.
+            GraftError: BAD_DATA, when none has, naming rows and reasons; as iterate().
         """
         report = TokenReport()
-        rows = [row for row in self._rows(examples, report) if self._keep(row, report)]
-        rows = [self._cut(row) for row in rows]
+        rows = list(self.iterate(examples, report))
         if not rows:
-            places = named_places([place for place, _ in report.dropped])
-            why = " or ".join(sorted({why for _, why in report.dropped}))
-            raise GraftError(
-                Reason.BAD_DATA,
-                f"No row has anything to learn: {why} ({places})",
-                next_step="Raise hyperparameters.max_length_tokens or shorten the prompts."
-                if any("cuts off" in why for _, why in report.dropped)
-                else "Check that the rows have answers, and that the base's chat template shows them.",
-            )
-        report.rows = len(rows)
-        report.tokens = sum(len(row) for row in rows)
-        report.learned_tokens = sum(int((row.labels != IGNORED).sum()) for row in rows)
+            raise nothing_to_learn(report)
         return rows, report
 
-    def _keep(self, row: TokenRow, report: TokenReport) -> bool:
-        too_long = len(row) > self._max
-        if (row.labels[: self._max] != IGNORED).any():
-            if too_long:
-                report.cut.append(row.place)
-            return True
-        learned = bool((row.labels != IGNORED).any())
-        why = (
-            f"max_length_tokens ({self._max}) cuts off their whole answer"
-            if learned
-            else "nothing in them is an answer of the assistant"
-        )
-        report.dropped.append((row.place, why))
-        return False
+    def iterate(self, examples: Iterable[Example], report: TokenReport) -> Iterator[TokenRow]:
+        """The rows that have something to learn, one after the other; reads a few hundred ahead.
 
-    def _cut(self, row: TokenRow) -> TokenRow:
-        if len(row) <= self._max:
-            return row
-        return TokenRow(row.place, row.ids[: self._max], row.labels[: self._max])
-
-    def _rows(self, examples: Sequence[Example], report: TokenReport) -> Iterator[TokenRow]:
+        Raises:
+            GraftError: BAD_DATA, for a row that the chat template refuses; INVALID_SPEC, when there is no
+                chat template, or one in which no turn of the assistant can be found.
+        """
         source = iter(examples)
         while part := list(islice(source, _AT_ONCE)):
-            # A file has one format, so all of a part are of one kind.
-            if isinstance(part[0].content, Conversation):
-                yield from self._conversations(part, report)
-            elif isinstance(part[0].content, Completion):
-                yield from self._completions(part)
-            else:
-                yield from self._texts(part)
+            for row in self._rows(part, report):
+                if (kept := self._kept(row, report)) is not None:
+                    report.rows += 1
+                    report.tokens += len(kept)
+                    report.learned_tokens += int(np.count_nonzero(kept.learned))
+                    yield kept
+
+    def _kept(self, row: TokenRow, report: TokenReport) -> TokenRow | None:
+        """The row, cut to the longest length; None if it is left out."""
+        if why := self._unwanted(row):
+            report.drop(row.place, why)
+            return None
+        if len(row) > self._max:
+            report.cut.add(row.place)
+            return row.cut(self._max)
+        last = int(np.flatnonzero(row.learned)[-1])
+        if int(row.ids[last]) not in self._end_ids:
+            report.unended.add(row.place)
+        return row
+
+    def _unwanted(self, row: TokenRow) -> str:
+        if len(row) < self._shortest:
+            return f"they have fewer than {self._shortest} tokens (cleaning.min_length_tokens)"
+        if self._longest and len(row) > self._longest:
+            return f"they have more than {self._longest} tokens (cleaning.max_length_tokens)"
+        if row.learned[: self._max].any():
+            return ""
+        if row.learned.any():
+            return f"max_length_tokens ({self._max}) cuts off their whole answer"
+        return _NO_ANSWER
+
+    def _rows(self, part: list[Example], report: TokenReport) -> Iterator[TokenRow]:
+        """Rows in the order of the examples; those of one kind that stand together are encoded together."""
+        start = 0
+        while start < len(part):
+            kind = type(part[start].content)
+            end = start + 1
+            while end < len(part) and type(part[end].content) is kind:
+                end += 1
+            yield from self._of_one_kind(part[start:end], report)
+            start = end
+
+    def _of_one_kind(self, part: list[Example], report: TokenReport) -> Iterator[TokenRow]:
+        first = part[0].content
+        if isinstance(first, Conversation):
+            yield from self._conversations(part, report)
+        elif isinstance(first, Completion):
+            yield from self._completions(part)
+        else:
+            yield from self._texts(part)
 
     def _conversations(self, part: list[Example], report: TokenReport) -> Iterator[TokenRow]:
-        rendered = []
-        for example in part:
-            assert isinstance(example.content, Conversation)
-            rendered.append(self._template.render(example.content, example.place))
-        encoded = self._tokenizer(
-            [one.text for one in rendered],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-        )
-        for example, one, ids, offsets in zip(
-            part, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            report.unsure_turns += one.unsure_turns
-            learned = self._learned(np.array(ids, np.int64), np.array(offsets), one.spans)
-            yield token_row(example.place, ids, learned)
-
-    def _learned(self, ids: Ids, offsets: Ids, spans: list[Span]) -> NDArray[np.bool_]:
-        """Which tokens lie within the spans, with the end token that directly follows one."""
-        learned = np.zeros(len(ids), dtype=np.bool_)
-        if not len(ids):
-            return learned
-        starts, ends = offsets[:, 0], offsets[:, 1]
-        for start, end in spans:
-            inside = (starts >= start) & (ends <= end) & (ends > starts)
-            learned |= inside
-            last = int(np.flatnonzero(inside)[-1]) if inside.any() else -1
-            if 0 <= last < len(ids) - 1 and ids[last] not in self._end_ids:
-                learned[last + 1] |= ids[last + 1] in self._end_ids
-        return learned
+        rendered = [
+            self._template.render(example.content, example.place)
+            for example in part
+            if isinstance(example.content, Conversation)
+        ]
+        unsure = sum(one.unsure_turns for one in rendered)
+        if unsure and not any(one.spans for one in rendered):
+            raise _turns_not_found(part[0])
+        report.unsure_turns += unsure
+        encodings = self._encoder.encode([one.text for one in rendered], special=False)
+        for example, one, encoding in zip(part, rendered, encodings, strict=True):
+            if one.unsure_turns and not one.spans:
+                report.drop(example.place, _NOT_FOUND)
+                continue
+            learned = learned_tokens(encoding, one.spans, self._end_ids)
+            yield token_row(example.place, encoding.ids, learned)
 
     def _completions(self, part: list[Example]) -> Iterator[TokenRow]:
         pairs = [example.content for example in part if isinstance(example.content, Completion)]
-        prompts = self._encode([pair.prompt for pair in pairs])
-        wholes = self._encode([pair.prompt + pair.completion for pair in pairs])
-        # Where a token would reach over the boundary, the two are encoded apart: a served prompt is, too.
-        alone = self._encode([pair.completion for pair in pairs], special=False)
-        for example, prompt, whole, completion in zip(part, prompts, wholes, alone, strict=True):
-            ids = whole if whole[: len(prompt)] == prompt else prompt + completion
-            ids = self._ended(ids)
-            yield token_row(example.place, ids, np.arange(len(ids)) >= len(prompt))
+        for example, (prompt, answer) in zip(part, self._encoder.completions(pairs), strict=True):
+            learned = np.ones(len(prompt) + len(answer), np.bool_)
+            learned[: 0 if self._everything else len(prompt)] = False
+            yield token_row(example.place, prompt + answer, learned)
 
     def _texts(self, part: list[Example]) -> Iterator[TokenRow]:
         texts = [example.content.text for example in part if isinstance(example.content, PlainText)]
-        for example, ids in zip(part, self._encode(texts), strict=True):
-            ended = self._ended(ids)
-            yield token_row(example.place, ended, np.ones(len(ended), np.bool_))
-
-    def _encode(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
-        encoded = self._tokenizer(texts, add_special_tokens=special, return_attention_mask=False)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
-    def _ended(self, ids: list[int]) -> list[int]:
-        end = self._tokenizer.eos_token_id
-        return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+        for example, ids in zip(part, self._encoder.texts(texts), strict=True):
+            yield token_row(example.place, ids, np.ones(len(ids), np.bool_))
 
 
-def end_token_ids(tokenizer: Any, generation_config: Any) -> set[int]:
-    """The tokens that end an answer, as the tokenizer and the model's generation settings name them."""
-    named = getattr(generation_config, "eos_token_id", None)
-    ids = set(named if isinstance(named, list) else [named])
-    return {token for token in ids | {tokenizer.eos_token_id} if token is not None}
+def nothing_to_learn(report: TokenReport) -> GraftError:
+    """The error of a set of which every row is left out."""
+    reasons = "; ".join(f"{why} ({rows})" for why, rows in report.dropped.items())
+    too_long = any("cuts off" in why for why in report.dropped)
+    cleaned = any("cleaning." in why for why in report.dropped)
+    next_step = "Check that the rows have answers, and that the chat template shows them."
+    if too_long:
+        next_step = "Raise hyperparameters.max_length_tokens or shorten the prompts."
+    elif cleaned:
+        next_step = "Widen dataset.cleaning.min_length_tokens and max_length_tokens."
+    return GraftError(
+        Reason.BAD_DATA,
+        f"No row has anything to learn: {reasons or 'there are no rows'}",
+        next_step=next_step,
+    )
+
+
+def _turns_not_found(example: Example) -> GraftError:
+    return GraftError(
+        Reason.INVALID_SPEC,
+        "The chat template has no {% generation %} marks, and the assistant's turns cannot be found in what it "
+        f"renders ({example.place}), so what to learn is not known",
+        next_step="Set dataset.chat_template to a named template (`graft methods --templates`), or "
+        "dataset.loss_on to everything.",
+        field="dataset.chat_template",
+    )

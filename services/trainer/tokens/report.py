@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from services.trainer.formats import Place
 
 _NAMED_ROWS = 5
+_KEPT_PLACES = 10_000
+
+
+@dataclass(slots=True)
+class Noted:
+    """How many rows something is true of, and the places of the first ten thousand."""
+
+    count: int = 0
+    places: list[Place] = field(default_factory=list)
+
+    def add(self, place: Place) -> None:
+        """Notes one more row."""
+        self.count += 1
+        if len(self.places) < _KEPT_PLACES:
+            self.places.append(place)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __str__(self) -> str:
+        """The first places in words, and how many more there are."""
+        named = "; ".join(str(place) for place in self.places[:_NAMED_ROWS])
+        more = self.count - min(len(self.places), _NAMED_ROWS)
+        return f"{named}; and {more} more" if more > 0 else named
 
 
 @dataclass(slots=True)
 class TokenReport:
-    """What became of the examples."""
+    """What became of the examples.
+
+    Args:
+        rows: token rows that were made.
+        tokens: of these rows.
+        learned_tokens: those that are learned.
+        cut: rows whose end is cut off.
+        dropped: rows that are left out, by the reason.
+        unended: rows that are not cut, whose last learned token does not end an answer: a model that
+            learns them does not learn to stop.
+        unsure_turns: turns of the assistant that could not be found in the rendered text.
+    """
 
     rows: int = 0
     tokens: int = 0
     learned_tokens: int = 0
-    cut: list[Place] = field(default_factory=list)
-    dropped: list[tuple[Place, str]] = field(default_factory=list)
+    cut: Noted = field(default_factory=Noted)
+    dropped: dict[str, Noted] = field(default_factory=dict)
+    unended: Noted = field(default_factory=Noted)
     unsure_turns: int = 0
+
+    def drop(self, place: Place, why: str) -> None:
+        """Notes a row that is left out."""
+        self.dropped.setdefault(why, Noted()).add(place)
 
     def lines(self, max_length_tokens: int) -> Iterator[str]:
         """What people should know of it."""
@@ -31,20 +70,17 @@ class TokenReport:
         if self.cut:
             yield (
                 f"{len(self.cut)} rows are longer than {max_length_tokens} tokens and were cut at the end "
-                f"({named_places(self.cut)})."
+                f"({self.cut})."
             )
-        for why, count in Counter(why for _, why in self.dropped).items():
-            places = [place for place, reason in self.dropped if reason == why]
-            yield f"{count} rows are left out because {why} ({named_places(places)})."
+        for why, rows in self.dropped.items():
+            yield f"{len(rows)} rows are left out because {why} ({rows})."
+        if self.unended:
+            yield (
+                f"The last learned token of {len(self.unended)} rows does not end an answer, so the model does "
+                f"not learn from them where to stop ({self.unended})."
+            )
         if self.unsure_turns:
             yield (
                 f"{self.unsure_turns} earlier turns of the assistant are not learned: the chat template "
                 "renders them differently once the conversation goes on."
             )
-
-
-def named_places(places: Sequence[Place]) -> str:
-    """The first places in words, and how many more there are."""
-    named = "; ".join(str(place) for place in places[:_NAMED_ROWS])
-    more = len(places) - _NAMED_ROWS
-    return f"{named}; and {more} more" if more > 0 else named

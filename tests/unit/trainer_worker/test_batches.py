@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services.trainer.formats import Place
 from services.trainer.run.batches import PackedRows, PaddedRows, RowOrder
 from services.trainer.tokens import IGNORED, TokenRow
+from services.trainer.tokens.packing import pack_rows
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=300)
 
