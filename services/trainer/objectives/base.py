@@ -164,6 +164,14 @@ class Objective(ABC, Generic[C]):
             GraftError: INVALID_SPEC.
         """
 
+    @classmethod
+    def check(cls, config: C, spec: JobSpec) -> None:
+        """Checks what its settings need of the rest of the spec.
+
+        Raises:
+            GraftError: INVALID_SPEC, naming the field, the reason and what works.
+        """
+
     def load_model(self, folder: Path, base: BaseSpec) -> Any:
         """The base's model for this objective: a causal language model, unless it says otherwise.
 

@@ -36,6 +36,10 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    if layer.disable_adapters or layer.merged or layer.active_adapters != ["default"]:
+        # Somebody wants the base's answer, or another adapter's: a reference model.
+        theirs: torch.Tensor = type(layer).forward(layer, x)
+        return theirs
     rows = x.reshape(-1, x.shape[-1])
     wide: torch.Tensor = layer.base_layer(rows)
     narrow = linear(layer.lora_dropout["default"](rows), layer.lora_A["default"].weight)

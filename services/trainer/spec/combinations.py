@@ -49,3 +49,4 @@ def check_combinations(spec: JobSpec) -> None:
         )
     if (why := objective.refused_methods.get(spec.method.kind)) is not None:
         raise invalid_field("method", spec.method.kind, f"another one for {objective.title}: {why}")
+    OBJECTIVES[spec.objective.kind].check(spec.objective, spec)

