@@ -17,7 +17,7 @@ from graft.endpoints import graft_home, served_base
 from graft.errors import GraftError, Reason
 from graft.jobs import JobHandle
 from graft.results import short_id
-from graft.specs import TrainOptions
+from graft.specs import TrainOptions, is_elsewhere
 
 _LORA, _LOOP, _DATA = "Adapter", "Optimization", "Data"
 
@@ -25,7 +25,10 @@ _LORA, _LOOP, _DATA = "Adapter", "Optimization", "Data"
 def train(
     ctx: typer.Context,
     data: Annotated[
-        Path | None, typer.Argument(help="A .json, .jsonl, .csv or .parquet file, or a folder.")
+        str | None,
+        typer.Argument(
+            help="A .json, .jsonl, .csv, .parquet or .arrow file, a folder, hf://owner/name or s3://bucket/key."
+        ),
     ] = None,
     base: Annotated[
         str | None,
@@ -40,6 +43,24 @@ def train(
     spec: Annotated[
         Path | None,
         typer.Option("--file", "-f", help="Job spec in YAML or JSON; options override it."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="lora, qlora, dora, full and so on: see `graft methods`.", rich_help_panel=_LORA
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="sft, cpt, dpo, kto, orpo, grpo, reward or distillation.", rich_help_panel=_LOOP
+        ),
+    ] = None,
+    output_base: Annotated[
+        str | None,
+        typer.Option(
+            help="With --method full: the base that gets a new version.", rich_help_panel=_LORA
+        ),
     ] = None,
     rank: Annotated[int | None, typer.Option(rich_help_panel=_LORA)] = None,
     alpha: Annotated[float | None, typer.Option(rich_help_panel=_LORA)] = None,
@@ -57,6 +78,10 @@ def train(
         typer.Option(
             "--qlora/--no-qlora", help="Hold the base in 4-bit NF4.", rich_help_panel=_LORA
         ),
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="Hold the base in none, nf4, fp4 or int8.", rich_help_panel=_LORA),
     ] = None,
     epochs: Annotated[float | None, typer.Option(rich_help_panel=_LOOP)] = None,
     max_steps: Annotated[int | None, typer.Option(rich_help_panel=_LOOP)] = None,
@@ -87,7 +112,8 @@ def train(
     format: Annotated[
         str | None,
         typer.Option(
-            help="alpaca, sharegpt, messages, prompt_completion or text; found out if not given.",
+            help="alpaca, sharegpt, messages, prompt_completion, text, preference, kto or prompt; "
+            "found out if not given.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -96,6 +122,18 @@ def train(
     ] = None,
     max_rows: Annotated[
         int | None, typer.Option(help="Only the first rows.", rich_help_panel=_DATA)
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            help="A named chat template instead of the base's own.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    loss_on: Annotated[
+        str | None,
+        typer.Option(help="assistant, last_turn or everything.", rich_help_panel=_DATA),
     ] = None,
     upload: Annotated[
         bool,
@@ -107,7 +145,7 @@ def train(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an adapter on DATA. Ctrl-C asks whether to detach or cancel.
+    """Train on DATA. Ctrl-C asks whether to detach or cancel.
 
     Exit codes: 0 done, 64 bad config, 65 bad data, 66 out of memory, 67 refused by the registry,
     70 internal, 79 cancelled.
@@ -117,7 +155,7 @@ def train(
 
     async def work(client: Client) -> int | None:
         if data is not None and (upload or _is_here(client.endpoints.trainer)):
-            _check_data(data)
+            check_data(data)
         if base is None and spec is None and (served := served_base(graft_home())):
             chosen["base"] = served
         handle = await client.train(spec, upload=upload, **chosen)
@@ -151,11 +189,17 @@ def _is_here(address: str) -> bool:
         return host == "localhost"
 
 
-def _check_data(data: Path) -> None:
-    if not data.exists():
+def check_data(data: str) -> None:
+    """Checks that a file or folder is there, before anything is asked of the trainer.
+
+    Raises:
+        GraftError: BAD_DATA.
+    """
+    if not is_elsewhere(data) and not Path(data).expanduser().exists():
         raise GraftError(
             Reason.BAD_DATA,
             f"There is no {data}",
-            next_step="Name a .json, .jsonl, .csv or .parquet file, or a folder of them.",
+            next_step="Name a .json, .jsonl, .csv, .parquet or .arrow file, a folder of them, "
+            "hf://owner/name or s3://bucket/key.",
             path=data,
         )
