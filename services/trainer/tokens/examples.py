@@ -14,7 +14,7 @@ from services.trainer.tokens.encoder import Encoder
 from services.trainer.tokens.report import TokenReport
 from services.trainer.tokens.rows import TokenRow, token_row
 from services.trainer.tokens.spans import learned_tokens
-from services.trainer.tokens.templates import ChatTemplate, LossOn
+from services.trainer.tokens.templates import ChatTemplate, LossOn, turns_not_found
 
 _AT_ONCE = 256
 _NO_ANSWER = "nothing in them is an answer of the assistant"
@@ -131,7 +131,7 @@ class ExampleTokenizer:
         ]
         unsure = sum(one.unsure_turns for one in rendered)
         if unsure and not any(one.spans for one in rendered):
-            raise _turns_not_found(part[0])
+            raise turns_not_found(part[0].place)
         report.unsure_turns += unsure
         encodings = self._encoder.encode([one.text for one in rendered], special=False)
         for example, one, encoding in zip(part, rendered, encodings, strict=True):
@@ -168,15 +168,4 @@ def nothing_to_learn(report: TokenReport) -> GraftError:
         Reason.BAD_DATA,
         f"No row has anything to learn: {reasons or 'there are no rows'}",
         next_step=next_step,
-    )
-
-
-def _turns_not_found(example: Example) -> GraftError:
-    return GraftError(
-        Reason.INVALID_SPEC,
-        "The chat template has no {% generation %} marks, and the assistant's turns cannot be found in what it "
-        f"renders ({example.place}), so what to learn is not known",
-        next_step="Set dataset.chat_template to a named template (`graft methods --templates`), or "
-        "dataset.loss_on to everything.",
-        field="dataset.chat_template",
     )

@@ -176,3 +176,15 @@ def _refused(place: Place, error: Exception) -> GraftError:
         "Bring the turns into the order that the template wants, remove the row, or set "
         "dataset.chat_template to another.",
     )
+
+
+def turns_not_found(place: Place) -> GraftError:
+    """The error of a template that does not tell what the assistant says."""
+    return GraftError(
+        Reason.INVALID_SPEC,
+        "The chat template has no {% generation %} marks, and the assistant's turns cannot be found in what it "
+        f"renders ({place}), so what to learn is not known",
+        next_step="Set dataset.chat_template to a named template (`graft methods --templates`), or "
+        "dataset.loss_on to everything.",
+        field="dataset.chat_template",
+    )

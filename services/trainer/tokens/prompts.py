@@ -1,0 +1,109 @@
+"""Examples -> prompts as tokens, exactly as they are served, each with the answer that is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graft.errors import GraftError, Reason
+
+from services.trainer.formats import Completion, Conversation, Example, Place, Prompt
+from services.trainer.tokens.encoder import Encoder
+from services.trainer.tokens.report import TokenReport
+from services.trainer.tokens.templates import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt as token ids, and the right answer to it; None where there is none."""
+
+    place: Place
+    ids: list[int]
+    answer: str | None
+
+
+class PromptTokenizer:
+    """Turns examples into prompts: prompts as they are, conversations without their last answer.
+
+    Args:
+        tokenizer: the base's.
+        max_tokens: longer prompts are left out, because a cut one asks something else.
+        shortest_tokens: shorter prompts are left out; 0 for none.
+        longest_tokens: longer prompts are left out too; 0 for none.
+    """
+
+    def __init__(
+        self, tokenizer: Any, max_tokens: int, shortest_tokens: int = 0, longest_tokens: int = 0
+    ) -> None:
+        self._encoder = Encoder(tokenizer)
+        self._template = ChatTemplate(tokenizer)
+        self._max = max_tokens
+        self._shortest = shortest_tokens
+        self._longest = longest_tokens
+
+    def tokenize(self, examples: Iterable[Example]) -> tuple[list[PromptRow], TokenReport]:
+        """All prompts that can be answered, and what was left out.
+
+        Raises:
+            GraftError: BAD_DATA, when there is none; when a chat template does not take one.
+        """
+        report = TokenReport()
+        rows = []
+        for example in examples:
+            row = self._row(example)
+            if (why := self._refusal(len(row.ids))) is not None:
+                report.drop(row.place, why)
+                continue
+            rows.append(row)
+            report.rows += 1
+            report.tokens += len(row.ids)
+        if not rows:
+            raise GraftError(
+                Reason.BAD_DATA,
+                f"No prompt is left to answer: {'; '.join(left_out(report)) or 'there are no rows'}",
+                next_step="Raise hyperparameters.max_length_tokens, lower "
+                "objective.grpo.max_completion_tokens, or shorten the prompts.",
+            )
+        return rows, report
+
+    def _row(self, example: Example) -> PromptRow:
+        prompt, answer = asked_and_answered(example)
+        if isinstance(prompt, str):
+            ids = self._encoder.ids([prompt], special=True)[0]
+        else:
+            text = self._template.render_prompt(prompt, example.place)
+            ids = self._encoder.ids([text], special=False)[0]
+        return PromptRow(example.place, ids, answer)
+
+    def _refusal(self, tokens: int) -> str | None:
+        if not tokens:
+            return "their prompt has no tokens"
+        if tokens > self._max:
+            return f"their prompt leaves no room for an answer (more than {self._max} tokens)"
+        if tokens < self._shortest:
+            return f"their prompt has fewer than {self._shortest} tokens"
+        if self._longest and tokens > self._longest:
+            return f"their prompt has more than {self._longest} tokens"
+        return None
+
+
+def left_out(report: TokenReport) -> Sequence[str]:
+    """What people should know of prompts that are not asked."""
+    return [f"{places.count} rows are left out because {why} ({places})" for why, places in report.dropped.items()]
+
+
+def asked_and_answered(example: Example) -> tuple[Conversation | str, str | None]:
+    """What an example asks, and the answer in it: a prompt's own, the completion, or the last turn."""
+    content = example.content
+    if isinstance(content, Prompt):
+        return content.prompt, content.answer
+    if isinstance(content, Completion):
+        return content.prompt, content.completion
+    assert isinstance(content, Conversation), type(content)
+    last = content.messages[-1]
+    if last["role"] != "assistant":
+        return content, None
+    asked = Conversation(content.messages[:-1], content.tools)
+    answer = last.get("content")
+    return asked, answer if isinstance(answer, str) else None
