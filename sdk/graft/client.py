@@ -24,6 +24,7 @@ from graft.lineage import Direction, Graph, read_lineage
 from graft.metadata import Metadata
 from graft.names import DEFAULT_NAMESPACE
 from graft.operations import Operations
+from graft.preflight import OnProgress, PreflightReport, preflight
 from graft.promotion import Promotion
 from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
@@ -102,6 +103,37 @@ class Client:
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
         await self._connection.close()
+
+    async def preflight(
+        self,
+        spec: SpecSource | None = None,
+        *,
+        examples: int = 3,
+        upload: bool = False,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[TrainOptions],
+    ) -> PreflightReport:
+        """Looks at a job's data as the model will see it; trains nothing and stores nothing.
+
+        Args:
+            spec: as train()'s.
+            examples: how many rows the report shows decoded, at most 50.
+            upload: as train()'s.
+            on_progress: called with what is being done and the rows looked at so far.
+            options: as train()'s.
+
+        Raises:
+            GraftError: INVALID_SPEC, NOT_A_MODEL; what is wrong with rows is in the report.
+        """
+        return await preflight(
+            self._connection,
+            self.namespace,
+            spec,
+            options,
+            examples=examples,
+            upload=upload,
+            on_progress=on_progress,
+        )
 
     async def train(
         self,

@@ -106,7 +106,7 @@ class Jobs:
         """Stores a job; see Client.train."""
         message = build_spec(spec, options)
         if upload:
-            await self._upload_data(message)
+            await self.upload_data(message)
         connection = self._connection
         request_id = request_id or uuid.uuid4().hex
         request = pb.CreateJobRequest(
@@ -117,7 +117,12 @@ class Jobs:
         )
         return JobHandle(connection, job.name)
 
-    async def _upload_data(self, spec: JobSpec) -> None:
+    async def upload_data(self, spec: JobSpec) -> None:
+        """Sends a spec's data to the registry; from then on the spec names it by its digest.
+
+        Raises:
+            GraftError: BAD_DATA, when it is not one file.
+        """
         path = _local_file(spec.dataset.path)
         file = describe_file(path.parent, path)
         await self._connection.blobs.upload(path, file)

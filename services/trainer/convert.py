@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +15,7 @@ from graft.common.v1 import common_pb2
 from graft.digests import canonical_json, digest_bytes
 from graft.errors import GraftError, Reason
 from graft.names import job_name, parse_name
-from graft.trainer.v1 import job_spec_pb2, worker_service_pb2
+from graft.trainer.v1 import job_spec_pb2, preflight_pb2, worker_service_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from services.trainer import session
@@ -37,6 +39,7 @@ from services.trainer.store.base import RequestKey
 
 _DEFAULT_PAGE = 100
 _LARGEST_PAGE = 1000
+_USUAL_EXAMPLES, _MOST_EXAMPLES = 3, 50
 # Letters and digits that nobody takes for one another.
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _SUFFIX_LENGTH = 6
@@ -80,6 +83,30 @@ def new_job(request: pb.CreateJobRequest) -> tuple[Job, RequestKey | None]:
 def spec_from_json(text: str) -> JobSpec:
     """A stored spec, with its defaults. Raises GraftError INVALID_SPEC."""
     return parse_spec(json_format.Parse(text, job_spec_pb2.JobSpec()))
+
+
+def survey_request(request: preflight_pb2.ValidateJobRequest) -> tuple[str, int]:
+    """The spec, checked, and how many examples are shown.
+
+    Raises:
+        GraftError: INVALID_NAME, INVALID_SPEC, INVALID_REQUEST.
+    """
+    parent_namespace(request.parent)
+    parse_spec(request.spec)
+    if not 0 <= request.examples <= _MOST_EXAMPLES:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"examples is {request.examples}",
+            next_step=f"Ask for 1 to {_MOST_EXAMPLES}.",
+        )
+    return canonical_json(request.spec).decode(), request.examples or _USUAL_EXAMPLES
+
+
+def survey_update(update: Mapping[str, Any]) -> preflight_pb2.ValidateJobResponse:
+    """What a survey's process says."""
+    field = "report" if "result" in update else "progress"
+    value = update.get("result", update.get("progress"))
+    return json_format.ParseDict({field: value}, preflight_pb2.ValidateJobResponse())
 
 
 def parent_namespace(parent: str) -> str:

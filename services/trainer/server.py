@@ -24,6 +24,7 @@ from services.trainer.launchers.local import LocalLauncher
 from services.trainer.launches import Launches
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.preflight import Preflight, ProcessPreflight
+from services.trainer.preflight.process import Surveyor
 from services.trainer.scheduler import Scheduler
 from services.trainer.servicer import TrainerServicer, WorkerServicer
 from services.trainer.slots import Slots, default_slots, visible_devices
@@ -116,7 +117,8 @@ class TrainerServer:
         self._scheduler = Scheduler(
             self._journal, self._supervisor, self._preflight, slots, wake, self._metrics
         )
-        trainer = TrainerServicer(self._journal, self._scheduler, self._supervisor, wake)
+        surveyor = Surveyor(self._settings.preflight_timeout_s)
+        trainer = TrainerServicer(self._journal, self._scheduler, self._supervisor, surveyor, wake)
         add_TrainerServiceServicer_to_server(trainer, self._server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(self._supervisor), self._server.grpc)
 

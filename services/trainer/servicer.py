@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from graft.errors import GraftError, Reason
+from graft.trainer.v1 import preflight_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from graft.trainer.v1.worker_service_pb2 import SessionRequest, SessionResponse
@@ -15,6 +17,7 @@ from services.common.interceptors import Context
 from services.trainer import convert, lifecycle
 from services.trainer.jobs import Report
 from services.trainer.journal import Journal
+from services.trainer.preflight.process import Surveyor
 from services.trainer.scheduler import Scheduler
 from services.trainer.supervisor import Supervisor
 
@@ -26,6 +29,7 @@ class TrainerServicer(TrainerServiceServicer):
         journal: where jobs are.
         scheduler: stops the check of a cancelled job.
         supervisor: stops the worker of a cancelled job.
+        surveyor: looks at data.
         wake: tells the scheduler of a new job.
     """
 
@@ -34,11 +38,13 @@ class TrainerServicer(TrainerServiceServicer):
         journal: Journal,
         scheduler: Scheduler,
         supervisor: Supervisor,
+        surveyor: Surveyor,
         wake: asyncio.Event,
     ) -> None:
         self._journal = journal
         self._scheduler = scheduler
         self._supervisor = supervisor
+        self._surveyor = surveyor
         self._wake = wake
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
@@ -78,6 +84,15 @@ class TrainerServicer(TrainerServiceServicer):
         name = convert.checked_job_name(request.name)
         async for event in self._journal.watch(name, request.after_sequence):
             yield convert.event(event)
+
+    async def ValidateJob(
+        self, request: preflight_pb2.ValidateJobRequest, context: Context
+    ) -> AsyncIterator[preflight_pb2.ValidateJobResponse]:
+        """Looks at a job's data; ends with the report."""
+        spec_json, examples = convert.survey_request(request)
+        async with aclosing(self._surveyor.survey(spec_json, examples)) as updates:
+            async for update in updates:
+                yield convert.survey_update(update)
 
 
 class WorkerServicer(WorkerServiceServicer):

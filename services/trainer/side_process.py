@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ _KEPT_ERROR_BYTES = 64 * 1024
 
 async def run_aside(
     module: str, request: str, timeout_s: float, *arguments: str
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Yields the progress of `python -m module`, each a mapping, and its result last.
 
     Raises:

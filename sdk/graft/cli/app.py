@@ -19,6 +19,7 @@ from graft.cli import (
     metadata,
     models,
     operations,
+    preflight,
     promotion,
     text,
     train,
@@ -73,6 +74,7 @@ def _add_commands() -> None:
     # In the order in which somebody meets them.
     app.command()(up.up)
     app.command()(up.down)
+    app.command()(preflight.preflight)
     app.command()(train.train)
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(adapters.app, name="adapters")

@@ -151,10 +151,10 @@ def train(
     70 internal, 79 cancelled.
     """
     # Parameters that a spec has too are named as in TrainOptions.
-    out, chosen = Output(as_json), _given(ctx.params)
+    out, chosen = Output(as_json), given_options(ctx.params)
 
     async def work(client: Client) -> int | None:
-        if data is not None and (upload or _is_here(client.endpoints.trainer)):
+        if data is not None and (upload or is_here(client.endpoints.trainer)):
             check_data(data)
         if base is None and spec is None and (served := served_base(graft_home())):
             chosen["base"] = served
@@ -174,14 +174,15 @@ async def _show(out: Output, handle: JobHandle, detach: bool) -> int | None:
     return await follow(out, handle, may_cancel=True)
 
 
-def _given(params: Mapping[str, Any]) -> TrainOptions:
+def given_options(params: Mapping[str, Any]) -> TrainOptions:
     """The options that stood on the command line, also those of 0, false or no text."""
     given = {name: params.get(name) for name in TrainOptions.__annotations__}
     # An option that may be repeated and never was is an empty list.
     return cast(TrainOptions, {k: v for k, v in given.items() if v not in (None, [], ())})
 
 
-def _is_here(address: str) -> bool:
+def is_here(address: str) -> bool:
+    """Whether a service is on this machine, so that it sees what is seen from here."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from services.trainer.jobs import Job
@@ -33,7 +33,7 @@ class Surveyor:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
 
-    def survey(self, spec_json: str, examples: int) -> AsyncIterator[dict[str, Any]]:
+    def survey(self, spec_json: str, examples: int) -> AsyncGenerator[dict[str, Any], None]:
         """Progress, and at last the report, as the contract's ValidateJobResponse in JSON's values.
 
         Raises:
