@@ -12,10 +12,11 @@ from services.trainer.objectives.base import (
     Reading,
     Run,
 )
+from services.trainer.objectives.grpo import Grpo
 from services.trainer.objectives.sft import Supervised
 
 OBJECTIVES: dict[str, type[Objective[Any]]] = {
-    objective.info.kind: objective for objective in (Supervised,)
+    objective.info.kind: objective for objective in (Supervised, Grpo)
 }
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from graft.errors import GraftError, Reason
 
 from services.trainer.formats import Completion, Conversation, Example, Place, Prompt
 from services.trainer.tokens.encoder import Encoder
-from services.trainer.tokens.report import TokenReport
+from services.trainer.tokens.report import Noted
 from services.trainer.tokens.templates import ChatTemplate
 
 
@@ -42,30 +42,29 @@ class PromptTokenizer:
         self._shortest = shortest_tokens
         self._longest = longest_tokens
 
-    def tokenize(self, examples: Iterable[Example]) -> tuple[list[PromptRow], TokenReport]:
-        """All prompts that can be answered, and what was left out.
+    def tokenize(self, examples: Iterable[Example]) -> tuple[list[PromptRow], dict[str, Noted]]:
+        """All prompts that can be answered, and those that are left out, by the reason.
 
         Raises:
             GraftError: BAD_DATA, when there is none; when a chat template does not take one.
         """
-        report = TokenReport()
+        left_out: dict[str, Noted] = {}
         rows = []
         for example in examples:
             row = self._row(example)
             if (why := self._refusal(len(row.ids))) is not None:
-                report.drop(row.place, why)
-                continue
-            rows.append(row)
-            report.rows += 1
-            report.tokens += len(row.ids)
+                left_out.setdefault(why, Noted()).add(row.place)
+            else:
+                rows.append(row)
         if not rows:
+            why = "; ".join(f"{why} ({places})" for why, places in left_out.items())
             raise GraftError(
                 Reason.BAD_DATA,
-                f"No prompt is left to answer: {'; '.join(left_out(report)) or 'there are no rows'}",
+                f"No row has a prompt to answer: {why or 'there are no rows'}",
                 next_step="Raise hyperparameters.max_length_tokens, lower "
                 "objective.grpo.max_completion_tokens, or shorten the prompts.",
             )
-        return rows, report
+        return rows, left_out
 
     def _row(self, example: Example) -> PromptRow:
         prompt, answer = asked_and_answered(example)
@@ -86,11 +85,6 @@ class PromptTokenizer:
         if self._longest and tokens > self._longest:
             return f"their prompt has more than {self._longest} tokens"
         return None
-
-
-def left_out(report: TokenReport) -> Sequence[str]:
-    """What people should know of prompts that are not asked."""
-    return [f"{places.count} rows are left out because {why} ({places})" for why, places in report.dropped.items()]
 
 
 def asked_and_answered(example: Example) -> tuple[Conversation | str, str | None]:
