@@ -27,6 +27,8 @@ from services.trainer.run.trainers.common import steps_per_epoch, total_steps
 from services.trainer.spec import BaseSpec, JobSpec
 from services.trainer.tokens import end_token_ids, load_tokenizer
 
+_CHAT_TEMPLATE = "chat_template.jinja"
+
 
 class Training:
     """One run of the training, from its beginning or from its last good checkpoint.
@@ -94,7 +96,8 @@ class Training:
         )
         self._fit(trainer, store)
         lineage = self._lineage(examples, prepared, progress)
-        return self._save(method, trainer.model, self._commit_request(base, output, lineage))
+        request = self._commit_request(base, output, lineage)
+        return self._save(method, trainer.model, tokenizer, request)
 
     def _reading(self, base: BaseFolder, model: Any, tokenizer: Any) -> Reading:
         return Reading(
@@ -163,11 +166,17 @@ class Training:
             metrics=progress.final_figures() | dict(prepared.figures),
         )
 
-    def _save(self, method: Method[Any], model: Any, request: CommitVersionRequest) -> Result:
+    def _save(
+        self, method: Method[Any], model: Any, tokenizer: Any, request: CommitVersionRequest
+    ) -> Result:
         partial = self._settings.work_dir / "result.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)
-        files = method.result_files(partial)
+        files = [*method.result_files(partial)]
+        if self._spec.dataset.chat_template and _CHAT_TEMPLATE not in files:
+            # Whoever serves it must render as it was trained, which the base's own template does not.
+            (partial / _CHAT_TEMPLATE).write_text(tokenizer.chat_template, "utf-8")
+            files.append(_CHAT_TEMPLATE)
         return store_result(self._settings.result_dir, partial, request, files)
 
 

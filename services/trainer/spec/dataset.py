@@ -11,6 +11,7 @@ from typing import Literal, cast
 from graft.digests import is_digest
 from graft.trainer.v1 import job_spec_pb2 as pb
 
+from services.trainer.chat_templates import named_template
 from services.trainer.fields import integer, invalid_field, number, one_of
 
 LossOn = Literal["assistant", "last_turn", "everything"]
@@ -76,7 +77,7 @@ def parse_dataset(dataset: pb.DatasetSpec) -> DatasetSpec:
         eval_sources=eval_sources,
         eval_fraction=eval_fraction,
         cleaning=_cleaning(dataset.cleaning),
-        chat_template=dataset.chat_template,
+        chat_template=_chat_template(dataset.chat_template),
         loss_on=_loss_on(dataset.loss_on),
         streaming=dataset.streaming,
     )
@@ -150,6 +151,12 @@ def _cleaning(given: pb.Cleaning) -> Cleaning:
     if high and high < low:
         raise invalid_field(f"{path}.max_length_tokens", high, f"at least {low}, the shortest")
     return Cleaning(given.dedupe, given.drop_empty, low, high, given.drop_eval_overlap)
+
+
+def _chat_template(name: str) -> str:
+    if name:
+        named_template(name)
+    return name
 
 
 def _loss_on(value: int) -> LossOn:
