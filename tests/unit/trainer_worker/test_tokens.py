@@ -36,9 +36,12 @@ def tokenizer(tiny_base: Path) -> Any:
 
 
 def rows_of(
-    tokenizer: Any, *contents: Conversation | Completion | PlainText, max_tokens: int = 512
+    tokenizer: Any,
+    *contents: Conversation | Completion | PlainText,
+    max_tokens: int = 512,
+    **options: Any,
 ) -> tuple[list[TokenRow], TokenReport]:
-    reader = ExampleTokenizer(tokenizer, max_tokens, {tokenizer.eos_token_id})
+    reader = ExampleTokenizer(tokenizer, max_tokens, {tokenizer.eos_token_id}, **options)
     examples = [Example(Place("d.jsonl", n), content) for n, content in enumerate(contents, 1)]
     return reader.tokenize(examples)
 
@@ -160,3 +163,56 @@ def test_a_base_without_a_template_is_refused_for_conversations(tokenizer: Any) 
 def test_lengths_add_up(tokenizer: Any) -> None:
     rows, report = rows_of(tokenizer, PlainText("one"), PlainText("one two three"))
     assert report.tokens == int(np.sum([len(row) for row in rows]))
+
+
+@pytest.mark.parametrize("template", [None, CHATML], ids=["marked", "unmarked"])
+def test_the_last_turn_alone_is_learned_where_the_spec_says_so(
+    tokenizer: Any, template: str | None
+) -> None:
+    tokenizer.chat_template = template or tokenizer.chat_template
+    (row,), _ = rows_of(tokenizer, Conversation(TURNS), loss_on="last_turn")
+    assert learned(tokenizer, row) == ["hello, grüß dich 你好<|im_end|>"]
+
+
+def test_everything_is_learned_where_the_spec_says_so_even_of_prompts(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    rows, _ = rows_of(
+        tokenizer, Conversation(TURNS), Completion("Once upon", " a time"), loss_on="everything"
+    )
+    assert all(row.learned[1:].all() for row in rows)
+
+
+def test_a_template_that_does_not_show_where_the_answers_are_is_refused_with_the_ways_out(
+    tokenizer: Any,
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages | reverse %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
+    with pytest.raises(GraftError, match=r"no \{% generation %\} marks") as caught:
+        rows_of(tokenizer, Conversation(TURNS))
+    assert caught.value.reason is Reason.INVALID_SPEC
+    assert "dataset.chat_template" in caught.value.next_step
+    assert "loss_on to everything" in caught.value.next_step
+
+
+def test_rows_that_do_not_teach_the_model_to_stop_are_named(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "</turn>")
+    _, report = rows_of(tokenizer, Conversation(TURNS), PlainText("A text ends"))
+    assert str(report.unended) == "d.jsonl, row 1"
+    assert any("where to stop (d.jsonl, row 1)" in line for line in report.lines(512))
+
+
+def test_rows_shorter_or_longer_than_the_bounds_are_left_out_and_named(tokenizer: Any) -> None:
+    texts = [PlainText(" ".join(["word"] * count)) for count in (1, 8, 100)]
+    rows, report = rows_of(tokenizer, *texts, shortest_tokens=5, longest_tokens=50)
+    assert [row.place.row for row in rows] == [2]
+    lines = "\n".join(report.lines(512))
+    assert "fewer than 5 tokens (cleaning.min_length_tokens) (d.jsonl, row 1)" in lines
+    assert "more than 50 tokens (cleaning.max_length_tokens) (d.jsonl, row 3)" in lines
+
+
+def test_a_file_of_turns_prompts_and_texts_keeps_its_order(tokenizer: Any) -> None:
+    rows, _ = rows_of(
+        tokenizer, PlainText("one"), Conversation(TURNS), PlainText("two"), Completion("a", "b")
+    )
+    assert [row.place.row for row in rows] == [1, 2, 3, 4]
