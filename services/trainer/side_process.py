@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
@@ -28,22 +29,25 @@ async def run_aside(
     Raises:
         GraftError: what the process says is wrong; INTERNAL when it breaks, or takes longer than the timeout.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=_LONGEST_LINE,
-    )
+    # A file, not a pipe: nothing can go wrong while a request is written to a process that ends early.
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(request.encode())
+        stdin.seek(0)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            *arguments,
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE,
+        )
     errors = asyncio.create_task(_tail(process))
     give_up_at = time.monotonic() + timeout_s
     try:
         # Its own loop over lines: a timeout around a yield would count the reader's time, too.
-        while line := await _line(process, request, give_up_at):
-            request = ""
+        while line := await _line(process, give_up_at):
             message = json.loads(line)
             if (error := message.get("error")) is not None:
                 raise _as_error(error)
@@ -62,12 +66,9 @@ async def run_aside(
         errors.cancel()
 
 
-async def _line(process: asyncio.subprocess.Process, request: str, give_up_at: float) -> bytes:
-    """The next line, once the request is sent where there is one left to send."""
+async def _line(process: asyncio.subprocess.Process, give_up_at: float) -> bytes:
     assert process.stdout is not None
     async with asyncio.timeout(give_up_at - time.monotonic()):
-        if request:
-            await _send(process, request)
         return await process.stdout.readline()
 
 
@@ -85,15 +86,6 @@ def serve_aside(work: Callable[[str, Callable[[dict[str, Any]], None]], dict[str
         write({"error": {"reason": error.reason.value, "metadata": error.metadata, **said}})
     else:
         write({"result": result})
-
-
-async def _send(process: asyncio.subprocess.Process, request: str) -> None:
-    assert process.stdin is not None
-    # A process that broke at once has closed its end; its exit code says more.
-    with suppress(BrokenPipeError, ConnectionResetError):
-        process.stdin.write(request.encode())
-        await process.stdin.drain()
-    process.stdin.close()
 
 
 async def _tail(process: asyncio.subprocess.Process) -> bytes:
