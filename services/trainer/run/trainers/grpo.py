@@ -108,12 +108,12 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
             return super()._generate_single_turn(*arguments, **named)
 
     def _reward_functions(self) -> list[Callable[..., list[float]]]:
+        kinds = Counter(one.reward.name for one in self._config.rewards)
         functions = []
-        seen: Counter[str] = Counter()
-        for one in self._config.rewards:
-            name = one.reward.name
-            seen[name] += 1
-            functions.append(self._reward_function(one.reward, f"{name}_{seen[name]}"))
+        for index, one in enumerate(self._config.rewards):
+            kind = one.reward.name
+            name = kind if kinds[kind] == 1 else f"{kind}_{index}"
+            functions.append(self._reward_function(one.reward, name))
         return functions
 
     def _reward_function(self, reward: Reward, name: str) -> Callable[..., list[float]]:
