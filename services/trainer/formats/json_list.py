@@ -15,7 +15,7 @@ from services.trainer.formats.opening import DataFile, not_utf8, opened
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _MARK = "\ufeff"
-_READ_BYTES = 1024 * 1024
+_READ_BYTES = 128 * 1024
 # An escape that the text read so far cuts off is reported so many characters before its end.
 _CUT_MARGIN = 12
 

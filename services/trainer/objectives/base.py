@@ -7,7 +7,7 @@ works in the worker alone imports it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -81,6 +81,7 @@ class Reading:
         end_ids: tokens that end an answer.
         max_tokens: the longest sequence that both the spec and the base allow.
         log: takes a line for people.
+        stream: with dataset.streaming, begins the training rows anew: without end, read as they are asked for.
     """
 
     spec: JobSpec
@@ -88,6 +89,7 @@ class Reading:
     end_ids: frozenset[int]
     max_tokens: int
     log: Callable[[str], None]
+    stream: Callable[[], Iterator[Example]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

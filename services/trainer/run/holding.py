@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 
 from graft.channel import open_channel
@@ -15,10 +15,10 @@ from services.trainer.run.settings import WorkerSettings
 
 @contextmanager
 def held_data(
-    digest: str, settings: WorkerSettings, loop: BackgroundLoop, reporter: Reporter
+    digests: Sequence[str], settings: WorkerSettings, loop: BackgroundLoop, reporter: Reporter
 ) -> Iterator[None]:
-    """Holds an uploaded data file in the registry during the block; "" for none."""
-    if not digest or not settings.registry_address:
+    """Holds uploaded data files in the registry during the block."""
+    if not digests or not settings.registry_address:
         yield
         return
     stack = AsyncExitStack()
@@ -26,7 +26,7 @@ def held_data(
     async def begin() -> None:
         channel = await stack.enter_async_context(open_channel(settings.registry_address))
         holder = f"{settings.job}/{settings.attempt}"
-        keeper = LeaseKeeper(channel, holder, "train", [digest], warn=reporter.log)
+        keeper = LeaseKeeper(channel, holder, "train", list(digests), warn=reporter.log)
         await stack.enter_async_context(keeper)
 
     loop.run(begin())

@@ -10,12 +10,11 @@ from graft.digests import digest_bytes
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
 from transformers import set_seed
 
-from services.trainer.formats import Examples
 from services.trainer.methods import METHODS, Method, Setting
 from services.trainer.objectives import OBJECTIVES, Objective, Prepared, Reading, Run
 from services.trainer.run.bases import BaseFolder, find_folder
 from services.trainer.run.checkpoints import CheckpointStore
-from services.trainer.run.data import check_contents, split
+from services.trainer.run.data import Data
 from services.trainer.run.exits import PreemptedError
 from services.trainer.run.models import load_model, longest_input_tokens
 from services.trainer.run.progress import Progress
@@ -57,7 +56,7 @@ class Training:
         if spec.resources.cpu_threads:
             torch.set_num_threads(spec.resources.cpu_threads)
 
-    def run(self, base: BaseFolder, examples: Examples, output: str) -> Result:
+    def run(self, base: BaseFolder, data: Data, output: str) -> Result:
         """Trains and stores the result for the adapter, or base, of that resource name.
 
         Raises:
@@ -66,19 +65,18 @@ class Training:
         """
         spec = self._spec
         objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
-        check_contents(objective.info, examples)
-        training, held_out = split(examples.rows, spec.dataset.eval_fraction, spec.seed)
         tokenizer = load_tokenizer(base.folder, spec.dataset.chat_template)
         set_seed(spec.seed)
         model = objective.load_model(base.folder, spec.base)
-        prepared = objective.prepare(training, held_out, self._reading(base, model, tokenizer))
+        reading = self._reading(base, model, tokenizer, data)
+        prepared = objective.prepare(data.training, data.held_out, reading)
         epoch_steps = (
             steps_per_epoch(spec, prepared.sequences or 0) or spec.hyperparameters.max_steps
         )
         steps = total_steps(spec, epoch_steps)
         method = self._method(objective, tokenizer, steps)
         progress = Progress(self._reporter, self._stop)
-        store = self._checkpoints(examples, base)
+        store = self._checkpoints(data, base)
         trainer = objective.make_trainer(
             Run(
                 spec=spec,
@@ -95,17 +93,18 @@ class Training:
             )
         )
         self._fit(trainer, store)
-        lineage = self._lineage(examples, prepared, progress)
+        lineage = self._lineage(data, prepared, progress)
         request = self._commit_request(base, output, lineage)
         return self._save(method, trainer.model, tokenizer, request)
 
-    def _reading(self, base: BaseFolder, model: Any, tokenizer: Any) -> Reading:
+    def _reading(self, base: BaseFolder, model: Any, tokenizer: Any, data: Data) -> Reading:
         return Reading(
             spec=self._spec,
             tokenizer=tokenizer,
             end_ids=end_token_ids(tokenizer, base.folder),
             max_tokens=self._max_tokens(model),
             log=self._reporter.log,
+            stream=data.stream,
         )
 
     def _method(self, objective: Objective[Any], tokenizer: Any, steps: int) -> Method[Any]:
@@ -136,8 +135,8 @@ class Training:
             self._reporter.log(f"The base reads at most {longest} tokens, so rows are cut there.")
         return longest
 
-    def _checkpoints(self, examples: Examples, base: BaseFolder) -> CheckpointStore:
-        belongs_to = (self._spec_json, examples.digest, base.record.fingerprint.digest)
+    def _checkpoints(self, data: Data, base: BaseFolder) -> CheckpointStore:
+        belongs_to = (self._spec_json, data.digest, base.record.fingerprint.digest)
         return CheckpointStore(
             self._settings.checkpoints_dir,
             self._spec.checkpointing.keep,
@@ -154,16 +153,17 @@ class Training:
         if trainer.state.global_step < trainer.state.max_steps:
             raise PreemptedError(f"Stopped after step {trainer.state.global_step}")
 
-    def _lineage(self, examples: Examples, prepared: Prepared, progress: Progress) -> Lineage:
+    def _lineage(self, data: Data, prepared: Prepared, progress: Progress) -> Lineage:
         return Lineage(
             job=self._settings.job,
             attempt=self._settings.attempt,
             spec_json=self._spec_json,
-            data_digest=examples.digest,
+            data_digest=data.digest,
             data_rows=prepared.rows,
             seed=self._spec.seed,
             library_versions=library_versions(self._spec.base.quantization != "none"),
-            metrics=progress.final_figures() | dict(prepared.figures),
+            metrics=data.cleaning.figures() | progress.final_figures() | dict(prepared.figures),
+            sources=data.origins,
         )
 
     def _save(

@@ -15,9 +15,10 @@ from graft.keys import PrivateKey, load_key
 from graft.names import adapter_name, alias_name
 from graft.registry.v1.registry_service_pb2 import Version
 
+from services.trainer.objectives import OBJECTIVES
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.bases import BaseFolder, open_base
-from services.trainer.run.data import read_examples
+from services.trainer.run.data import read_data, set_opener
 from services.trainer.run.holding import held_data
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
@@ -66,8 +67,10 @@ class Worker:
         """
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         with _calls_named(f"{self._settings.job}/{self._settings.attempt}"):
-            dataset = self._spec.dataset.sources[0].blob_digest
-            with held_data(dataset, self._settings, self._loop, self._reporter):
+            dataset = self._spec.dataset
+            every = (one.blob_digest for one in (*dataset.sources, *dataset.eval_sources))
+            digests = [digest for digest in every if digest]
+            with held_data(digests, self._settings, self._loop, self._reporter):
                 return self._run()
 
     def _run(self) -> str:
@@ -91,12 +94,14 @@ class Worker:
             await self._publisher(channel).check(base.record, self._adapter)
 
     def _train(self, base: BaseFolder) -> Result:
-        spec = self._spec
-        examples = read_examples(spec.dataset, self._settings, self._loop, self._reporter.log)
+        spec, log = self._spec, self._reporter.log
+        opener = set_opener(self._settings, self._loop, log)
+        objective = OBJECTIVES[spec.objective.kind].info
+        data = read_data(spec.dataset, objective, spec.seed, opener, log)
         from services.trainer.run.training import Training
 
         training = Training(spec, self._spec_json, self._settings, self._reporter, self._stop)
-        return training.run(base, examples, self._adapter)
+        return training.run(base, data, self._adapter)
 
     async def _publish(self, base: BaseFolder, result: Result, key: PrivateKey | None) -> Version:
         async with open_channel(self._settings.registry_address) as channel:

@@ -31,7 +31,7 @@ async def test_the_data_is_held_as_long_as_the_attempt_goes_on(tmp_path: Path) -
         here = asyncio.get_running_loop()
 
         def train() -> None:
-            with held_data(DATA, settings, loop, Mock()):
+            with held_data([DATA], settings, loop, Mock()):
                 here.call_soon_threadsafe(began.set)
                 asyncio.run_coroutine_threadsafe(went_on.wait(), here).result()
 
@@ -53,7 +53,7 @@ async def test_a_registry_that_is_away_stops_no_training(tmp_path: Path) -> None
     loop, reporter, trained = BackgroundLoop(), Mock(), []
 
     def train() -> None:
-        with held_data(DATA, settings, loop, reporter):
+        with held_data([DATA], settings, loop, reporter):
             trained.append(True)
 
     await asyncio.to_thread(train)

@@ -1,0 +1,6 @@
+"""Where training data comes from: this machine, the Hub, an object store, or the registry's blobs."""
+
+from services.trainer.sources.base import Fetched, Source
+from services.trainer.sources.sets import OpenSet, OpenSets, SetOpener, open_sets
+
+__all__ = ["Fetched", "OpenSet", "OpenSets", "SetOpener", "Source", "open_sets"]
