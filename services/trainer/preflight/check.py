@@ -8,8 +8,9 @@ from pathlib import Path
 from graft.bases import read_modules
 from graft.errors import GraftError, Reason
 
-from services.trainer.formats import load_examples
 from services.trainer.methods.lora import TARGET_WORDS
+from services.trainer.objectives import OBJECTIVES
+from services.trainer.run.data import check_local_data
 from services.trainer.spec import JobSpec, local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -36,9 +37,7 @@ def check_spec(spec: JobSpec) -> None:
         GraftError: NOT_A_MODEL, INVALID_SPEC or BAD_DATA.
     """
     check_base(spec)
-    for source in spec.dataset.sources:
-        if source.path:
-            load_examples(local_path(source.path), source.format, source.max_rows)
+    check_local_data(spec.dataset, OBJECTIVES[spec.objective.kind].info)
 
 
 def _check_targets(folder: Path, targets: tuple[str, ...]) -> None:

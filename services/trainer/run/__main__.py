@@ -20,7 +20,8 @@ from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.worker import Worker
-from services.trainer.spec import local_path, parse_spec
+from services.trainer.sources import is_elsewhere
+from services.trainer.spec import JobSpec, local_path, parse_spec
 
 
 def main(arguments: list[str]) -> int:
@@ -56,7 +57,7 @@ def attempt(
     try:
         given = read_spec_file(spec_path)
         spec = parse_spec(given)
-        _quiet_libraries(spec.base.source, spec.resources.cpu_threads)
+        _quiet_libraries(spec)
         spec_json = canonical_json(given).decode()
         worker = Worker(spec, spec_json, settings, loop, reporter, stop)
         version = worker.run()
@@ -82,7 +83,7 @@ def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) 
     )
 
 
-def _quiet_libraries(source: str, cpu_threads: int) -> None:
+def _quiet_libraries(spec: JobSpec) -> None:
     """Environment that must be set before the libraries are imported: nothing phones home, nothing draws bars."""
     settings = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -91,11 +92,20 @@ def _quiet_libraries(source: str, cpu_threads: int) -> None:
         "BITSANDBYTES_NOWELCOME": "1",
         "TQDM_DISABLE": "1",
     }
-    if local_path(source).is_dir():
+    if not _needs_hub(spec):
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    if cpu_threads:
-        settings["OMP_NUM_THREADS"] = str(cpu_threads)
+    if spec.resources.cpu_threads:
+        settings["OMP_NUM_THREADS"] = str(spec.resources.cpu_threads)
     os.environ.update(settings)
+
+
+def _needs_hub(spec: JobSpec) -> bool:
+    """Whether anything that the job names is not on this machine, and may be on the Hub."""
+    models = (spec.base.source, getattr(spec.objective, "teacher", ""))
+    sets = (*spec.dataset.sources, *spec.dataset.eval_sources)
+    return any(model and not local_path(model).is_dir() for model in models) or any(
+        one.path and is_elsewhere(one) for one in sets
+    )
 
 
 if __name__ == "__main__":

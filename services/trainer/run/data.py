@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 from graft.errors import GraftError, Reason
 
@@ -21,6 +22,7 @@ from services.trainer.objectives.base import ObjectiveInfo
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.sources import OpenSet, OpenSets, SetOpener, open_sets
+from services.trainer.sources.local import LocalSource
 from services.trainer.spec import DatasetSpec
 
 Log = Callable[[str], None]
@@ -85,6 +87,20 @@ def read_data(
     if len(training) > sum(map(len, parts)):
         log(f"Mixed by weight: {len(training)} rows of {sum(map(len, parts))} different ones.")
     return _result(sets, training, held_out, reader, None)
+
+
+def check_local_data(spec: DatasetSpec, objective: ObjectiveInfo) -> None:
+    """Reads every row of the sets on this machine once, and keeps none; others are the worker's to fetch.
+
+    Raises:
+        GraftError: BAD_DATA or INVALID_SPEC, as read_data() would.
+    """
+    sets = open_sets(spec, SetOpener((LocalSource(),), Path()), here=True)
+    reader = _Reader(spec, objective, lambda line: None)
+    for one in sets.training:
+        if not sum(1 for _ in reader.rows(one)):
+            raise _nothing_left(one.reader.path.name, "trained on", reader.cleaning)
+    reader.evaluation(sets.evaluation)
 
 
 def _result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,13 @@ from pathlib import Path
 from graft.digests import digest_bytes
 from graft.errors import GraftError, Reason
 
-from services.trainer.fields import one_of
 from services.trainer.formats.load import ReadOptions, RowReader
 from services.trainer.sources.base import Log, Source
 from services.trainer.sources.blob import BlobSource, Run
-from services.trainer.sources.hub import HubSource
+from services.trainer.sources.hub import HubSource, hub_place
 from services.trainer.sources.local import LocalSource
 from services.trainer.sources.objects import ObjectSource
 from services.trainer.spec import DatasetSource, DatasetSpec, local_path
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_SCHEMES = ("hf://", "s3://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +116,34 @@ class SetOpener:
         return OpenSet(RowReader(fetched.path, options), fetched.origin, source)
 
 
-def open_sets(spec: DatasetSpec, opener: SetOpener) -> OpenSets:
+def open_sets(spec: DatasetSpec, opener: SetOpener, *, here: bool = False) -> OpenSets:
     """Opens all sets of a job.
+
+    Args:
+        here: only those that are on this machine, or should be: without fetching anything.
 
     Raises:
         GraftError: as SetOpener.open().
     """
     return OpenSets(
-        _open_all("sources", spec.sources, spec, opener),
-        _open_all("eval_sources", spec.eval_sources, spec, opener),
+        _open_all("sources", spec.sources, spec, opener, here),
+        _open_all("eval_sources", spec.eval_sources, spec, opener, here),
     )
 
 
+def is_elsewhere(source: DatasetSource) -> bool:
+    """Whether a set has to be fetched before it can be read."""
+    return bool(source.blob_digest) or "://" in source.path or hub_place(source.path) is not None
+
+
 def _open_all(
-    field: str, sources: Sequence[DatasetSource], spec: DatasetSpec, opener: SetOpener
+    field: str, sources: Sequence[DatasetSource], spec: DatasetSpec, opener: SetOpener, here: bool
 ) -> tuple[OpenSet, ...]:
     several = len(sources) > 1 or field != "sources"
     opened = []
     for index, source in enumerate(sources):
+        if here and is_elsewhere(source):
+            continue
         where = f"dataset.{field}[{index}]" if several else "dataset"
         options = ReadOptions(
             format=source.format,
@@ -154,18 +159,9 @@ def _open_all(
 
 
 def _nowhere(where: str, path: str) -> GraftError:
-    scheme = _SCHEME.match(path)
-    if scheme is None:
-        return GraftError(
-            Reason.BAD_DATA,
-            f"There is no file or folder {local_path(path)}",
-            next_step="Check the dataset's path: the worker must see it too.",
-            field=f"{where}.path",
-        )
     return GraftError(
         Reason.BAD_DATA,
-        f"{where}.path begins with {scheme[0]}, which is not read from",
-        next_step=f"Use {one_of(_SCHEMES)}, a path on the trainer's machine, or download it and train with "
-        "upload.",
+        f"There is no file or folder {local_path(path)}",
+        next_step="Check the dataset's path: the worker must see it too.",
         field=f"{where}.path",
     )

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, cast
 
 from graft.digests import is_digest
+from graft.errors import GraftError, Reason
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.chat_templates import named_template
 from services.trainer.fields import integer, invalid_field, number, one_of
+from services.trainer.formats.files import ENDINGS
 
 LossOn = Literal["assistant", "last_turn", "everything"]
-FILE_ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+SCHEMES = ("hf://", "s3://")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_CREDENTIALS = re.compile(r"//[^/?#]*@")
 _ONE_SET = ("path", "blob_digest", "blob_name", "format", "max_rows", "columns", "placeholders")
 
 
@@ -72,15 +77,33 @@ def parse_dataset(dataset: pb.DatasetSpec) -> DatasetSpec:
         raise invalid_field(
             "dataset.eval_fraction", eval_fraction, "left out, because eval_sources are given"
         )
+    for index, one in enumerate(eval_sources):
+        if one.weight:
+            raise invalid_field(
+                f"dataset.eval_sources[{index}].weight",
+                one.weight,
+                "left out, because every row is evaluated with once",
+            )
+    _check_streaming(dataset)
     return DatasetSpec(
         sources=_sources(dataset),
         eval_sources=eval_sources,
         eval_fraction=eval_fraction,
-        cleaning=_cleaning(dataset.cleaning),
+        cleaning=_cleaning(dataset.cleaning, bool(eval_sources) or eval_fraction > 0),
         chat_template=_chat_template(dataset.chat_template),
         loss_on=_loss_on(dataset.loss_on),
         streaming=dataset.streaming,
     )
+
+
+def _check_streaming(dataset: pb.DatasetSpec) -> None:
+    if dataset.streaming and dataset.eval_fraction:
+        raise invalid_field(
+            "dataset.eval_fraction",
+            dataset.eval_fraction,
+            "left out with dataset.streaming, where how many rows there are is not known",
+            "Name what to evaluate with in dataset.eval_sources.",
+        )
 
 
 def _sources(dataset: pb.DatasetSpec) -> tuple[DatasetSource, ...]:
@@ -116,11 +139,12 @@ def _source(path: str, source: pb.DatasetSource) -> DatasetSource:
     if bool(source.path) == bool(source.blob_digest):
         given = "both" if source.path else "neither"
         raise invalid_field(f"{path}.path", given, "exactly one of path and blob_digest")
+    _check_place(f"{path}.path", source.path)
     if source.blob_digest and not is_digest(source.blob_digest):
         raise invalid_field(f"{path}.blob_digest", source.blob_digest, "sha256: and 64 hex digits")
-    if source.blob_digest and not source.blob_name.lower().endswith(FILE_ENDINGS):
+    if source.blob_digest and not source.blob_name.lower().endswith(ENDINGS):
         raise invalid_field(
-            f"{path}.blob_name", source.blob_name, f"a file name ending in {one_of(FILE_ENDINGS)}"
+            f"{path}.blob_name", source.blob_name, f"a file name ending in {one_of(ENDINGS)}"
         )
     if not (math.isfinite(source.weight) and source.weight >= 0):
         raise invalid_field(f"{path}.weight", source.weight, "0 or above")
@@ -136,6 +160,27 @@ def _source(path: str, source: pb.DatasetSource) -> DatasetSource:
     )
 
 
+def _check_place(path: str, place: str) -> None:
+    if _SCHEME.match(place) is None:
+        return
+    if not place.startswith("hf://") and _CREDENTIALS.search(place):
+        # Without the value: messages are logged.
+        raise GraftError(
+            Reason.INVALID_SPEC,
+            f"{path} holds a user name or password, which a spec must not",
+            next_step="Leave it out, and set the credentials in the trainer's environment.",
+            field=path,
+        )
+    if not place.startswith(SCHEMES):
+        scheme = place.partition("://")[0]
+        raise invalid_field(
+            path,
+            f"{scheme}://...",
+            f"a path, a hub id, or begin with {one_of(SCHEMES)}",
+            "Download the data and name its path, or train with upload.",
+        )
+
+
 def _format(path: str, value: int) -> str | None:
     if value == pb.DATA_FORMAT_UNSPECIFIED:
         return None
@@ -144,8 +189,15 @@ def _format(path: str, value: int) -> str | None:
     return pb.DataFormat.Name(pb.DataFormat.ValueType(value)).removeprefix("DATA_FORMAT_").lower()
 
 
-def _cleaning(given: pb.Cleaning) -> Cleaning:
+def _cleaning(given: pb.Cleaning, evaluates: bool) -> Cleaning:
     path = "dataset.cleaning"
+    if given.drop_eval_overlap and not evaluates:
+        raise invalid_field(
+            f"{path}.drop_eval_overlap",
+            True,
+            "left out, because there are no rows to evaluate with",
+            "Set dataset.eval_fraction or dataset.eval_sources, or leave it out.",
+        )
     low = integer(f"{path}.min_length_tokens", given.min_length_tokens, 0, 0, 2**31)
     high = integer(f"{path}.max_length_tokens", given.max_length_tokens, 0, 0, 2**31)
     if high and high < low:
