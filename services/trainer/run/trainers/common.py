@@ -176,15 +176,20 @@ def training_arguments(
 
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """Turns dropout off and nothing else.
+    """Evaluation mode, in which there is no dropout, for all but the layers of bitsandbytes.
 
-    In eval mode bitsandbytes would repack a quantized base's weights for inference.
+    Those would repack a quantized base's weights for inference. To turn off the dropout layers alone is not
+    enough: GPT-2's attention, for one, drops out by itself while it is in training mode.
     """
-    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
-    for module in dropouts:
-        module.eval()
+    training = [
+        module
+        for module in model.modules()
+        if module.training and not type(module).__module__.startswith("bitsandbytes")
+    ]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module in dropouts:
-            module.train()
+        for module in training:
+            module.training = True

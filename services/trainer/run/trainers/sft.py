@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from services.trainer.objectives.base import Run
 from services.trainer.run.batches import PackedRows, PaddedRows, RowOrder
+from services.trainer.run.isolation import check_isolation
 from services.trainer.run.trainers.common import (
     GraftTrainer,
     training_arguments,
@@ -52,6 +53,8 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
             and has_plain_head(run.model)
         )
         self.settle()
+        if isinstance(batches, PackedRows):
+            check_isolation(self.model)
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch, from 0."""
