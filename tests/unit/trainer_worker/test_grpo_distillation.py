@@ -284,7 +284,8 @@ def test_answers_of_conversations_and_completions_are_what_exact_match_compares_
     grpo: Train, tmp_path: Path
 ) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    for number, row in enumerate([{"messages": turns}, {"prompt": "hi", "completion": "hello"}]):
+    rows: list[Spec] = [{"messages": turns}, {"prompt": "hi", "completion": "hello"}]
+    for number, row in enumerate(rows):
         data = write_rows(tmp_path / f"{number}.jsonl", [row] * 4)
         outcome = grpo(
             f"work{number}",
