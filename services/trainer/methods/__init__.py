@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.trainer.methods.adalora import AdaLora
 from services.trainer.methods.base import Method, MethodConfig, MethodInfo, Setting, Use
+from services.trainer.methods.dora import Dora
+from services.trainer.methods.full import Full
 from services.trainer.methods.lora import Lora
+from services.trainer.methods.lora_plus import LoraPlus
+from services.trainer.methods.pissa import Pissa
+from services.trainer.methods.qlora import QLora
+from services.trainer.methods.rslora import RsLora
 
-METHODS: dict[str, type[Method[Any]]] = {method.info.kind: method for method in (Lora,)}
+_ALL: tuple[type[Method[Any]], ...] = (
+    Lora,
+    RsLora,
+    LoraPlus,
+    Dora,
+    Pissa,
+    AdaLora,
+    QLora,
+    Full,
+)
+METHODS: dict[str, type[Method[Any]]] = {method.info.kind: method for method in _ALL}
 
 __all__ = ["METHODS", "Lora", "Method", "MethodConfig", "MethodInfo", "Setting", "Use"]

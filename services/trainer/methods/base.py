@@ -82,6 +82,7 @@ class Setting:
         gradient_checkpointing: whether activations are recomputed, which a quantized base prepares for.
         tokenizer: the base's.
         seed: of the run.
+        base_folder: the base's files.
     """
 
     base_name: str
@@ -90,6 +91,7 @@ class Setting:
     gradient_checkpointing: bool
     tokenizer: Any
     seed: int
+    base_folder: Path = Path()
 
 
 C = TypeVar("C", bound=MethodConfig)

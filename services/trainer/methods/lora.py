@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graft.trainer.v1 import job_spec_pb2 as pb
-
 from services.trainer.fields import module_names, number, optional_integer, positive
 from services.trainer.methods.base import Method, MethodConfig, MethodInfo, Use
 
@@ -39,18 +37,26 @@ class Lora(Method[LoraConfig]):
         uses=frozenset({Use.HOT_SWAP, Use.MERGE}),
     )
 
+    config_type: ClassVar[type[LoraConfig]] = LoraConfig
+
     @classmethod
-    def parse(cls, message: pb.Lora) -> LoraConfig:
+    def parse(cls, message: Any) -> LoraConfig:
         path = f"method.{cls.info.kind}"
         rank = optional_integer(message, "rank", f"{path}.rank", 16, 1, MAX_RANK)
-        return LoraConfig(
+        return cls.config_type(
             rank=rank,
             alpha=positive(f"{path}.alpha", message.alpha, 2.0 * rank, 65536.0),
             dropout=number(f"{path}.dropout", message.dropout, 0.0, 0.0, 0.99),
             target_modules=module_names(
                 f"{path}.target_modules", message.target_modules, TARGET_WORDS
             ),
+            **cls.further(message),
         )
+
+    @classmethod
+    def further(cls, message: Any) -> dict[str, Any]:
+        """What a relative's settings have beside LoRA's."""
+        return {}
 
     def peft_options(self) -> dict[str, Any]:
         """What PEFT's LoraConfig gets beside rank, alpha, dropout and targets."""

@@ -1,0 +1,34 @@
+"""DoRA (Liu et al. 2024): LoRA for the direction of each weight column, and its magnitude learned apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from services.trainer.methods.base import MethodInfo, Use
+from services.trainer.methods.lora import Lora, LoraConfig
+
+
+@dataclass(frozen=True, slots=True)
+class DoraConfig(LoraConfig):
+    """As LoRA's."""
+
+    kind: ClassVar[str] = "dora"
+
+
+class Dora(Lora):
+    """LoRA with magnitudes."""
+
+    info = MethodInfo(
+        kind="dora",
+        title="DoRA",
+        source="Liu et al. 2024, arXiv:2402.09353",
+        summary="LoRA changes the direction of the weights, and a vector per layer their magnitude.",
+        learning_rate=2e-4,
+        learning_rate_source="Liu et al. 2024, table 8: 2e-4 for LLaMA-7B",
+        uses=frozenset({Use.MERGE}),
+    )
+    config_type = DoraConfig
+
+    def peft_options(self) -> dict[str, Any]:
+        return {"use_dora": True}

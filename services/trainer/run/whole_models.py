@@ -1,0 +1,77 @@
+"""Models that are trained as a whole: unfrozen, kept in checkpoints, and saved as a folder that is a base again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from graft.errors import GraftError, Reason
+from safetensors.torch import load_model, save_model
+from transformers import AutoConfig
+
+from services.trainer.run.peft_models import check_finite
+
+_CHECKPOINT = "model.safetensors"
+_SHARD = "4GB"
+# What is not of the weights stays as it was in the base, byte for byte.
+_KEPT = ("*.json", "*.jinja", "*.model", "*.txt")
+_OF_WEIGHTS = ("model.safetensors.index.json",)
+
+
+def unfreeze(model: Any, frozen: Sequence[str]) -> Any:
+    """The model with every parameter trained, but those of the named modules.
+
+    Raises:
+        GraftError: INVALID_SPEC, for a name that no module has.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for wanted in frozen:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            ends = sorted({name.rsplit(".", 1)[-1] for name in names if name})
+            raise GraftError(
+                Reason.INVALID_SPEC,
+                f"method.full.frozen_modules names {wanted!r}, which the base does not have",
+                next_step=f"Name some of {', '.join(ends)}, or paths of them.",
+                field="method.full.frozen_modules",
+            )
+    for name, parameter in model.named_parameters():
+        parts = f".{name.rpartition('.')[0]}."
+        parameter.requires_grad = not any(f".{wanted}." in parts for wanted in frozen)
+    return model
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Writes every number as it is trained, shared ones once.
+
+    Raises:
+        GraftError: INVALID_SPEC, when a number is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_finite(dict(model.named_parameters()))
+    save_model(model, str(folder / _CHECKPOINT))
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts back what save_weights() wrote."""
+    load_model(model, str(folder / _CHECKPOINT))
+
+
+def save(model: Any, base: Path, folder: Path) -> None:
+    """Writes a model's folder: weights in the type that the base stores, all other files as the base's.
+
+    Raises:
+        GraftError: INVALID_SPEC, when a trained number is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_finite(dict(model.named_parameters()))
+    stored = getattr(AutoConfig.from_pretrained(base), "dtype", None)
+    dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state, max_shard_size=_SHARD)
+    for pattern in _KEPT:
+        for path in base.glob(pattern):
+            if path.name not in _OF_WEIGHTS and path.is_file():
+                shutil.copyfile(path, folder / path.name)
