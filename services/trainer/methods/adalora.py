@@ -62,7 +62,11 @@ class AdaLora(Method[AdaLoraConfig]):
             ),
             warmup_ratio=warmup,
             final_ratio=number(
-                f"{path}.final_ratio", message.final_ratio, min(0.3, 0.9 - warmup), 0.0, 1.0 - warmup
+                f"{path}.final_ratio",
+                message.final_ratio,
+                min(0.3, 0.9 - warmup),
+                0.0,
+                1.0 - warmup,
             ),
             orthogonality_weight=number(
                 f"{path}.orthogonality_weight", message.orthogonality_weight, 0.5, 0.0, 1000.0

@@ -67,6 +67,10 @@ class Publisher:
     async def check(self, base: pb.Base, adapter: str) -> None:
         """Makes sure that base and adapter can be what prepare() makes them, before any time is spent.
 
+        Args:
+            base: what is trained on.
+            adapter: its resource name; "" for a result that is a base's version.
+
         Raises:
             RegistryRefusedError: they exist and are others.
             GraftError: UNAVAILABLE.
@@ -79,11 +83,38 @@ class Publisher:
                 pb.GetBaseRequest(name=base.name), metadata=self._metadata
             )
             _check_same(stored, base)
+        if not adapter:
+            return
         with suppress(NotFoundError), rpc_errors(_PEER):
             found = await self._registry.GetAdapter(
                 pb.GetAdapterRequest(name=adapter), metadata=self._metadata
             )
             _check_base(found, base)
+
+    async def prepare_bases(self, base: pb.Base, result: pb.Base) -> None:
+        """Records the base that was trained on, and the one that the result is a version of, where they are new.
+
+        Raises:
+            RegistryRefusedError: the first exists and is another.
+            GraftError: UNAVAILABLE.
+        """
+        await self._patiently(lambda: self._prepare_bases(base, result))
+
+    async def _prepare_bases(self, base: pb.Base, result: pb.Base) -> None:
+        with rpc_errors(_PEER):
+            await self._registry.CreateBase(
+                pb.CreateBaseRequest(base=base), metadata=self._metadata
+            )
+        try:
+            with rpc_errors(_PEER):
+                await self._registry.GetBase(
+                    pb.GetBaseRequest(name=result.name), metadata=self._metadata
+                )
+        except NotFoundError:
+            with rpc_errors(_PEER):
+                await self._registry.CreateBase(
+                    pb.CreateBaseRequest(base=result), metadata=self._metadata
+                )
 
     async def prepare(self, base: pb.Base, adapter: str) -> None:
         """Records base and adapter, where they are not yet.

@@ -48,7 +48,8 @@ def find_result(folder: Path, spec_json: str, base_fingerprint: str) -> Result |
         request = Parse((folder / _REQUEST).read_text("utf-8"), CommitVersionRequest())
     except (OSError, ValueError, ParseError):
         return None
-    same = request.lineage.spec_json == spec_json and request.base_fingerprint == base_fingerprint
+    origins = (request.base_fingerprint, *(one.split()[-1] for one in request.lineage.sources))
+    same = request.lineage.spec_json == spec_json and base_fingerprint in origins
     if not same or not all(_whole(folder, file) for file in request.files):
         return None
     return Result(folder, request)
@@ -67,5 +68,11 @@ def library_versions(quantized: bool) -> dict[str, str]:
 
 def describe(result: Result) -> str:
     """Where a result is, for people; without the machine's own paths, which others read as well."""
+    what = "adapter" if request_is_adapter(result) else "model"
     size_bytes = sum(file.size_bytes for file in result.request.files)
-    return f"The adapter ({size_bytes:,} bytes) is in {result.folder.name}/ of the job's folder."
+    return f"The {what} ({size_bytes:,} bytes) is in {result.folder.name}/ of the job's folder."
+
+
+def request_is_adapter(result: Result) -> bool:
+    """Whether the result becomes an adapter's version, and not a base's."""
+    return "/adapters/" in result.request.parent

@@ -74,7 +74,7 @@ class Training:
             steps_per_epoch(spec, prepared.sequences or 0) or spec.hyperparameters.max_steps
         )
         steps = total_steps(spec, epoch_steps)
-        method = self._method(objective, tokenizer, steps)
+        method = self._method(objective, base, tokenizer, steps)
         progress = Progress(self._reporter, self._stop)
         store = self._checkpoints(data, base)
         trainer = objective.make_trainer(
@@ -107,7 +107,9 @@ class Training:
             stream=data.stream,
         )
 
-    def _method(self, objective: Objective[Any], tokenizer: Any, steps: int) -> Method[Any]:
+    def _method(
+        self, objective: Objective[Any], base: BaseFolder, tokenizer: Any, steps: int
+    ) -> Method[Any]:
         setting = Setting(
             base_name=self._spec.base.name,
             task_type=objective.info.task_type,
@@ -115,18 +117,23 @@ class Training:
             gradient_checkpointing=self._spec.hyperparameters.gradient_checkpointing,
             tokenizer=tokenizer,
             seed=self._spec.seed,
+            base_folder=base.folder,
         )
         return METHODS[self._spec.method.kind].make(self._spec.method, setting)
 
     def _commit_request(
         self, base: BaseFolder, output: str, lineage: Lineage
     ) -> CommitVersionRequest:
-        return CommitVersionRequest(
-            parent=output,
-            base_fingerprint=base.record.fingerprint.digest,
-            lineage=lineage,
-            request_id=f"{self._settings.job}/commit",
+        method, origin = METHODS[self._spec.method.kind].info, base.record.fingerprint.digest
+        request = CommitVersionRequest(
+            parent=output, lineage=lineage, request_id=f"{self._settings.job}/commit"
         )
+        if method.makes_base:
+            request.method = method.kind
+            request.lineage.sources.append(f"{base.record.name} {origin}")
+        else:
+            request.base_fingerprint = origin
+        return request
 
     def _max_tokens(self, model: Any) -> int:
         wanted = self._spec.hyperparameters.max_length_tokens

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+from graft.bases import read_base
 from graft.channel import REQUEST_ID, open_channel
 from graft.keys import PrivateKey, load_key
-from graft.names import adapter_name, alias_name
+from graft.names import adapter_name, alias_name, base_name
 from graft.registry.v1.registry_service_pb2 import Version
 
 from services.trainer.objectives import OBJECTIVES
@@ -55,7 +56,9 @@ class Worker:
         self._loop = loop
         self._reporter = reporter
         self._stop = stop
-        self._adapter = adapter_name(settings.namespace, spec.output.adapter)
+        output, namespace = spec.output, settings.namespace
+        self._adapter = adapter_name(namespace, output.adapter) if output.adapter else ""
+        self._output = self._adapter or base_name(namespace, output.base)
 
     def run(self) -> str:
         """Trains, or goes on training, and commits; returns the version's name, "" without a registry.
@@ -101,12 +104,16 @@ class Worker:
         from services.trainer.run.training import Training
 
         training = Training(spec, self._spec_json, self._settings, self._reporter, self._stop)
-        return training.run(base, data, self._adapter)
+        return training.run(base, data, self._output)
 
     async def _publish(self, base: BaseFolder, result: Result, key: PrivateKey | None) -> Version:
         async with open_channel(self._settings.registry_address) as channel:
             publisher = self._publisher(channel)
-            await publisher.prepare(base.record, self._adapter)
+            if self._adapter:
+                await publisher.prepare(base.record, self._adapter)
+            else:
+                made = read_base(result.folder, self._output)
+                await publisher.prepare_bases(base.record, made)
             async with publisher.holding(result):
                 await publisher.upload(result)
                 version = await publisher.commit(result, self._stop.committing)

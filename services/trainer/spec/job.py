@@ -110,6 +110,10 @@ def _output(output: pb.Output, makes_base: bool) -> Output:
     name, stray = getattr(output, wanted), getattr(output, other)
     if not name:
         raise invalid_field(f"output.{wanted}", name, f"the {wanted}'s name")
+    if makes_base and output.alias:
+        raise invalid_field(
+            "output.alias", output.alias, "left out, because a base's versions have no aliases"
+        )
     if stray:
         made = "a base" if makes_base else "an adapter"
         raise invalid_field(f"output.{other}", stray, f"left out, because the method makes {made}")

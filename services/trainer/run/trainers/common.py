@@ -84,11 +84,20 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
             progress = self.graft_run.progress
             progress.report(self.state, logs.get("grad_norm", 0.0), logs["learning_rate"])
 
+    def training_step(self, *arguments: Any, **named: Any) -> Any:
+        """A forward and backward pass, and that of what the method adds to the loss."""
+        loss = super().training_step(*arguments, **named)
+        extra = self.graft_run.method.extra_loss(self.model)
+        if extra is not None:
+            (extra / self.args.gradient_accumulation_steps).backward()
+        return loss
+
     def create_optimizer(self, *arguments: Any, **named: Any) -> Any:
         """The method's own optimizer, or the usual one."""
         if self.optimizer is None:
             cls, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = self.graft_run.method.optimizer(self.model, cls, dict(options))
+            options = {**options, "weight_decay": self.args.weight_decay}
+            self.optimizer = self.graft_run.method.optimizer(self.model, cls, options)
         return super().create_optimizer(*arguments, **named)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -82,8 +82,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         nats = self.check_loss(loss, places) * int(num_items_in_batch)
         learned = int((inputs["labels"][:, 1:] != IGNORED).sum())
         self.graft_run.progress.add_batch(nats, learned, sum(len(row) for row in rows))
-        extra = self.graft_run.method.extra_loss(model)
-        return loss if extra is None else loss + extra / self.args.gradient_accumulation_steps
+        return loss
 
     def batch_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], learned_tokens: torch.Tensor
