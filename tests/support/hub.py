@@ -1,6 +1,6 @@
 """A small stand-in for the Hugging Face Hub: the HTTP API that huggingface_hub really speaks.
 
-Model repositories in memory with commits, regular and LFS files, a token, private and gated
+Repositories of models and data in memory with commits, regular and LFS files, a token, private and gated
 repositories. It has no Xet storage: clients set HF_HUB_DISABLE_XET.
 """
 
@@ -20,8 +20,11 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_test"
-_LFS = (".safetensors", ".bin", ".pt")
-_ID = r"(?P<id>[\w.-]+/[\w.-]+)"
+_LFS = (".safetensors", ".bin", ".pt", ".parquet")
+_NAME = r"[\w.-]+/[\w.-]+"
+_ID = rf"(?P<id>{_NAME})"
+# A data set is the repository "datasets/owner/name" here.
+_DATASET = rf"(?P<id>datasets/{_NAME})"
 
 
 @dataclass
@@ -82,7 +85,7 @@ def running_hub() -> Iterator[Hub]:
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub
@@ -106,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", rf"/api/models/{_ID}(?:/revision/(?P<revision>[^/]+))?", "_info"),
         ("GET", rf"/api/models/{_ID}/tree/(?P<revision>[^/]+)", "_tree"),
         ("GET", rf"/{_ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "_resolve"),
+        ("GET", rf"/api/{_DATASET}(?:/revision/(?P<revision>[^/]+))?", "_info"),
+        ("GET", rf"/api/{_DATASET}/tree/(?P<revision>[^/]+)", "_tree"),
+        ("GET", rf"/{_DATASET}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "_resolve"),
         ("GET", r"/cdn/(?P<oid>[0-9a-f]{64})", "_cdn"),
     ]
 

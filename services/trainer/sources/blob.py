@@ -24,10 +24,12 @@ class BlobSource(RemoteSource):
         registry_address: "host:port"; "" for none.
         actor: who asks, for the registry's log.
         run: does what is to be done over the network, and waits for it.
+        attempts: how often in a row a transfer may fail without a byte more.
     """
 
-    def __init__(self, registry_address: str, actor: str, run: Run) -> None:
+    def __init__(self, registry_address: str, actor: str, run: Run, attempts: int = 5) -> None:
         self._registry_address, self._actor, self._run = registry_address, actor, run
+        self._attempts = attempts
 
     def takes(self, source: DatasetSource) -> bool:
         return bool(source.blob_digest)
@@ -48,7 +50,7 @@ class BlobSource(RemoteSource):
         file = File(path=source.blob_name, digest=source.blob_digest)
         async with open_channel(self._registry_address) as channel:
             try:
-                await BlobClient(channel, actor=self._actor).fetch(file, path)
+                await BlobClient(channel, self._attempts, self._actor).fetch(file, path)
             except NotFoundError:
                 raise GraftError(
                     Reason.BAD_DATA,

@@ -7,6 +7,7 @@ AWS_ALLOW_HTTP (one without TLS), AWS_SKIP_SIGNATURE (a public bucket).
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -87,6 +88,8 @@ def connect_bucket(bucket: str) -> S3Store:
     return S3Store(
         bucket,
         client_options={
+            # Of the environment's options this is the one that options given here would hide.
+            "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"),
             "connect_timeout": timedelta(seconds=10),
             "read_timeout": timedelta(seconds=30),
             "timeout": timedelta(days=1),
