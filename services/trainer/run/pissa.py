@@ -58,7 +58,8 @@ def load_beginning(model: Any, begun: Tensors, folder: Path) -> Tensors:
         began = begun[b].to(weight) @ begun[a].to(weight)
         change = scale * (began - stored[b].to(weight) @ stored[a].to(weight))
         weight.data += change.t() if layer.fan_in_fan_out else change
-    return stored
+    restored: Tensors = stored
+    return restored
 
 
 def _state(model: Any) -> Tensors:
