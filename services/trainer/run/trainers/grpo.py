@@ -140,7 +140,7 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """TRL's loss of a part of the step's answers, with the method's own added."""
+        """TRL's loss of a part of the step's answers."""
         loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs)
         answer_tokens = int(inputs["num_items_in_batch"])
         learned = int(inputs["completion_mask"].sum())
@@ -149,8 +149,7 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
             learned,
             learned + int(inputs["prompt_mask"].sum()),
         )
-        extra = self.graft_run.method.extra_loss(model)
-        return loss if extra is None else loss + extra / self.args.gradient_accumulation_steps
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Reports a step's figures, rewards among them."""
