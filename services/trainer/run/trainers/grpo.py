@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -22,6 +21,7 @@ from services.trainer.run.trainers.common import (
     training_arguments,
     without_dropout,
 )
+from services.trainer.run.trainers.reference import base_is_below
 from services.trainer.tokens.prompts import PromptRow
 
 # TRL's names of what is reported, and ours.
@@ -85,8 +85,7 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         """
         self.beta = beta
         run = self.graft_run
-        # PiSSA takes the adapter's first value out of the base.
-        if isinstance(run.model, PeftModel) and run.method.info.kind != "pissa":
+        if base_is_below(run):
             return
         reference = run.load_base(run.spec.base)
         reference.requires_grad_(False)
