@@ -12,12 +12,13 @@ from services.trainer.objectives.base import (
     Reading,
     Run,
 )
+from services.trainer.objectives.cpt import Pretraining
 from services.trainer.objectives.distillation import Distillation
 from services.trainer.objectives.grpo import Grpo
 from services.trainer.objectives.sft import Supervised
 
 OBJECTIVES: dict[str, type[Objective[Any]]] = {
-    objective.info.kind: objective for objective in (Supervised, Grpo, Distillation)
+    objective.info.kind: objective for objective in (Supervised, Pretraining, Grpo, Distillation)
 }
 
 __all__ = [

@@ -15,15 +15,18 @@ _BATCHES_SORTED_TOGETHER = 50
 
 
 class RowOrder(torch.utils.data.Sampler[int]):
-    """The order of rows in each epoch: random, with rows of like length in one batch.
+    """The order of rows in each epoch: random, with rows of like length in one batch where that is wanted.
 
     The same seed and epoch give the same order, whatever came before, so a resumed run sees the same batches.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, *, by_length: bool = True
+    ) -> None:
         self._lengths = np.array(lengths)
         self._batch_size = batch_size
         self._seed = seed
+        self._by_length = by_length
         self._epoch = 0
 
     def begin_epoch(self, epoch: int) -> None:
@@ -36,6 +39,8 @@ class RowOrder(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng((self._seed, self._epoch))
         order = random.permutation(len(self._lengths))
+        if not self._by_length:
+            return iter(order.tolist())
         together = self._batch_size * _BATCHES_SORTED_TOGETHER
         batches = []
         for start in range(0, len(order), together):
@@ -52,11 +57,9 @@ class RowOrder(torch.utils.data.Sampler[int]):
 
 
 class PaddedRows:
-    """Makes a batch of one row per sequence, padded at the end to the longest.
+    """Makes a batch of one row per sequence, padded at the end to the longest."""
 
-    There is no attention mask: under causal attention no real token sees the padding behind it, and the
-    kernels without a mask are the fast ones.
-    """
+    packs = False
 
     def __init__(self, rows: Sequence[TokenRow], pad_id: int) -> None:
         self.rows = rows
@@ -68,23 +71,13 @@ class PaddedRows:
         return [len(row) for row in self.rows]
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
-        picked = [self.rows[feature["row"]] for feature in features]
-        longest = max(len(row) for row in picked)
-        ids = np.full((len(picked), longest), self._pad_id, np.int64)
-        labels = np.full((len(picked), longest), IGNORED, np.int64)
-        for line, row in enumerate(picked):
-            ids[line, : len(row)] = row.ids
-            labels[line, : len(row)] = row.labels
-        positions = torch.arange(longest).expand(len(picked), longest)
-        return _batch(ids, labels, positions, picked)
+        return padded_batch([self.rows[feature["row"]] for feature in features], self._pad_id)
 
 
 class PackedRows:
-    """Makes a batch of several rows per sequence, kept apart in attention.
+    """Makes a batch of several rows per sequence, kept apart in attention."""
 
-    Positions begin again at 0 with every row and no attention mask is given: transformers then builds
-    the mask that keeps the rows apart, for sdpa and eager attention, as long as no cache is used.
-    """
+    packs = True
 
     def __init__(self, rows: Sequence[TokenRow], pad_id: int, capacity: int) -> None:
         self.rows = rows
@@ -98,19 +91,44 @@ class PackedRows:
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
         packs = [[self.rows[row] for row in self._packs[one["row"]]] for one in features]
-        longest = max(sum(len(row) for row in pack) for pack in packs)
-        ids = np.full((len(packs), longest), self._pad_id, np.int64)
-        labels = np.full((len(packs), longest), IGNORED, np.int64)
-        positions = np.zeros((len(packs), longest), np.int64)
-        for line, pack in enumerate(packs):
-            at = 0
-            for row in pack:
-                end = at + len(row)
-                ids[line, at:end], labels[line, at:end] = row.ids, row.labels
-                positions[line, at:end] = np.arange(len(row))
-                at = end
-            positions[line, at:] = np.arange(longest - at)
-        return _batch(ids, labels, torch.from_numpy(positions), [r for pack in packs for r in pack])
+        return packed_batch(packs, self._pad_id)
+
+
+def padded_batch(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:
+    """A row per sequence, as tensors of the shape (rows, longest row).
+
+    There is no attention mask: under causal attention no real token sees the padding behind it, and the
+    kernels without a mask are the fast ones.
+    """
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    labels = np.full((len(rows), longest), IGNORED, np.int64)
+    for line, row in enumerate(rows):
+        ids[line, : len(row)] = row.ids
+        labels[line, : len(row)] = row.labels
+    positions = torch.arange(longest).expand(len(rows), longest)
+    return _batch(ids, labels, positions, rows)
+
+
+def packed_batch(packs: Sequence[Sequence[TokenRow]], pad_id: int) -> dict[str, Any]:
+    """Several rows per sequence, as tensors of the shape (packs, longest pack).
+
+    Positions begin again at 0 with every row and no attention mask is given: transformers then builds
+    the mask that keeps the rows apart, for sdpa and eager attention, as long as no cache is used.
+    """
+    longest = max(sum(len(row) for row in pack) for pack in packs)
+    ids = np.full((len(packs), longest), pad_id, np.int64)
+    labels = np.full((len(packs), longest), IGNORED, np.int64)
+    positions = np.zeros((len(packs), longest), np.int64)
+    for line, pack in enumerate(packs):
+        at = 0
+        for row in pack:
+            end = at + len(row)
+            ids[line, at:end], labels[line, at:end] = row.ids, row.labels
+            positions[line, at:end] = np.arange(len(row))
+            at = end
+        positions[line, at:] = np.arange(longest - at)
+    return _batch(ids, labels, torch.from_numpy(positions), [row for pack in packs for row in pack])
 
 
 def _batch(

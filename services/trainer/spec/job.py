@@ -78,7 +78,7 @@ def parse_spec(spec: pb.JobSpec) -> JobSpec:
         hyperparameters=parse_hyperparameters(
             spec.hyperparameters,
             objective.info.learning_rate(method.info),
-            objective.info.packs_by_default,
+            objective.info.packs_by_default and method.info.packing,
         ),
         resources=_resources(spec.resources),
         checkpointing=_checkpointing(spec.checkpointing),

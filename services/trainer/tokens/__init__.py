@@ -1,7 +1,7 @@
 """Examples as tokens: chat templates, what is learned of a row, prompts and answers. Imports no torch."""
 
 from services.trainer.tokens.examples import ExampleTokenizer
-from services.trainer.tokens.pairs import LabelledRow, PairTokenizer, PreferenceRow, PromptRow
+from services.trainer.tokens.pairs import LabelledRow, PairTokenizer, PreferenceRow
 from services.trainer.tokens.report import Noted, TokenReport
 from services.trainer.tokens.rows import IGNORED, TokenRow
 from services.trainer.tokens.tokenizer import end_token_ids, load_tokenizer
@@ -13,7 +13,6 @@ __all__ = [
     "Noted",
     "PairTokenizer",
     "PreferenceRow",
-    "PromptRow",
     "TokenReport",
     "TokenRow",
     "end_token_ids",

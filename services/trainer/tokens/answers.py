@@ -56,23 +56,6 @@ class AnswerEncoder:
             found[i] = answer
         return found
 
-    def prompts(
-        self, prompts: Sequence[Conversation | str], places: Sequence[Place]
-    ) -> list[tuple[str, list[int]]]:
-        """Text and ids of each prompt, as it is served.
-
-        Raises:
-            GraftError: BAD_DATA, for a row that the template refuses.
-        """
-        texts = [
-            prompt if isinstance(prompt, str) else self._template.render_prompt(prompt, place)
-            for prompt, place in zip(prompts, places, strict=True)
-        ]
-        plain = iter(self._encoder.ids(_where(texts, prompts, str), special=True))
-        chats = iter(self._encoder.ids(_where(texts, prompts, Conversation), special=False))
-        ids = [next(plain if isinstance(prompt, str) else chats) for prompt in prompts]
-        return list(zip(texts, ids, strict=True))
-
     def apart(self, answer: Answer) -> Answer:
         """The same with prompt and answer encoded each for itself."""
         prompt = self._encoder.ids([answer.prompt_text], special=answer.special)[0]
@@ -114,7 +97,3 @@ class AnswerEncoder:
             Answer(prompt, ids, pair.prompt, pair.completion, special=True)
             for pair, (prompt, ids) in zip(pairs, self._encoder.completions(pairs), strict=True)
         ]
-
-
-def _where(texts: list[str], prompts: Sequence[Conversation | str], kind: type) -> list[str]:
-    return [text for text, prompt in zip(texts, prompts, strict=True) if isinstance(prompt, kind)]

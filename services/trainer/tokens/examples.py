@@ -74,15 +74,16 @@ class ExampleTokenizer:
         while part := list(islice(source, _AT_ONCE)):
             for row in self._rows(part, report):
                 if (kept := self._kept(row, report)) is not None:
-                    report.rows += 1
-                    report.tokens += len(kept)
-                    report.learned_tokens += int(np.count_nonzero(kept.learned))
+                    report.count(kept)
                     yield kept
 
     def _kept(self, row: TokenRow, report: TokenReport) -> TokenRow | None:
         """The row, cut to the longest length; None if it is left out."""
-        if why := self._unwanted(row):
-            report.drop(row.place, why)
+        if report.left_out(row.place, len(row), self._shortest, self._longest):
+            return None
+        if not row.learned[: self._max].any():
+            cut_off = f"max_length_tokens ({self._max}) cuts off their whole answer"
+            report.drop(row.place, cut_off if row.learned.any() else _NO_ANSWER)
             return None
         if len(row) > self._max:
             report.cut.add(row.place)
@@ -91,17 +92,6 @@ class ExampleTokenizer:
         if int(row.ids[last]) not in self._end_ids:
             report.unended.add(row.place)
         return row
-
-    def _unwanted(self, row: TokenRow) -> str:
-        if len(row) < self._shortest:
-            return f"they have fewer than {self._shortest} tokens (cleaning.min_length_tokens)"
-        if self._longest and len(row) > self._longest:
-            return f"they have more than {self._longest} tokens (cleaning.max_length_tokens)"
-        if row.learned[: self._max].any():
-            return ""
-        if row.learned.any():
-            return f"max_length_tokens ({self._max}) cuts off their whole answer"
-        return _NO_ANSWER
 
     def _rows(self, part: list[Example], report: TokenReport) -> Iterator[TokenRow]:
         """Rows in the order of the examples; those of one kind that stand together are encoded together."""

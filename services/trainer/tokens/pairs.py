@@ -1,4 +1,4 @@
-"""Prompts and answers as token ids, for objectives that compare or weigh answers, or sample them.
+"""Prompts and answers as token ids, for objectives that compare answers or weigh them.
 
 Turns are rendered and encoded as ExampleTokenizer does it, so a prompt has the ids that it is served with.
 """
@@ -17,7 +17,6 @@ from services.trainer.formats import (
     Labelled,
     Place,
     Preference,
-    Prompt,
 )
 from services.trainer.formats.base import bad_row
 from services.trainer.tokens.answers import Answer, AnswerEncoder
@@ -48,23 +47,13 @@ class LabelledRow:
     good: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PromptRow:
-    """What shall be answered, as token ids and as the text that they stand for, and the right answer."""
-
-    place: Place
-    ids: list[int]
-    text: str
-    answer: str | None
-
-
 class PairTokenizer:
-    """Turns preferences, labelled answers and prompts into token ids.
+    """Turns preferences and labelled answers into token ids.
 
     Args:
         tokenizer: the base's.
         max_length_tokens: of a prompt with its answer; longer answers are cut at the end, and rows whose
-            prompt alone is that long are left out. For prompts(): of the prompt.
+            prompt alone is that long are left out.
         end_ids: tokens that end an answer.
         shortest_tokens: rows of fewer are left out; 0 for none.
         longest_tokens: rows of more, before they are cut, are left out; 0 for none.
@@ -102,14 +91,6 @@ class PairTokenizer:
         """
         return _all(examples, self._labelled)
 
-    def prompts(self, examples: Iterable[Example]) -> tuple[list[PromptRow], TokenReport]:
-        """The rows of Prompt examples; in the report's numbers no token is learned.
-
-        Raises:
-            GraftError: as preferences().
-        """
-        return _all(examples, self._prompts)
-
     def _preferences(self, part: list[Example], report: TokenReport) -> Iterator[PreferenceRow]:
         pairs = [one.content for one in part if isinstance(one.content, Preference)]
         contents = [content for pair in pairs for content in (pair.chosen, pair.rejected)]
@@ -142,20 +123,6 @@ class PairTokenizer:
                 self._count(example.place, report, answer)
                 yield LabelledRow(example.place, answer.prompt, answer.ids, row.good)
 
-    def _prompts(self, part: list[Example], report: TokenReport) -> Iterator[PromptRow]:
-        rows = [one.content for one in part if isinstance(one.content, Prompt)]
-        places = [one.place for one in part]
-        prompts = self._answers.prompts([row.prompt for row in rows], places)
-        for place, row, (text, ids) in zip(places, rows, prompts, strict=True):
-            if why := self._unwanted(len(ids)):
-                report.drop(place, why)
-            elif len(ids) > self._max:
-                report.drop(place, f"their prompts have more than {self._max} tokens")
-            else:
-                report.rows += 1
-                report.tokens += len(ids)
-                yield PromptRow(place, ids, text, row.answer)
-
     def _encode(
         self, contents: Sequence[Conversation | Completion], places: Sequence[Place]
     ) -> list[Answer | None]:
@@ -175,8 +142,7 @@ class PairTokenizer:
 
     def _fits(self, place: Place, report: TokenReport, *answers: Answer) -> bool:
         longest = max(len(answer.prompt) + len(answer.ids) for answer in answers)
-        if why := self._unwanted(longest):
-            report.drop(place, why)
+        if report.left_out(place, longest, self._shortest, self._longest):
             return False
         if len(answers[0].prompt) >= self._max:
             report.drop(place, f"max_length_tokens ({self._max}) cuts off their whole answer")
@@ -186,13 +152,6 @@ class PairTokenizer:
         elif any(not self._ends.intersection(answer.ids[-1:]) for answer in answers):
             report.unended.add(place)
         return True
-
-    def _unwanted(self, length: int) -> str:
-        if length < self._shortest:
-            return f"they have fewer than {self._shortest} tokens (cleaning.min_length_tokens)"
-        if self._longest and length > self._longest:
-            return f"they have more than {self._longest} tokens (cleaning.max_length_tokens)"
-        return ""
 
     def _cut(self, answer: Answer) -> Answer:
         return replace(answer, ids=answer.ids[: self._max - len(answer.prompt)])

@@ -16,7 +16,6 @@ from services.trainer.formats import (
     Labelled,
     Place,
     Preference,
-    Prompt,
 )
 from services.trainer.tokens import ExampleTokenizer, PairTokenizer, load_tokenizer
 
@@ -111,19 +110,3 @@ def test_labelled_answers_keep_their_label(tokenizer: Any) -> None:
     )
     assert [row.good for row in rows] == [True, False]
     assert tokenizer.decode(rows[0].answer) == "hallo<|im_end|>"
-
-
-def test_a_prompt_is_what_is_served(tokenizer: Any) -> None:
-    rows, _ = pairs(tokenizer).prompts(
-        examples(Prompt(Conversation(ASKED), "hallo"), Prompt("Once upon", None))
-    )
-    served = tokenizer.apply_chat_template(list(ASKED), add_generation_prompt=True)["input_ids"]
-    assert rows[0].ids == served
-    assert rows[0].answer == "hallo"
-    assert rows[1].ids == tokenizer("Once upon")["input_ids"]
-    assert rows[1].text == "Once upon"
-
-
-def test_a_set_of_prompts_that_are_all_too_long_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(GraftError, match="their prompts have more than 8 tokens"):
-        pairs(tokenizer, 8).prompts(examples(Prompt("word " * 100, None)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
@@ -12,25 +13,26 @@ from trl import SFTConfig, SFTTrainer
 from services.trainer.objectives.base import Run
 from services.trainer.run.batches import PackedRows, PaddedRows, RowOrder
 from services.trainer.run.isolation import check_isolation
+from services.trainer.run.streams import InOrder, StreamedRows
 from services.trainer.run.trainers.common import (
     GraftTrainer,
     training_arguments,
     without_dropout,
 )
 from services.trainer.run.trainers.head_loss import has_plain_head, summed_loss
+from services.trainer.spec import JobSpec
 from services.trainer.tokens import IGNORED
 
 _NAMED_ROWS = 8
 
 
 class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer; run.prepared.train is PaddedRows or PackedRows, its evaluation PaddedRows or None."""
+    """TRL's trainer; run.prepared is as prepare_rows() makes it."""
 
     def __init__(self, run: Run) -> None:
         self.begin(run)
-        batches: PaddedRows | PackedRows = run.prepared.train
-        hyper = run.spec.hyperparameters
-        self._order = RowOrder(batches.lengths, hyper.micro_batch_size, run.spec.seed)
+        batches: PaddedRows | PackedRows | StreamedRows = run.prepared.train
+        self._order = _order(batches, run.spec)
         super().__init__(
             model=run.model,
             args=training_arguments(
@@ -43,7 +45,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
                 packing=False,
             ),
             data_collator=batches,
-            train_dataset=Dataset.from_dict({"row": list(range(len(batches.lengths)))}),
+            train_dataset=Dataset.from_dict({"row": np.arange(len(self._order))}),
             processing_class=run.tokenizer,
             callbacks=[self.callback()],
         )
@@ -53,14 +55,14 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
             and has_plain_head(run.model)
         )
         self.settle()
-        if isinstance(batches, PackedRows):
+        if batches.packs:
             check_isolation(self.model)
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch, from 0."""
         self._order.begin_epoch(epoch)
 
-    def _get_train_sampler(self, *_: Any) -> RowOrder:
+    def _get_train_sampler(self, *_: Any) -> RowOrder | InOrder:
         return self._order
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -124,3 +126,11 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
         loss: torch.Tensor = -outputs.log_probs.sum()
         return loss
+
+
+def _order(batches: PaddedRows | PackedRows | StreamedRows, spec: JobSpec) -> RowOrder | InOrder:
+    if isinstance(batches, StreamedRows):
+        return InOrder(batches.sequences)
+    hyper = spec.hyperparameters
+    by_length = hyper.group_by_length and not batches.packs
+    return RowOrder(batches.lengths, hyper.micro_batch_size, spec.seed, by_length=by_length)
