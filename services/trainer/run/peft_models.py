@@ -1,9 +1,8 @@
-"""What methods that go through PEFT share: targets, the adapted model, and its files."""
+"""What methods that go through PEFT share: the adapted model, and its files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from peft import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
 
 from services.trainer.methods.base import Setting
 from services.trainer.run.fused import fuse_lora
@@ -83,51 +81,27 @@ def load_adapter(model: Any, folder: Path) -> None:
     assert not outcome.unexpected_keys, outcome.unexpected_keys
 
 
-def choose_targets(model: Any, wanted: Sequence[str], kind: str) -> list[str]:
-    """The names of the modules to adapt: those wanted, or all linear layers.
+def save_trained(model: Any, folder: Path) -> None:
+    """Writes every trained number as it is, for a checkpoint.
 
     Raises:
-        GraftError: INVALID_SPEC, naming those that the model does not have, and those that it has.
+        GraftError: INVALID_SPEC, when a number is not finite.
     """
-    if not wanted or tuple(wanted) == ("all-linear",):
-        return linear_names(model)
-    check_targets(model, wanted, kind)
-    return list(wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in _trained(model)}
+    check_finite(tensors)
+    save_file(tensors, folder / WEIGHTS)
 
 
-def linear_names(model: Any) -> list[str]:
-    """The names of the model's linear layers that can be adapted, the output head not among them."""
-    return sorted({path.rsplit(".", 1)[-1] for path in _linear_paths(model)})
+def load_trained(model: Any, folder: Path) -> None:
+    """Puts back what save_trained() wrote."""
+    tensors = load_file(folder / WEIGHTS)
+    for name, parameter in _trained(model):
+        parameter.data.copy_(tensors[name])
 
 
-def check_targets(model: Any, targets: Sequence[str], kind: str) -> None:
-    """Checks that each target names a linear layer of the model that can be adapted.
-
-    Raises:
-        GraftError: INVALID_SPEC, naming the targets that do not, and those that there are.
-    """
-    paths = _linear_paths(model)
-    unknown = [
-        target
-        for target in targets
-        if not any(path == target or path.endswith(f".{target}") for path in paths)
-    ]
-    if unknown:
-        raise GraftError(
-            Reason.INVALID_SPEC,
-            f"The base has no linear layer named {', '.join(unknown)} that can be adapted",
-            next_step=f"Use some of {', '.join(linear_names(model))}, or leave target_modules out for all.",
-            field=f"method.{kind}.target_modules",
-        )
-
-
-def _linear_paths(model: Any) -> list[str]:
-    head = model.get_output_embeddings()
-    return [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    ]
+def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def diverged(what: str) -> GraftError:
