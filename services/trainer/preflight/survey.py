@@ -35,7 +35,13 @@ from services.trainer.preflight.seen import Seen
 from services.trainer.preflight.showing import show
 from services.trainer.run.bases import find_folder
 from services.trainer.spec import DatasetSource, JobSpec, local_path
-from services.trainer.tokens import ExampleTokenizer, TokenReport, TokenRow, load_tokenizer
+from services.trainer.tokens import (
+    ExampleTokenizer,
+    TokenReport,
+    TokenRow,
+    end_token_ids,
+    load_tokenizer,
+)
 
 _AT_ONCE = 512
 _UNCUT = 2**31 - 1
@@ -67,11 +73,11 @@ class Survey:
         self.objective = OBJECTIVES[spec.objective.kind].info
         folder = find_folder(spec.base.source)
         self.base_error = _error_of(lambda: check_base(spec))
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder, spec.dataset.chat_template)
         self.max_tokens = min(
             spec.hyperparameters.max_length_tokens, _longest_input(folder) or _UNCUT
         )
-        self._end_ids = _end_ids(folder, self._tokenizer)
+        self._end_ids = end_token_ids(self._tokenizer, folder)
         self._reader = ExampleTokenizer(
             self._tokenizer, _UNCUT, self._end_ids, loss_on=spec.dataset.loss_on
         )
@@ -232,14 +238,6 @@ def _longest_input(folder: Path) -> int:
     config = config.get("text_config", config)
     longest = config.get("max_position_embeddings") or config.get("n_positions")
     return longest if isinstance(longest, int) and longest > 0 else 0
-
-
-def _end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    named = _json(folder / "generation_config.json").get("eos_token_id")
-    if named is None:
-        named = _json(folder / "config.json").get("eos_token_id")
-    ids = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    return frozenset(token for token in ids if token is not None)
 
 
 def _json(path: Path) -> dict[str, Any]:
