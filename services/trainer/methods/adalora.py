@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from graft.trainer.v1 import job_spec_pb2 as pb
 
-from services.trainer.fields import module_names, number, optional_integer, positive
+from services.trainer.fields import invalid_field, module_names, number, optional_integer, positive
 from services.trainer.methods.base import Method, MethodConfig, MethodInfo, Use
 from services.trainer.methods.lora import MAX_RANK, TARGET_WORDS
 
@@ -47,14 +47,18 @@ class AdaLora(Method[AdaLoraConfig]):
     @classmethod
     def parse(cls, message: pb.AdaLora) -> AdaLoraConfig:
         path = "method.adalora"
-        target = optional_integer(message, "target_rank", f"{path}.target_rank", 8, 1, MAX_RANK)
+        target = optional_integer(message, "target_rank", f"{path}.target_rank", 8, 1, MAX_RANK - 1)
         usual = min(MAX_RANK, max(target + 1, round(1.5 * target)))
+        initial = optional_integer(
+            message, "initial_rank", f"{path}.initial_rank", usual, 1, MAX_RANK
+        )
+        if initial <= target:
+            allowed = f"above target_rank, which is {target}: ranks are reduced to that"
+            raise invalid_field(f"{path}.initial_rank", initial, allowed)
         warmup = number(f"{path}.warmup_ratio", message.warmup_ratio, 0.1, 0.0, 0.9)
         return AdaLoraConfig(
             target_rank=target,
-            initial_rank=optional_integer(
-                message, "initial_rank", f"{path}.initial_rank", usual, target, MAX_RANK
-            ),
+            initial_rank=initial,
             alpha=positive(f"{path}.alpha", message.alpha, 2.0 * target, 65536.0),
             dropout=number(f"{path}.dropout", message.dropout, 0.0, 0.0, 0.99),
             target_modules=module_names(
@@ -66,7 +70,7 @@ class AdaLora(Method[AdaLoraConfig]):
                 message.final_ratio,
                 min(0.3, 0.9 - warmup),
                 0.0,
-                1.0 - warmup,
+                0.95 - warmup,
             ),
             orthogonality_weight=number(
                 f"{path}.orthogonality_weight", message.orthogonality_weight, 0.5, 0.0, 1000.0
@@ -74,10 +78,12 @@ class AdaLora(Method[AdaLoraConfig]):
         )
 
     def apply(self, model: Any) -> Any:
-        from services.trainer.run import adalora, peft_models
+        from services.trainer.run import adalora, peft_models, targets
 
-        targets = peft_models.choose_targets(model, self.config.target_modules, self.info.kind)
-        config = adalora.peft_config(self.config, self.setting, targets)
+        names = targets.choose_targets(model, self.config.target_modules, self.info.kind)
+        targets.check_rank(model, names, self.config.initial_rank, "method.adalora.initial_rank")
+        transposed = targets.is_transposed(model, names)
+        config = adalora.peft_config(self.config, self.setting, names, transposed)
         return peft_models.adapt(model, config, self.setting)
 
     def save(self, model: Any, folder: Path) -> None:

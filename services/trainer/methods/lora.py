@@ -63,15 +63,17 @@ class Lora(Method[LoraConfig]):
         return {}
 
     def apply(self, model: Any) -> Any:
-        from services.trainer.run import peft_models
+        from services.trainer.run import peft_models, targets
 
-        targets = peft_models.choose_targets(model, self.config.target_modules, self.info.kind)
+        names = targets.choose_targets(model, self.config.target_modules, self.info.kind)
+        targets.check_rank(model, names, self.config.rank, f"method.{self.info.kind}.rank")
         config = peft_models.lora_config(
             self.setting.task_type,
             r=self.config.rank,
             lora_alpha=self.config.alpha,
             lora_dropout=self.config.dropout,
-            target_modules=targets,
+            target_modules=names,
+            fan_in_fan_out=targets.is_transposed(model, names),
             **self.peft_options(),
         )
         return peft_models.adapt(model, config, self.setting)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from graft.trainer.v1 import job_spec_pb2 as pb
 
-from services.trainer.fields import positive
+from services.trainer.fields import invalid_field, positive
 from services.trainer.methods.base import MethodInfo, Use
 from services.trainer.methods.lora import Lora, LoraConfig
 
@@ -39,6 +39,10 @@ class LoraPlus(Lora):
         ratio = positive(
             "method.lora_plus.learning_rate_ratio", message.learning_rate_ratio, 16.0, 1000.0
         )
+        if ratio < 1.0:
+            raise invalid_field(
+                "method.lora_plus.learning_rate_ratio", ratio, "1 to 1000: B learns faster than A"
+            )
         return {"learning_rate_ratio": ratio}
 
     def optimizer(self, model: Any, optimizer_class: Any, arguments: dict[str, Any]) -> Any:

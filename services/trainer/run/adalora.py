@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from graft.errors import GraftError, Reason
 from graft.files import write_atomic
 from peft import AdaLoraConfig as PeftAdaLora
 from peft import LoraConfig
@@ -23,10 +24,19 @@ _ESTIMATES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 _ADAPTER = "default"
 
 
-def peft_config(config: AdaLoraConfig, setting: Setting, targets: list[str]) -> PeftAdaLora:
-    """PEFT's configuration. The penalty is ours to add, so PEFT's own has no weight."""
+def peft_config(
+    config: AdaLoraConfig, setting: Setting, targets: list[str], transposed: bool
+) -> PeftAdaLora:
+    """PEFT's configuration. The penalty is ours to add, so PEFT's own has no weight.
+
+    Raises:
+        GraftError: INVALID_SPEC, when the run is too short to move ranks.
+    """
     steps = setting.total_steps
     warmup, final = round(config.warmup_ratio * steps), round(config.final_ratio * steps)
+    if steps - final < 2:
+        # Importance is measured in at least one step before the ranks are fixed in another.
+        raise _too_short(steps)
     # PEFT wants a step between the two.
     warmup = max(0, min(warmup, steps - final - 1))
     return PeftAdaLora(
@@ -40,7 +50,17 @@ def peft_config(config: AdaLoraConfig, setting: Setting, targets: list[str]) -> 
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets,
+        fan_in_fan_out=transposed,
         bias="none",
+    )
+
+
+def _too_short(steps: int) -> GraftError:
+    return GraftError(
+        Reason.INVALID_SPEC,
+        f"AdaLoRA moves ranks while it trains, and this run has too few optimizer steps for it: {steps}",
+        next_step="Raise hyperparameters.epochs or max_steps, lower method.adalora.final_ratio, or use lora.",
+        field="hyperparameters.max_steps",
     )
 
 
@@ -63,7 +83,7 @@ def save_as_lora(model: Any, folder: Path) -> None:
     layers = list(_layers(model))
     kept = {name: layer.lora_E[_ADAPTER].flatten() != 0 for name, layer in layers}
     rank = max(1, max(int(mask.sum()) for mask in kept.values()))
-    weights = {}
+    weights = _heads(model)
     for name, layer in layers:
         mask = kept[name]
         values, a = layer.lora_E[_ADAPTER][mask], layer.lora_A[_ADAPTER][mask]
@@ -78,6 +98,8 @@ def save_as_lora(model: Any, folder: Path) -> None:
         r=rank,
         lora_alpha=rank,
         target_modules=given.target_modules,
+        modules_to_save=given.modules_to_save,
+        fan_in_fan_out=given.fan_in_fan_out,
         base_model_name_or_path=given.base_model_name_or_path,
     )
     write_adapter(weights, config_json(config), folder)
@@ -116,15 +138,26 @@ def load_state(model: Any, folder: Path) -> None:
     for name, parameter in _trained(model):
         parameter.data.copy_(tensors[name])
     allocator = model.base_model.rankallocator
+    allocator.reset_ipt()
     for name, tensor in load_file(folder / _ALLOCATOR).items():
         kind, _, parameter_name = name.partition("|")
         getattr(allocator, kind)[parameter_name] = tensor.to(model.device)
     model.peft_config[_ADAPTER].rank_pattern = json.loads((folder / _PATTERN).read_bytes())
 
 
+def _heads(model: Any) -> dict[str, torch.Tensor]:
+    """What is trained beside the low-rank updates: a reward model's head."""
+    marker = f".modules_to_save.{_ADAPTER}"
+    return {
+        name.replace(marker, ""): parameter
+        for name, parameter in _trained(model)
+        if marker in name
+    }
+
+
 def _trained(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     for name, parameter in model.named_parameters():
-        if f".{_ADAPTER}" in name and "lora_" in name:
+        if parameter.requires_grad:
             yield name, parameter
 
 

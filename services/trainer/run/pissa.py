@@ -20,7 +20,11 @@ Tensors = dict[str, torch.Tensor]
 
 def beginning(model: Any) -> Tensors:
     """A copy of the adapter's tensors, before anything is trained."""
-    return {name: tensor.detach().clone() for name, tensor in _state(model).items()}
+    # Whoever adds a reference adapter with this configuration must not decompose the weights again.
+    model.peft_config["default"].init_lora_weights = True
+    return {
+        name: tensor.detach().clone() for name, tensor in _state(model).items() if ".lora_" in name
+    }
 
 
 def save_as_lora(model: Any, begun: Tensors, folder: Path) -> None:
@@ -29,16 +33,13 @@ def save_as_lora(model: Any, begun: Tensors, folder: Path) -> None:
     Raises:
         GraftError: INVALID_SPEC, when a trained number is not finite.
     """
-    weights = {}
-    for name, tensor in _state(model).items():
-        if ".lora_A." in name:
-            weights[name] = torch.cat([tensor, begun[name].to(tensor)], dim=0)
-        else:
-            weights[name] = torch.cat([tensor, -begun[name].to(tensor)], dim=1)
+    weights = _state(model)  # A reward model's head among them, which stays as it is.
+    for name, first in begun.items():
+        sign, dim = (1, 0) if ".lora_A." in name else (-1, 1)
+        weights[name] = torch.cat([weights[name], sign * first.to(weights[name])], dim=dim)
     config = json.loads(config_json(model.peft_config["default"]))
     # The scale alpha / rank stays what it was.
     config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
-    config["init_lora_weights"] = True
     write_adapter(weights, json.dumps(config, indent=2, sort_keys=True) + "\n", folder)
 
 

@@ -25,7 +25,7 @@ def unfreeze(model: Any, frozen: Sequence[str]) -> Any:
     """The model with every parameter trained, but those of the named modules.
 
     Raises:
-        GraftError: INVALID_SPEC, for a name that no module has.
+        GraftError: INVALID_SPEC, for a name that no module has, and when nothing is left to train.
     """
     names = [name for name, _ in model.named_modules()]
     for wanted in frozen:
@@ -40,6 +40,13 @@ def unfreeze(model: Any, frozen: Sequence[str]) -> Any:
     for name, parameter in model.named_parameters():
         parts = f".{name.rpartition('.')[0]}."
         parameter.requires_grad = not any(f".{wanted}." in parts for wanted in frozen)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise GraftError(
+            Reason.INVALID_SPEC,
+            "method.full.frozen_modules leaves nothing to train",
+            next_step="Freeze fewer modules.",
+            field="method.full.frozen_modules",
+        )
     return model
 
 
@@ -69,7 +76,10 @@ def save(model: Any, base: Path, folder: Path) -> None:
     check_finite(dict(model.named_parameters()))
     stored = getattr(AutoConfig.from_pretrained(base), "dtype", None)
     dtype = stored if isinstance(stored, torch.dtype) else torch.float32
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    # A tied tensor once, under the name of its first use: copies of another type would not be seen as tied.
+    state = {name: one.detach().to("cpu", dtype) for name, one in model.named_parameters()}
+    buffers = {name: one.detach().cpu() for name, one in model.named_buffers()}
+    state |= {name: one for name, one in buffers.items() if name in model.state_dict()}
     model.save_pretrained(folder, state_dict=state, max_shard_size=_SHARD)
     for pattern in _KEPT:
         for path in base.glob(pattern):

@@ -28,6 +28,13 @@ def check_combinations(spec: JobSpec) -> None:
             f"none, because {method.title} does not train on a quantized base: {method.quantization_note}",
             "Leave base.quantization out, or use method qlora.",
         )
+    if quantization == "none" and method.default_quantization != "none":
+        raise invalid_field(
+            "base.quantization",
+            quantization,
+            f"nf4, fp4 or int8 with {method.title}",
+            "Leave base.quantization out for nf4, or use method lora for a base that is not quantized.",
+        )
     if hyper.gradient_checkpointing and not method.gradient_checkpointing:
         raise invalid_field(
             "hyperparameters.gradient_checkpointing",
