@@ -79,6 +79,9 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         assert not return_outputs
         assert num_items_in_batch is not None
         rows = inputs.pop("rows")
+        if self.graft_run.method.uses_own_forward():
+            # What comes before the input moves its positions; PEFT counts them itself.
+            del inputs["position_ids"]
         loss = self.batch_loss(model, inputs, num_items_in_batch)
         places = "; ".join(str(row.place) for row in rows[:_NAMED_ROWS])
         nats = self.check_loss(loss, places) * int(num_items_in_batch)
@@ -123,6 +126,10 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         """The summed loss of a held-out batch, by whatever head the model needs."""
         if self._plain_head:
             return summed_loss(self.model, inputs)
+        if self.graft_run.method.uses_own_forward():
+            learned = (inputs["labels"][:, 1:] != IGNORED).sum()
+            mean: torch.Tensor = self.model(inputs["input_ids"], labels=inputs["labels"]).loss
+            return mean * learned
         outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
         loss: torch.Tensor = -outputs.log_probs.sum()
         return loss
