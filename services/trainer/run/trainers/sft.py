@@ -81,7 +81,9 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         rows = inputs.pop("rows")
         if self.graft_run.method.uses_own_forward():
             # What comes before the input moves its positions; PEFT counts them itself.
-            del inputs["position_ids"]
+            positions = inputs.pop("position_ids")
+            lengths = torch.tensor([len(row) for row in rows], device=positions.device)
+            inputs["attention_mask"] = (positions < lengths[:, None]).long()
         loss = self.batch_loss(model, inputs, num_items_in_batch)
         places = "; ".join(str(row.place) for row in rows[:_NAMED_ROWS])
         nats = self.check_loss(loss, places) * int(num_items_in_batch)
