@@ -27,6 +27,8 @@ class Dora(Lora):
         learning_rate=2e-4,
         learning_rate_source="Liu et al. 2024, table 8: 2e-4 for LLaMA-7B",
         uses=frozenset({Use.MERGE}),
+        quantizations=frozenset({"nf4", "fp4"}),
+        quantization_note="its magnitudes need norms of the weights, which bitsandbytes does not keep for 8 bits",
     )
     config_type = DoraConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.trainer.fields import invalid_field
+from services.trainer.fields import invalid_field, one_of
 from services.trainer.methods import METHODS
 from services.trainer.objectives import OBJECTIVES
 
@@ -25,7 +25,7 @@ def check_combinations(spec: JobSpec) -> None:
         raise invalid_field(
             "base.quantization",
             quantization,
-            f"none, because {method.title} does not train on a quantized base: {method.quantization_note}",
+            f"{one_of(['none', *sorted(method.quantizations)])} with {method.title}: {method.quantization_note}",
             "Leave base.quantization out, or use method qlora.",
         )
     if quantization == "none" and method.default_quantization != "none":
