@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graft.spec_file import spec_from_dict
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from services.trainer.methods import METHODS, Setting
 from services.trainer.run.trainers.heads import hidden_states, read_head
+from services.trainer.tokens import load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("default")
 SIZES = {
@@ -59,3 +63,27 @@ def test_the_cross_entropy_is_summed_in_parts_as_it_would_be_at_once(
     whole = torch.nn.functional.cross_entropy(head.logits(hidden), targets, reduction="sum")
     monkeypatch.setattr(heads, "_MOST_LOGITS", 3 * 16)
     torch.testing.assert_close(head.cross_entropy(hidden, targets), whole)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt_tuning", "p_tuning_v2", "bottleneck"])
+def test_an_adapted_models_hidden_states_make_its_own_logits(kind: str, tiny_base: Path) -> None:
+    message = getattr(spec_from_dict({"method": {kind: {}}}).method, kind)
+    setting = Setting(
+        base_name="tiny",
+        task_type="CAUSAL_LM",
+        total_steps=1,
+        gradient_checkpointing=False,
+        tokenizer=load_tokenizer(tiny_base),
+        seed=1,
+    )
+    method = METHODS[kind].make(METHODS[kind].parse(message), setting)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    adapted = method.apply(model).eval()
+    ids = torch.randint(3, 1000, (2, 7))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+        states = hidden_states(adapted, {"input_ids": ids}, method.uses_own_forward())
+        expected = adapted(input_ids=ids).logits[:, -7:]
+        torch.testing.assert_close(read_head(adapted).logits(states), expected)

@@ -87,21 +87,25 @@ def hidden_states(model: Any, inputs: dict[str, torch.Tensor], own_forward: bool
 
     Args:
         model: a causal language model, adapted or not.
-        inputs: input_ids and position_ids, each (sequences, tokens).
-        own_forward: whether tokens must go through the adapted model's own forward pass.
+        inputs: input_ids and, where they do not just count, position_ids; each (sequences, tokens).
+        own_forward: whether tokens must go through the adapted model's own forward pass. It counts
+            positions itself, because what comes before the input moves them.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    asked = {"input_ids": inputs["input_ids"], "position_ids": inputs["position_ids"]}
+    ids = inputs["input_ids"]
     if not own_forward:
-        states: torch.Tensor = causal.base_model(**asked, use_cache=False).last_hidden_state
+        positions = inputs.get("position_ids")
+        states: torch.Tensor = causal.base_model(
+            input_ids=ids, position_ids=positions, use_cache=False
+        ).last_hidden_state
         return states
     caught: list[torch.Tensor] = []
     handle = causal.base_model.register_forward_hook(
         lambda _module, _inputs, output: caught.append(output.last_hidden_state)
     )
     try:
-        model(**asked, use_cache=False, logits_to_keep=1)
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
     # Learned embeddings stand before the tokens.
-    return caught[0][:, -inputs["input_ids"].shape[1] :]
+    return caught[0][:, -ids.shape[1] :]
