@@ -80,7 +80,7 @@ def read_data(
         parts = reader.without(parts, held_out)
     for one, rows in zip(sets.training, parts, strict=True):
         if not rows:
-            raise _nothing_left(one.reader.path.name, "trained on", reader.cleaning)
+            raise _nothing_left(one.name, "trained on", reader.cleaning)
     for line in reader.cleaning.lines():
         log(line)
     training = mix(parts, [source.weight for source in spec.sources], seed)
@@ -99,7 +99,7 @@ def check_local_data(spec: DatasetSpec, objective: ObjectiveInfo) -> None:
     reader = _Reader(spec, objective, lambda line: None)
     for one in sets.training:
         if not sum(1 for _ in reader.rows(one)):
-            raise _nothing_left(one.reader.path.name, "trained on", reader.cleaning)
+            raise _nothing_left(one.name, "trained on", reader.cleaning)
     reader.evaluation(sets.evaluation)
 
 
@@ -147,7 +147,7 @@ class _Reader:
                 empty = False
                 yield example
             if empty:
-                raise _nothing_left(one.reader.path.name, "trained on", report)
+                raise _nothing_left(one.name, "trained on", report)
 
         return begin
 
@@ -156,7 +156,7 @@ class _Reader:
         report, seen = CleaningReport(), Dedupe()
         rows = [example for one in sets for example in self._rows(one, report, seen)]
         if sets and not rows:
-            names = ", ".join(one.reader.path.name for one in sets)
+            names = ", ".join(one.name for one in sets)
             raise _nothing_left(names, "evaluated with", report)
         for line in report.lines():
             self._log(f"Evaluation: {line}")
@@ -190,7 +190,7 @@ class _Reader:
                 yield example
         if quiet:
             return
-        self._log(f"Read {count} rows of {one.reader.path.name} ({one.reader.format}).")
+        self._log(f"Read {count} rows of {one.name} ({one.reader.format}).")
         for note in one.reader.notes():
             self._log(note)
 

@@ -5,6 +5,7 @@ The Hub's address and token are huggingface_hub's own: HF_ENDPOINT, HF_TOKEN, or
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ _CREDENTIALS_STEP = (
     "Set HF_TOKEN in the trainer's environment to a token that may read it, and accept the set's terms "
     "on its page."
 )
+
+_AGAIN_STEP = "Try again later; check the network and HF_ENDPOINT."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class HubSource(RemoteSource):
     """
 
     def __init__(self, log: Log, endpoint: str | None = None) -> None:
-        self._log, self._endpoint = log, endpoint
+        self._log, self._endpoint = log, endpoint or os.environ.get("HF_ENDPOINT") or None
 
     def takes(self, source: DatasetSource) -> bool:
         return source.path.startswith(SCHEME) or hub_place(source.path) is not None
@@ -83,26 +86,36 @@ class HubSource(RemoteSource):
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self._endpoint, library_name="graft")
-        with _hub_errors(place):
-            return self._fetch(api, place, folder)
+        where = source.path
+        if not where.startswith(SCHEME):
+            where = f"{where} (no file or folder here, so looked for on the Hub)"
+        with _hub_errors(where):
+            return self._fetch(api, place, where, folder)
 
-    def _fetch(self, api: HfApi, place: HubPlace, folder: Path) -> Fetched:
+    def _fetch(self, api: HfApi, place: HubPlace, where: str, folder: Path) -> Fetched:
         commit = api.dataset_info(place.repository, revision=place.revision or None).sha
         if not commit:
-            raise no_data(_named(place), "it has no commit", "Upload the data first.")
+            raise no_data(where, "it has no commit", "Upload the data first.")
         tree = list(_files(api, place, commit))
-        choice = choose(_named(place), [Listed(file.path, file.size) for file in tree], place.path)
+        choice = choose(where, [Listed(file.path, file.size) for file in tree], place.path)
         self._log(f"Fetching {choice.words()} from {SCHEME}{place.repository}@{commit}.")
-        target = folder / "files"
+        # Named after the commit: what an earlier try fetched of another one is not taken for this.
+        target = folder / commit
         by_name = {file.path: file for file in tree}
         for file in choice.files:
-            self._download(api, place, commit, by_name[file.name], target)
+            self._download(api, place, where, commit, by_name[file.name], target)
         shutil.rmtree(target / ".cache", ignore_errors=True)
         origin = f"{SCHEME}{place.repository}@{commit}" + (f"/{place.path}" if place.path else "")
         return Fetched(target / choice.root, origin)
 
     def _download(
-        self, api: HfApi, place: HubPlace, commit: str, file: RepoFile, target: Path
+        self,
+        api: HfApi,
+        place: HubPlace,
+        where: str,
+        commit: str,
+        file: RepoFile,
+        target: Path,
     ) -> None:
         local = api.hf_hub_download(
             place.repository, file.path, repo_type="dataset", revision=commit, local_dir=target
@@ -111,7 +124,7 @@ class HubSource(RemoteSource):
         if promised and digest_file(Path(local)) != f"sha256:{promised}":
             Path(local).unlink()
             raise unreachable(
-                _named(place),
+                where,
                 f"{file.path} arrived with other bytes than the Hub lists",
                 "Try again; if it stays so, tell whoever owns the repository.",
             )
@@ -126,24 +139,21 @@ def _files(api: HfApi, place: HubPlace, commit: str) -> Iterator[RepoFile]:
     return (one for one in tree if isinstance(one, RepoFile))
 
 
-def _named(place: HubPlace) -> str:
-    revision = f"@{place.revision}" if place.revision else ""
-    return f"{SCHEME}{place.repository}{revision}" + (f"/{place.path}" if place.path else "")
-
-
 @contextmanager
-def _hub_errors(place: HubPlace) -> Iterator[None]:
+def _hub_errors(where: str) -> Iterator[None]:
     """huggingface_hub's errors in our words."""
     try:
         yield
     except GraftError:
         raise
     except Exception as error:
-        raise _translated(error, place) from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # This machine's: a full disk, say.
+        raise _translated(error, where) from None
 
 
-def _translated(error: Exception, place: HubPlace) -> GraftError:
-    from huggingface_hub import errors
+def _translated(error: Exception, where: str) -> GraftError:
+    from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -151,24 +161,23 @@ def _translated(error: Exception, place: HubPlace) -> GraftError:
     missing = (
         errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.EntryNotFoundError
     )
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return no_data(_named(place), f"it may not be read ({said})", _CREDENTIALS_STEP)
-    if isinstance(error, missing) or status == 401:
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return no_data(
-            _named(place),
-            f"the Hub has no such data set for this trainer ({said})",
-            f"Check owner, name, revision and path. For a private set: {_CREDENTIALS_STEP}",
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return no_data(
-            _named(place),
+            where,
             "this trainer is told to stay off the Hub (HF_HUB_OFFLINE)",
             "Fetch the set where there is a network and name its folder, or unset HF_HUB_OFFLINE.",
         )
+    # It is a kind of EntryNotFoundError, but says that the Hub could not be asked.
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return unreachable(where, f"the Hub did not give it ({said})", _AGAIN_STEP)
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return no_data(where, f"it may not be read ({said})", _CREDENTIALS_STEP)
+    if isinstance(error, missing) or status == 401:
+        return no_data(
+            where,
+            f"the Hub has no such data set for this trainer ({said})",
+            f"Check owner, name, revision and path. For a private set: {_CREDENTIALS_STEP}",
+        )
     if isinstance(error, errors.HFValidationError) or status in (400, 422):
-        return no_data(_named(place), said, 'Write "hf://owner/name".')
-    return unreachable(
-        _named(place),
-        f"the Hub did not give it ({said})",
-        "Try again later; check the network and HF_ENDPOINT.",
-    )
+        return no_data(where, said, 'Write "hf://owner/name".')
+    return unreachable(where, f"the Hub did not give it ({said})", _AGAIN_STEP)

@@ -33,6 +33,11 @@ class OpenSet:
     origin: str
     spec: DatasetSource
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.spec.path if self.origin else self.reader.path.name
+
 
 @dataclass(frozen=True, slots=True)
 class OpenSets:

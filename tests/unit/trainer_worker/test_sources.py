@@ -16,7 +16,8 @@ import pytest
 from graft.blobs import describe_file
 from graft.errors import GraftError, Reason
 from graft.trainer.v1 import job_spec_pb2 as pb
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from obstore.store import S3Store
 
 from services.trainer.run.background import BackgroundLoop
@@ -380,6 +381,21 @@ class TestHub:
         self.hub.corrupt.clear()
         fetched = await self.fetch("hf://org/set", tmp_path / "work")
         assert (fetched.path / "rows.parquet").read_bytes() == ROWS
+
+    async def test_a_hub_that_goes_away_in_the_middle_is_unavailable(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: object, **__: object) -> str:
+            raise LocalEntryNotFoundError("Check your connection")
+
+        self.put({"rows.jsonl": ROWS})
+        monkeypatch.setattr(HfApi, "hf_hub_download", broken)
+        assert (await self.refused("org/set", tmp_path / "a")).reason is Reason.UNAVAILABLE
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        error = await self.refused("org/set", tmp_path / "a")
+        assert error.reason is Reason.BAD_DATA
+        assert "org/set (no file or folder here, so looked for on the Hub): " in error.message
+        assert "HF_HUB_OFFLINE" in error.message
 
     async def test_a_private_or_gated_set_says_how_to_be_let_in(self, tmp_path: Path) -> None:
         for private in (True, False):
