@@ -42,6 +42,7 @@ from services.trainer.tokens import (
     end_token_ids,
     load_tokenizer,
 )
+from services.trainer.tokens.documents import split_row
 
 _AT_ONCE = 512
 _UNCUT = 2**31 - 1
@@ -71,6 +72,7 @@ class Survey:
         self._wanted = examples
         self._progress = progress
         self.objective = OBJECTIVES[spec.objective.kind].info
+        self._splits = spec.objective.kind == "cpt"  # Long texts become several rows.
         folder = find_folder(spec.base.source)
         self.base_error = _error_of(lambda: check_base(spec))
         self._tokenizer = load_tokenizer(folder, spec.dataset.chat_template)
@@ -131,7 +133,7 @@ class Survey:
         answers = [answer for example in part for answer in _answers(example)]
         for example, label in answers[: max(0, self._wanted - len(self._shown))]:
             for row in self._one(example, TokenReport(), Rows()):
-                self._shown.append(show(self._tokenizer, row, self.max_tokens, label))
+                self._shown.append(show(self._tokenizer, row, self._cut_at(row), label))
         report = TokenReport()
         try:
             rows = list(self._reader.iterate((example for example, _ in answers), report))
@@ -142,6 +144,9 @@ class Survey:
             self._count(report)
         for row in rows:
             self._measure(row)
+
+    def _cut_at(self, row: TokenRow) -> int:
+        return len(row) if self._splits else self.max_tokens
 
     def _count(self, report: TokenReport) -> None:
         self.tokens.unsure_turns += report.unsure_turns
@@ -167,6 +172,11 @@ class Survey:
         if cleaning.max_length_tokens and length > cleaning.max_length_tokens:
             self._cleaned("max_length_tokens")
             return
+        for piece in split_row(row, self.max_tokens) if self._splits else (row,):
+            self._measure_sequence(piece)
+
+    def _measure_sequence(self, row: TokenRow) -> None:
+        length = len(row)
         learned = int(np.count_nonzero(row.learned))
         self.lengths.add(length)
         self.learned.add(learned)

@@ -184,6 +184,10 @@ class Training:
             # Whoever serves it must render as it was trained, which the base's own template does not.
             (partial / _CHAT_TEMPLATE).write_text(tokenizer.chat_template, "utf-8")
             files.append(_CHAT_TEMPLATE)
+            self._reporter.log(
+                f"Trained with the chat template {self._spec.dataset.chat_template}, which is saved with the result: "
+                "serve it with that template where the base's own differs."
+            )
         return store_result(self._settings.result_dir, partial, request, files)
 
 

@@ -73,6 +73,15 @@ class DocumentTokenizer:
             return
         if len(ids) > self._max:
             report.split.add(example.place)
-        for start in range(0, len(ids) - 1, self._max - 1):
-            piece = ids[start : start + self._max]
-            yield token_row(example.place, piece, np.ones(len(piece), np.bool_))
+        whole = token_row(example.place, ids, np.ones(len(ids), np.bool_))
+        yield from split_row(whole, self._max)
+
+
+def split_row(row: TokenRow, max_length_tokens: int) -> Iterator[TokenRow]:
+    """The rows that a row becomes; the first token of each but the first is the last of the one before."""
+    if len(row) <= max_length_tokens:
+        yield row
+        return
+    for start in range(0, len(row) - 1, max_length_tokens - 1):
+        end = start + max_length_tokens
+        yield token_row(row.place, row.ids[start:end], row.learned[start:end].copy())

@@ -204,3 +204,12 @@ def test_packing_wastes_little_and_plain_batches_more(look: Look) -> None:
     packed = look(rows, hyperparameters={**hyper, "packing": True, "micro_batch_size": 1})
     assert packed.padding_fraction == 0.0
     assert grouped.padding_fraction < plain.padding_fraction
+
+
+def test_texts_of_pre_training_are_split_and_not_cut(look: Look) -> None:
+    texts = [{"text": f"{number} " + "word " * 100} for number in range(8)]
+    report = look(texts, "cpt", examples=1, hyperparameters={"max_length_tokens": 64})
+    assert "truncated" not in [one.code for one in report.findings]
+    assert report.lengths is not None
+    assert report.lengths.max == 64
+    assert not any(segment.cut for segment in report.examples[0].segments)

@@ -54,6 +54,14 @@ def test_rows_of_like_length_share_a_batch() -> None:
     assert padding / lengths.sum() < 0.05
 
 
+def test_rows_of_any_length_share_a_batch_where_grouping_is_off() -> None:
+    lengths = sorted(np.random.default_rng(0).integers(1, 500, 400).tolist())
+    order = list(RowOrder(lengths, 8, seed=0, by_length=False))
+    assert sorted(order) == list(range(400))
+    spread = [max(order[at : at + 8]) - min(order[at : at + 8]) for at in range(0, 400, 8)]
+    assert min(spread) > 100
+
+
 def test_padding_is_behind_the_row_and_not_learned() -> None:
     batch = PaddedRows([row(5, 6, 7), row(8)], pad_id=0)([{"row": 0}, {"row": 1}])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
