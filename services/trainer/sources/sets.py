@@ -11,7 +11,7 @@ from graft.digests import digest_bytes
 from graft.errors import GraftError, Reason
 
 from services.trainer.formats.load import ReadOptions, RowReader
-from services.trainer.sources.base import Log, Source
+from services.trainer.sources.base import Fetched, Log, Source
 from services.trainer.sources.blob import BlobSource, Run
 from services.trainer.sources.hub import HubSource, hub_place
 from services.trainer.sources.local import LocalSource
@@ -104,21 +104,25 @@ class SetOpener:
         blobs = BlobSource(registry_address, actor, run)
         return cls((blobs, ObjectSource(log), LocalSource(), HubSource(log)), folder)
 
-    def open(self, where: str, name: str, options: ReadOptions, source: DatasetSource) -> OpenSet:
-        """Fetches a set, if that is needed, and opens it.
+    def fetch(self, field: str, index: int, source: DatasetSource) -> Fetched:
+        """Brings a set here, if it is not.
 
         Args:
-            where: the spec's field that names it.
-            name: of the folder that it is kept in, if it is fetched.
+            field: "sources" or "eval_sources".
+            index: its place there.
 
         Raises:
-            GraftError: as Source.fetch() and RowReader.
+            GraftError: as Source.fetch().
         """
         kind = next((kind for kind in self._sources if kind.takes(source)), None)
         if kind is None:
-            raise _nowhere(where, source.path)
-        fetched = kind.fetch(source, self._folder / name)
-        return OpenSet(RowReader(fetched.path, options), fetched.origin, source)
+            raise GraftError(
+                Reason.BAD_DATA,
+                f"There is no file or folder {local_path(source.path)}",
+                next_step="Check the dataset's path: the worker must see it too.",
+                path=source.path,
+            )
+        return kind.fetch(source, self._folder / f"{field}-{index}")
 
 
 def open_sets(spec: DatasetSpec, opener: SetOpener, *, here: bool = False) -> OpenSets:
@@ -128,11 +132,11 @@ def open_sets(spec: DatasetSpec, opener: SetOpener, *, here: bool = False) -> Op
         here: only those that are on this machine, or should be: without fetching anything.
 
     Raises:
-        GraftError: as SetOpener.open().
+        GraftError: as SetOpener.fetch() and RowReader.
     """
     return OpenSets(
-        _open_all("sources", spec.sources, spec, opener, here),
-        _open_all("eval_sources", spec.eval_sources, spec, opener, here),
+        _open_all("sources", spec, opener, here),
+        _open_all("eval_sources", spec, opener, here),
     )
 
 
@@ -141,32 +145,32 @@ def is_elsewhere(source: DatasetSource) -> bool:
     return bool(source.blob_digest) or "://" in source.path or hub_place(source.path) is not None
 
 
-def _open_all(
-    field: str, sources: Sequence[DatasetSource], spec: DatasetSpec, opener: SetOpener, here: bool
-) -> tuple[OpenSet, ...]:
-    several = len(sources) > 1 or field != "sources"
+def read_options(spec: DatasetSpec, field: str, index: int) -> ReadOptions:
+    """How one of a job's sets is read; several are told apart in messages.
+
+    Args:
+        field: "sources" or "eval_sources".
+        index: its place there.
+    """
+    sources: tuple[DatasetSource, ...] = getattr(spec, field)
+    alone = field == "sources" and len(sources) == 1
+    return ReadOptions(
+        format=sources[index].format,
+        columns=sources[index].columns,
+        placeholders=sources[index].placeholders,
+        max_rows=sources[index].max_rows,
+        drop_empty=spec.cleaning.drop_empty,
+        where="dataset" if alone else f"dataset.{field}[{index}]",
+        label="" if alone else f"{field}[{index}]",
+    )
+
+
+def _open_all(field: str, spec: DatasetSpec, opener: SetOpener, here: bool) -> tuple[OpenSet, ...]:
     opened = []
-    for index, source in enumerate(sources):
+    for index, source in enumerate(getattr(spec, field)):
         if here and is_elsewhere(source):
             continue
-        where = f"dataset.{field}[{index}]" if several else "dataset"
-        options = ReadOptions(
-            format=source.format,
-            columns=source.columns,
-            placeholders=source.placeholders,
-            max_rows=source.max_rows,
-            drop_empty=spec.cleaning.drop_empty,
-            where=where,
-            label=f"{field}[{index}]" if several else "",
-        )
-        opened.append(opener.open(where, f"{field}-{index}", options, source))
+        fetched = opener.fetch(field, index, source)
+        reader = RowReader(fetched.path, read_options(spec, field, index))
+        opened.append(OpenSet(reader, fetched.origin, source))
     return tuple(opened)
-
-
-def _nowhere(where: str, path: str) -> GraftError:
-    return GraftError(
-        Reason.BAD_DATA,
-        f"There is no file or folder {local_path(path)}",
-        next_step="Check the dataset's path: the worker must see it too.",
-        field=f"{where}.path",
-    )
