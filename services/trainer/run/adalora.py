@@ -149,9 +149,7 @@ def _heads(model: Any) -> dict[str, torch.Tensor]:
     """What is trained beside the low-rank updates: a reward model's head."""
     marker = f".modules_to_save.{_ADAPTER}"
     return {
-        name.replace(marker, ""): parameter
-        for name, parameter in _trained(model)
-        if marker in name
+        name.replace(marker, ""): parameter for name, parameter in _trained(model) if marker in name
     }
 
 
