@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from transformers import AutoTokenizer
 
 from services.trainer.formats import Completion, Conversation, Example, Place, PlainText
 from services.trainer.tokens import IGNORED, ExampleTokenizer, TokenReport, TokenRow
+from tests.unit.trainer_worker.support import ROOT, Outcome
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -216,3 +222,54 @@ def test_a_file_of_turns_prompts_and_texts_keeps_its_order(tokenizer: Any) -> No
         tokenizer, PlainText("one"), Conversation(TURNS), PlainText("two"), Completion("a", "b")
     )
     assert [row.place.row for row in rows] == [1, 2, 3, 4]
+
+
+def test_the_end_is_learned_even_where_it_is_the_padding_too(tokenizer: Any) -> None:
+    tokenizer.pad_token = tokenizer.eos_token
+    rows, report = rows_of(tokenizer, Conversation(TURNS), Completion("Once upon", " a time"))
+    assert all(
+        row.labels[np.flatnonzero(row.learned)[-1]] == tokenizer.eos_token_id for row in rows
+    )
+    assert not report.unended
+
+
+def test_what_the_bounds_left_out_is_in_the_lineage(train: Callable[..., Outcome]) -> None:
+    outcome = train(
+        dataset={"cleaning": {"min_length_tokens": 28}}, hyperparameters={"max_steps": 1}
+    )
+    assert outcome.code == 0, outcome.message
+    assert "fewer than 28 tokens (cleaning.min_length_tokens)" in outcome.log
+    (commit,) = [
+        found
+        for path in (outcome.work_dir / "result").glob("*.json")
+        if "lineage" in (found := json.loads(path.read_text("utf-8")))
+    ]
+    left_out = commit["lineage"]["metrics"]["rows_removed_min_length_tokens"]
+    assert left_out + int(commit["lineage"]["dataRows"]) == 48
+
+
+def test_a_process_that_only_tokenizes_needs_no_torch(tiny_base: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from services.trainer.tokens import ExampleTokenizer, load_tokenizer\n"
+        "from services.trainer.tokens.tokenizer import leave_torch_out\n"
+        "from services.trainer.formats import Conversation, Example, Place\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        "leave_torch_out()\n"
+        "tokenizer = load_tokenizer(Path(sys.argv[1]))\n"
+        "turns = ({'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'})\n"
+        "example = Example(Place('d', 1), Conversation(turns))\n"
+        "((row,), _) = ExampleTokenizer(tokenizer, 64, {tokenizer.eos_token_id}).tokenize([example])\n"
+        "print(tokenizer.decode(row.ids[row.learned]), sys.modules['torch'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_base)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'sdk'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "b<|im_end|> None", done.stderr
