@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from services.trainer.fields import invalid_field, one_of
+from services.trainer.formats import Conversation, PlainText
 from services.trainer.methods import METHODS
-from services.trainer.objectives import OBJECTIVES
+from services.trainer.objectives import OBJECTIVES, ObjectiveInfo
 
 if TYPE_CHECKING:
     from services.trainer.spec.job import JobSpec
@@ -56,4 +57,24 @@ def check_combinations(spec: JobSpec) -> None:
         )
     if (why := objective.refused_methods.get(spec.method.kind)) is not None:
         raise invalid_field("method", spec.method.kind, f"another one for {objective.title}: {why}")
+    _check_turns(spec, objective)
     OBJECTIVES[spec.objective.kind].check(spec.objective, spec)
+
+
+def _check_turns(spec: JobSpec, objective: ObjectiveInfo) -> None:
+    """Checks that what is said of turns is said to an objective that has some."""
+    dataset = spec.dataset
+    if dataset.loss_on != "assistant" and Conversation not in objective.contents:
+        raise invalid_field(
+            "dataset.loss_on",
+            dataset.loss_on,
+            f"left out, because {objective.title} has no such choice",
+            "Leave it out, or use objective sft.",
+        )
+    if dataset.chat_template and objective.contents == (PlainText,):
+        raise invalid_field(
+            "dataset.chat_template",
+            dataset.chat_template,
+            f"left out, because {objective.title} learns text without turns",
+            "Leave it out, or use objective sft.",
+        )

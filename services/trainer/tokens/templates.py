@@ -80,10 +80,6 @@ class ChatTemplate:
         except (TemplateError, TypeError, KeyError, AttributeError) as error:
             raise _refused(place, error) from None
 
-    def has_marks(self, conversation: Conversation) -> bool:
-        """Whether the template that a conversation is rendered with marks the assistant's words."""
-        return self._call(conversation).has_marks
-
     def _call(self, conversation: Conversation) -> _Call:
         tools = list(conversation.tools) or None
         template = self._templates.get(tools is not None)

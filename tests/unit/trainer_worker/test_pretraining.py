@@ -50,7 +50,6 @@ def test_it_learns_texts_in_packs(train: Train, texts: Path) -> None:
     assert outcome.losses[0] > 6.5
     assert outcome.losses[-1] < 2.0
     assert "became several rows" in outcome.log
-    steps = outcome.events[-2]
     unpacked = train(
         "unpacked",
         objective=CPT,
@@ -58,13 +57,24 @@ def test_it_learns_texts_in_packs(train: Train, texts: Path) -> None:
         hyperparameters={"epochs": 1, "max_length_tokens": 32, "packing": False},
     )
     assert unpacked.code == 0, unpacked.message
-    assert len(outcome.losses) / 15 < len(unpacked.losses), steps
+    assert len(outcome.losses) / 15 < len(unpacked.losses)
 
 
 def test_conversations_are_refused_with_what_works(train: Train) -> None:
     outcome = train(objective=CPT)
     assert "alpaca data, and continual pre-training needs raw text" in outcome.message
     assert "objective sft with dataset.loss_on everything" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("loss_on", "LOSS_ON_LAST_TURN"), ("chat_template", "chatml")]
+)
+def test_what_is_said_of_turns_is_refused_for_text(
+    train: Train, texts: Path, field: str, value: str
+) -> None:
+    outcome = train(objective=CPT, dataset={"path": str(texts), field: value})
+    assert f"dataset.{field}" in outcome.message
+    assert "use objective sft" in outcome.message
 
 
 def test_another_column_can_hold_the_text(train: Train, tmp_path: Path) -> None:
