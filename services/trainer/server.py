@@ -117,7 +117,7 @@ class TrainerServer:
         self._scheduler = Scheduler(
             self._journal, self._supervisor, self._preflight, slots, wake, self._metrics
         )
-        surveyor = Surveyor(self._settings.preflight_timeout_s)
+        surveyor = Surveyor(settings.preflight_timeout_s, settings.registry_address)
         trainer = TrainerServicer(self._journal, self._scheduler, self._supervisor, surveyor, wake)
         add_TrainerServiceServicer_to_server(trainer, self._server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(self._supervisor), self._server.grpc)

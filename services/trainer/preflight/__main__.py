@@ -1,4 +1,4 @@
-"""python -m services.trainer.preflight check|survey [EXAMPLES]: the spec on standard input, JSON lines out."""
+"""python -m services.trainer.preflight check|survey [EXAMPLES REGISTRY]: the spec on standard input, JSON lines out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "check":
         serve_aside(_check)
         return
-    examples = int(arguments[1])
-    serve_aside(lambda spec_json, progress: _survey(spec_json, examples, progress))
+    examples, registry = int(arguments[1]), arguments[2]
+    serve_aside(lambda spec_json, progress: _survey(spec_json, examples, progress, registry))
 
 
 def _check(spec_json: str, progress: Report) -> dict[str, Any]:
@@ -28,13 +28,13 @@ def _check(spec_json: str, progress: Report) -> dict[str, Any]:
     return {}
 
 
-def _survey(spec_json: str, examples: int, progress: Report) -> dict[str, Any]:
+def _survey(spec_json: str, examples: int, progress: Report, registry: str) -> dict[str, Any]:
     from services.trainer.tokens.tokenizer import leave_torch_out
 
     leave_torch_out()
     from services.trainer.preflight.survey import survey
 
-    return survey(spec_from_json(spec_json), examples, progress)
+    return survey(spec_from_json(spec_json), examples, progress, registry)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ class Surveyor:
 
     Args:
         timeout_s: longest time of one.
+        registry_address: "host:port" of the registry that uploaded data is in; "" for none.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, registry_address: str = "") -> None:
+        self._timeout_s, self._registry_address = timeout_s, registry_address
 
     def survey(self, spec_json: str, examples: int) -> AsyncGenerator[dict[str, Any], None]:
         """Progress, and at last the report, as the contract's ValidateJobResponse in JSON's values.
@@ -39,4 +40,6 @@ class Surveyor:
         Raises:
             GraftError: what keeps the data from being looked at; INTERNAL.
         """
-        return run_aside(_MODULE, spec_json, self._timeout_s, "survey", str(examples))
+        return run_aside(
+            _MODULE, spec_json, self._timeout_s, "survey", str(examples), self._registry_address
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from graft.errors import GraftError, Reason
 
@@ -12,6 +11,7 @@ from services.trainer.formats import Example
 from services.trainer.formats.cleaning import CleaningReport
 from services.trainer.formats.load import ReadOptions, RowReader
 from services.trainer.preflight.report import Rows
+from services.trainer.sources import Fetched
 
 _PROGRESS_EVERY = 2000
 _NAMED = 10
@@ -34,10 +34,10 @@ class Reading:
         self.first_error: GraftError | None = None
         self.notes: list[str] = []
 
-    def examples(self, path: Path, options: ReadOptions) -> Iterator[Example]:
+    def examples(self, fetch: Callable[[], Fetched], options: ReadOptions) -> Iterator[Example]:
         """The rows of a set that can be read; the others are noted."""
         try:
-            reader = RowReader(path, options)
+            reader = RowReader(fetch().path, options)
             for example in reader.examples(self.cleaning, self._note):
                 self._count(example.place.file)
                 yield example

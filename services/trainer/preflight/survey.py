@@ -5,7 +5,9 @@ Everything is looked at as it passes: of a row nothing is kept but its lengths a
 
 from __future__ import annotations
 
+import asyncio
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,7 +25,6 @@ from services.trainer.formats import (
     Preference,
     Prompt,
 )
-from services.trainer.formats.load import ReadOptions
 from services.trainer.objectives import OBJECTIVES
 from services.trainer.preflight.check import check_base
 from services.trainer.preflight.convert import report_message
@@ -34,7 +35,9 @@ from services.trainer.preflight.report import Report, Rows, Shown
 from services.trainer.preflight.seen import Seen
 from services.trainer.preflight.showing import show
 from services.trainer.run.bases import find_folder
-from services.trainer.spec import DatasetSource, JobSpec, local_path
+from services.trainer.sources import SetOpener, read_options
+from services.trainer.sources.local import LocalSource
+from services.trainer.spec import DatasetSource, JobSpec
 from services.trainer.tokens import (
     ExampleTokenizer,
     TokenReport,
@@ -49,13 +52,23 @@ _UNCUT = 2**31 - 1
 Progress = Callable[[dict[str, Any]], None]
 
 
-def survey(spec: JobSpec, examples: int, progress: Progress) -> dict[str, Any]:
+def survey(
+    spec: JobSpec, examples: int, progress: Progress, registry_address: str
+) -> dict[str, Any]:
     """The report of a job's data, as the contract's PreflightReport in JSON's values.
 
     Raises:
-        GraftError: NOT_A_MODEL, for a base whose tokenizer cannot be read.
+        GraftError: NOT_A_MODEL, for a base whose tokenizer cannot be read; UNAVAILABLE, for data that
+            cannot be fetched now.
     """
-    return report_message(Survey(spec, examples, progress).run())
+
+    def log(line: str) -> None:
+        progress({"stage": line, "rows": 0})
+
+    # What is not on this machine is fetched for the survey alone.
+    with tempfile.TemporaryDirectory(prefix="graft-preflight-") as folder:
+        opener = SetOpener.usual(Path(folder), log, registry_address, "preflight", asyncio.run)
+        return report_message(Survey(spec, examples, progress, opener).run())
 
 
 class Survey:
@@ -65,10 +78,14 @@ class Survey:
         spec: the job.
         examples: how many rows are shown decoded.
         progress: takes how far it is.
+        opener: brings the data here; by default what is not here is an error.
     """
 
-    def __init__(self, spec: JobSpec, examples: int, progress: Progress) -> None:
+    def __init__(
+        self, spec: JobSpec, examples: int, progress: Progress, opener: SetOpener | None = None
+    ) -> None:
         self.spec = spec
+        self._opener = opener or SetOpener((LocalSource(),), Path())
         self._wanted = examples
         self._progress = progress
         self.objective = OBJECTIVES[spec.objective.kind].info
@@ -106,7 +123,7 @@ class Survey:
         return find_all(self, eval_rows, self._shown)
 
     def _examples(self, index: int, source: DatasetSource) -> Iterator[Example]:
-        for example in self._read(f"dataset.sources[{index}]", source):
+        for example in self._read("sources", index, source):
             if not isinstance(example.content, self.objective.contents):
                 self.wrong_kind.add(example.place)
             elif self.seen.is_wanted(example, self.spec.dataset.cleaning.dedupe):
@@ -114,16 +131,9 @@ class Survey:
             else:
                 self._cleaned("dedupe")
 
-    def _read(self, where: str, source: DatasetSource) -> Iterator[Example]:
-        options = ReadOptions(
-            source.format,
-            source.columns,
-            source.placeholders,
-            source.max_rows,
-            self.spec.dataset.cleaning.drop_empty,
-            where,
-        )
-        return self.reading.examples(local_path(source.path), options)
+    def _read(self, field: str, index: int, source: DatasetSource) -> Iterator[Example]:
+        options = read_options(self.spec.dataset, field, index)
+        return self.reading.examples(lambda: self._opener.fetch(field, index, source), options)
 
     def _cleaned(self, step: str) -> None:
         self.cleaned[step] = self.cleaned.get(step, 0) + 1
@@ -200,7 +210,7 @@ class Survey:
             return self.seen.split(dataset.eval_fraction, self.spec.seed)
         rows = 0
         for index, source in enumerate(dataset.eval_sources):
-            for example in self._read(f"dataset.eval_sources[{index}]", source):
+            for example in self._read("eval_sources", index, source):
                 rows += 1
                 self.seen.held_out(example)
         return rows

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from graft.errors import GraftError, Reason
 from graft.spec_file import spec_from_dict
+from huggingface_hub import constants
 
 from services.trainer.preflight.report import Finding, Report, Severity
-from services.trainer.preflight.survey import Survey
+from services.trainer.preflight.survey import Survey, survey
 from services.trainer.spec import parse_spec
+from tests.support.hub import Repository, running_hub
 
 Look = Callable[..., Report]
 Row = dict[str, Any]
@@ -115,7 +117,7 @@ def test_the_same_row_in_training_and_evaluation_is_found(look: Look, tmp_path: 
     held_out.write_text("".join(json.dumps(row) + "\n" for row in (good(5), good(500))))
     report = look(GOOD, dataset={"eval_sources": [{"path": str(held_out)}]})
     assert report.eval_rows == 2
-    assert finding(report, "eval_overlap").places == ("held_out.jsonl, row 1",)
+    assert finding(report, "eval_overlap").places == ("eval_sources[0] held_out.jsonl, row 1",)
 
 
 def test_the_same_row_on_both_sides_of_a_split_is_found(look: Look) -> None:
@@ -213,3 +215,23 @@ def test_texts_of_pre_training_are_split_and_not_cut(look: Look) -> None:
     assert report.lengths is not None
     assert report.lengths.max == 64
     assert not any(segment.cut for segment in report.examples[0].segments)
+
+
+def test_data_that_is_elsewhere_is_fetched_to_be_looked_at(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    spec = {
+        "base": {"source": str(tiny_base)},
+        "dataset": {"path": "hf://org/set"},
+        "output": {"adapter": "bot"},
+    }
+    said: list[dict[str, Any]] = []
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        hub.repositories["datasets/org/set"] = Repository()
+        rows = "".join(json.dumps(row) + "\n" for row in GOOD)
+        hub.repositories["datasets/org/set"].commit({"rows.jsonl": rows.encode()})
+        report = survey(parse_spec(spec_from_dict(spec)), 0, said.append, "")
+    assert report["rows"] == "40"
+    assert said[0]["stage"].startswith("Fetching 1 file ")
