@@ -174,6 +174,10 @@ class Objective(ABC, Generic[C]):
             GraftError: INVALID_SPEC, naming the field, the reason and what works.
         """
 
+    def other_bases(self) -> Mapping[str, str]:
+        """Sources of models beside the job's base, by the field that names them: a teacher."""
+        return {}
+
     def load_model(self, folder: Path, base: BaseSpec) -> Any:
         """The base's model for this objective: a causal language model, unless it says otherwise.
 

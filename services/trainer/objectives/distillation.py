@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,6 +67,10 @@ class Distillation(Objective[DistillationConfig]):
             temperature=positive(f"{_PATH}.temperature", message.temperature, 1.0, 100.0),
             sft_weight=number(f"{_PATH}.sft_weight", message.sft_weight, 0.0, 0.0, 1000.0),
         )
+
+    def other_bases(self) -> Mapping[str, str]:
+        """The teacher."""
+        return {f"{_PATH}.teacher": self.config.teacher}
 
     def prepare(
         self, training: list[Example], held_out: list[Example], reading: Reading
