@@ -14,12 +14,24 @@ from services.trainer.objectives.base import (
 )
 from services.trainer.objectives.cpt import Pretraining
 from services.trainer.objectives.distillation import Distillation
+from services.trainer.objectives.dpo import Dpo
 from services.trainer.objectives.grpo import Grpo
+from services.trainer.objectives.kto import Kto
+from services.trainer.objectives.orpo import Orpo
+from services.trainer.objectives.reward import RewardModel
 from services.trainer.objectives.sft import Supervised
 
-OBJECTIVES: dict[str, type[Objective[Any]]] = {
-    objective.info.kind: objective for objective in (Supervised, Pretraining, Grpo, Distillation)
-}
+_ALL: tuple[type[Objective[Any]], ...] = (
+    Supervised,
+    Pretraining,
+    Dpo,
+    Kto,
+    Orpo,
+    Grpo,
+    RewardModel,
+    Distillation,
+)
+OBJECTIVES: dict[str, type[Objective[Any]]] = {objective.info.kind: objective for objective in _ALL}
 
 __all__ = [
     "OBJECTIVES",

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+)
 
 from services.trainer.run.bases import not_a_model
 from services.trainer.spec import BaseSpec
@@ -20,14 +25,27 @@ def load_model(folder: Path, spec: BaseSpec) -> Any:
     Raises:
         GraftError: NOT_A_MODEL.
     """
+    return _load(AutoModelForCausalLM, folder, spec)
+
+
+def load_scorer(folder: Path, spec: BaseSpec) -> Any:
+    """The base with a new head that gives one number per text instead of the vocabulary's.
+
+    Raises:
+        GraftError: NOT_A_MODEL.
+    """
+    return _load(AutoModelForSequenceClassification, folder, spec, num_labels=1)
+
+
+def _load(model_class: Any, folder: Path, spec: BaseSpec, **further: Any) -> Any:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(folder, spec, device)
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, **further}
     if spec.quantization != "none":
         options["quantization_config"] = _quantization(spec, dtype)
         options["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = model_class.from_pretrained(
             folder,
             attn_implementation="sdpa",
             use_safetensors=True,

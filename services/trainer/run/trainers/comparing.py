@@ -1,0 +1,127 @@
+"""What the trainers share that compare answers: rows that are tokens already, losses per sequence, figures of TRL's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+
+from services.trainer.objectives.base import Run
+from services.trainer.run.batches import RowOrder
+from services.trainer.run.trainers.common import GraftTrainer, without_dropout
+from services.trainer.run.trainers.reference import base_is_below
+
+Row = dict[str, Any]
+
+
+class ComparingTrainer(GraftTrainer):
+    """To be mixed in before a trainer of TRL's; run.prepared holds lists of rows as its collator takes them.
+
+    The loss that is reported is the mean over sequences, or pairs of them.
+    """
+
+    # TRL's names of what is reported, and ours.
+    figures: ClassVar[Mapping[str, str]]
+
+    def begin(self, run: Run) -> None:
+        """Takes what the run is made of; comes before TRL's constructor."""
+        super().begin(run)
+        hyper = run.spec.hyperparameters
+        self._lengths = [_length(row) for row in run.prepared.train]
+        self._order = RowOrder(
+            self._lengths,
+            hyper.micro_batch_size,
+            run.spec.seed,
+            by_length=hyper.group_by_length,
+        )
+
+    def dataset(self) -> Dataset:
+        """The training rows by their numbers; collator() looks them up."""
+        return Dataset.from_dict({"row": list(range(len(self.graft_run.prepared.train)))})
+
+    def collator(self, theirs: Callable[[list[Row]], Row]) -> Callable[[list[Row]], Row]:
+        """TRL's collator on the rows of those numbers."""
+        rows: Sequence[Row] = self.graft_run.prepared.train
+        return lambda features: theirs([rows[one["row"]] for one in features])
+
+    def reference(self) -> Any | None:
+        """A copy of the base as the reference; None where the adapter can be turned off instead."""
+        run = self.graft_run
+        if base_is_below(run):
+            return None
+        return run.load_base(run.spec.base).requires_grad_(False).eval()
+
+    def forget_second_adapter(self) -> None:
+        """Removes the copy that TRL makes of a fresh adapter as a reference: turning it off is the same."""
+        if "ref" in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter("ref")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Sets the order of rows to that of an epoch, from 0."""
+        self._order.begin_epoch(epoch)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, *_: Any) -> RowOrder:
+        return self._order
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["row"]
+
+    def compute_loss(self, model: Any, inputs: Row, *arguments: Any, **named: Any) -> torch.Tensor:
+        """The mean loss of a batch's sequences."""
+        sequences, tokens = self._size(inputs)
+        loss: torch.Tensor = super().compute_loss(model, inputs, *arguments, **named)
+        value = self.check_loss(loss)
+        progress = self.graft_run.progress
+        progress.add_batch(value * sequences, sequences, tokens)
+        progress.add_figures(self._taken())
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean loss of the held-out sequences; reports it."""
+        rows: Sequence[Row] = self.graft_run.prepared.evaluation or ()
+        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
+        size = self.graft_run.spec.hyperparameters.micro_batch_size
+        total, figures = 0.0, dict[str, float]()
+        with without_dropout(self.model):
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                inputs = self._prepare_inputs(self.eval_collator(part))
+                total += float(super().compute_loss(self.model, inputs)) * len(part)
+                for name, value in self._taken().items():
+                    figures[name] = figures.get(name, 0.0) + value * len(part)
+        loss = total / len(rows)
+        means = {name: value / len(rows) for name, value in figures.items()}
+        self.graft_run.progress.report_evaluation(loss, means)
+        return {"eval_loss": loss}
+
+    def eval_collator(self, rows: Sequence[Row]) -> Row:
+        """A batch of held-out rows."""
+        raise AssertionError("its trainer has one")
+
+    def _size(self, inputs: Row) -> tuple[int, int]:
+        """Sequences, or pairs of them, and tokens of a batch."""
+        mask = inputs["attention_mask"]
+        return len(mask) // self.sequences_per_row, int(mask.sum())
+
+    sequences_per_row = 2
+
+    def _taken(self) -> dict[str, float]:
+        """What TRL noted since it was last asked, by our names."""
+        found = {}
+        for noted in self._metrics.values():
+            for theirs, ours in self.figures.items():
+                if noted.get(theirs):
+                    found[ours] = float(noted[theirs][-1])
+            noted.clear()
+        return found
+
+
+def _length(row: Row) -> int:
+    """Tokens of a row, all its sequences together."""
+    return sum(len(ids) for name, ids in row.items() if name.endswith("_ids"))
