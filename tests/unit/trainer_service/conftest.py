@@ -17,13 +17,14 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     tensors, offset = {}, 0
-    for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"):
-        tensors[f"{name}.weight"] = {
+    for name, outputs in (("self_attn.q_proj", 32), ("mlp.up_proj", 64)):
+        size_bytes = 4 * outputs * 64
+        tensors[f"model.layers.0.{name}.weight"] = {
             "dtype": "F32",
-            "shape": [4, 4],
-            "data_offsets": [offset, offset + 64],
+            "shape": [outputs, 64],
+            "data_offsets": [offset, offset + size_bytes],
         }
-        offset += 64
+        offset += size_bytes
     header = json.dumps(tensors).encode()
     data = struct.pack("<Q", len(header)) + header + bytes(offset)
     (folder / "model.safetensors").write_bytes(data)

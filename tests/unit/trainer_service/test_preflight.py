@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from graft.digests import canonical_json
 from graft.errors import GraftError, Reason
+from graft.trainer.v1.job_spec_pb2 import AdaLora, Lora, MethodSpec
 
 from services.trainer.jobs import Job
 from services.trainer.lifecycle import now
@@ -62,6 +63,35 @@ def test_a_pickled_base_is_refused(tmp_path: Path, data_file: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "pytorch_model.bin").write_bytes(b"\x80")
     assert "pickles" in refused(folder, data_file).message
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        (MethodSpec(lora=Lora(rank=33)), "method.lora.rank is 33"),
+        (MethodSpec(dora=Lora(rank=33, target_modules=["auto"])), "method.dora.rank is 33"),
+        (MethodSpec(adalora=AdaLora(target_rank=30)), "method.adalora.initial_rank is 45"),
+    ],
+)
+def test_a_rank_above_a_layers_size_is_refused_with_the_layer(
+    base_folder: Path, data_file: Path, method: MethodSpec, field: str
+) -> None:
+    spec = job_request(base=str(base_folder), data=str(data_file)).spec
+    spec.method.CopyFrom(method)
+    with pytest.raises(GraftError) as error:
+        check_spec(parse_spec(spec))
+    assert field in error.value.message
+    assert "layers.0.self_attn.q_proj has 64 inputs and 32 outputs" in error.value.message
+    assert "at most 32" in error.value.next_step
+
+
+def test_a_rank_is_not_held_against_layers_that_are_not_adapted(
+    base_folder: Path, data_file: Path
+) -> None:
+    spec = job_request(base=str(base_folder), data=str(data_file)).spec
+    spec.method.lora.rank = 33
+    spec.method.lora.target_modules.append("up_proj")
+    check_spec(parse_spec(spec))
 
 
 def test_an_unknown_target_module_is_named_with_those_that_exist(

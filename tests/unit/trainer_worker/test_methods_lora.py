@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import shutil
@@ -16,15 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from google.protobuf.json_format import ParseDict
 from graft.bases import read_base
 from graft.digests import digest_file
 from graft.names import base_name
 from graft.registry.v1 import registry_service_pb2 as pb
+from graft.trainer.v1.job_spec_pb2 import MethodSpec
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
+from transformers import AutoModelForCausalLM
 
+from services.trainer.methods import METHODS, Setting
 from services.trainer.run import training
+from services.trainer.run.fused import fuse_lora
 from services.trainer.run.trainers.common import without_dropout
 from tests.support.registry import registry_calls, running_registry
 from tests.unit.trainer_worker.support import Outcome, attempt, merge
@@ -231,6 +237,48 @@ def test_dora_learns_magnitudes(trained: dict[str, Outcome], tiny_base: Path) ->
         path = name.removeprefix("base_model.model.").removesuffix(".lora_magnitude_vector")
         before = np.linalg.norm(weights[f"{path}.weight"], axis=1)
         assert 1e-3 < np.abs(magnitude - before).max() < 1.0
+
+
+def test_lora_plus_learns_b_faster_and_decays_all_of_it(tiny_base: Path) -> None:
+    method = method_of({"loraPlus": {"rank": 4, "learningRateRatio": 8}})
+    model = method.apply(AutoModelForCausalLM.from_pretrained(tiny_base))
+    arguments = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95)}
+    optimizer = method.optimizer(model, torch.optim.AdamW, arguments)
+    rates = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rates[parameter] = (group["lr"], group["weight_decay"], group["betas"])
+    assert len(rates) == 2 * 14
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = 0.08 if "lora_B" in name else 0.01
+            assert rates[parameter] == (pytest.approx(rate), 0.1, (0.9, 0.95))
+
+
+def test_adaloras_penalty_is_pefts_whatever_the_loss_goes_through(tiny_base: Path) -> None:
+    method = method_of({"adalora": {"targetRank": 4, "orthogonalityWeight": 0.7}})
+    model = method.apply(AutoModelForCausalLM.from_pretrained(tiny_base))
+    ids = torch.tensor(PROMPT)
+    plain = model(input_ids=ids, labels=ids).loss
+    model.peft_config["default"].orth_reg_weight = 0.7
+    theirs = model(input_ids=ids, labels=ids).loss - plain
+    torch.testing.assert_close(method.extra_loss(model), theirs, rtol=1e-4, atol=1e-5)
+    assert float(theirs.detach()) > 1.0
+
+
+def test_only_plain_lora_takes_the_fused_pass(tiny_base: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    assert fuse_lora(method_of({"lora": {"rank": 4}}).apply(copy.deepcopy(base))) == 14
+    assert fuse_lora(method_of({"dora": {"rank": 4}}).apply(copy.deepcopy(base))) == 0
+    assert fuse_lora(method_of({"adalora": {"targetRank": 4}}).apply(base)) == 0
+
+
+def method_of(given: Change) -> Any:
+    """A method with settings as a spec has them, in a run of ten steps."""
+    message = ParseDict(given, MethodSpec())
+    kind = str(message.WhichOneof("kind"))
+    config = METHODS[kind].parse(getattr(message, kind))
+    return METHODS[kind].make(config, Setting("tiny", "CAUSAL_LM", 10, False, None, 0))
 
 
 @pytest.mark.parametrize("name", ["qlora", "fp4", "int8", "dora on nf4"])
