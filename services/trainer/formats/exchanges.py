@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from services.trainer.formats.alpaca import question_turns
 from services.trainer.formats.base import (
     Place,
@@ -13,22 +11,10 @@ from services.trainer.formats.base import (
     list_field,
     text_field,
 )
-from services.trainer.formats.messages import read_message
-from services.trainer.formats.sharegpt import read_turn
+from services.trainer.formats.turn_readers import read_turn
 from services.trainer.formats.turns import system_turn
 
 _TEXT_ROLES = {"prompt": "user", "completion": "assistant"}
-
-
-def any_turn(turn: Any, path: str, place: Place) -> Row:
-    """A turn of {role, content} or of {from, value}.
-
-    Raises:
-        GraftError: BAD_DATA.
-    """
-    if isinstance(turn, dict) and "from" in turn and "role" not in turn:
-        return read_turn(turn, path, place)
-    return read_message(turn, path, place)
 
 
 def read_turns(row: Row, field: str, place: Place) -> list[Row]:
@@ -40,7 +26,7 @@ def read_turns(row: Row, field: str, place: Place) -> list[Row]:
     if field in _TEXT_ROLES and isinstance(row.get(field), str):
         return [{"role": _TEXT_ROLES[field], "content": text_field(row, field, place)}]
     return [
-        any_turn(turn, f"{field}[{index}]", place)
+        read_turn(turn, f"{field}[{index}]", place)
         for index, turn in enumerate(list_field(row, field, place))
     ]
 
@@ -71,7 +57,7 @@ def read_answer(row: Row, field: str, place: Place) -> list[Row] | str:
     if value is None or isinstance(value, str):
         return text_field(row, field, place)
     if isinstance(value, dict):
-        return [any_turn(value, field, place)]
+        return [read_turn(value, field, place)]
     if isinstance(value, list):
         return read_turns(row, field, place)
     raise bad_row(

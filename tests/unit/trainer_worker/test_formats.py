@@ -107,6 +107,15 @@ def test_openai_messages_keep_parts_and_calls(tmp_path: Path) -> None:
     assert content.messages[2]["tool_call_id"] == "1"
 
 
+def test_turns_may_be_written_either_way_under_either_name(tmp_path: Path) -> None:
+    by_role = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    by_speaker = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    rows = [{"conversations": by_role}, {"conversations": by_speaker}]
+    for name, content in (("a.json", rows), ("b.json", [{"messages": by_speaker}])):
+        for example in load_examples(write(tmp_path, name, content)).rows:
+            assert example.content == Conversation(tuple(by_role))
+
+
 def test_prompts_and_texts_are_kept_as_they_are(tmp_path: Path) -> None:
     prompt = load_examples(write(tmp_path, "p.json", [PROMPT])).rows[0].content
     text = load_examples(write(tmp_path, "t.json", [TEXT])).rows[0].content
