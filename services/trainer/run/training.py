@@ -179,16 +179,16 @@ class Training:
         partial = self._settings.work_dir / "result.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)
-        files = [*method.result_files(partial)]
-        if self._spec.dataset.chat_template and _CHAT_TEMPLATE not in files:
+        files = {*method.result_files(partial)}
+        if self._spec.dataset.chat_template:
             # Whoever serves it must render as it was trained, which the base's own template does not.
             (partial / _CHAT_TEMPLATE).write_text(tokenizer.chat_template, "utf-8")
-            files.append(_CHAT_TEMPLATE)
+            files.add(_CHAT_TEMPLATE)
             self._reporter.log(
                 f"Trained with the chat template {self._spec.dataset.chat_template}, which is saved with the result: "
                 "serve it with that template where the base's own differs."
             )
-        return store_result(self._settings.result_dir, partial, request, files)
+        return store_result(self._settings.result_dir, partial, request, sorted(files))
 
 
 def load_other_base(spec: BaseSpec) -> Any:

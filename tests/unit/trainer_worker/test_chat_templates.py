@@ -15,7 +15,7 @@ from services.trainer.chat_templates import named_template, template_for, templa
 from services.trainer.formats import Conversation, Example, Place
 from services.trainer.tokens import ExampleTokenizer, TokenRow, load_tokenizer
 from services.trainer.tokens.templates import ChatTemplate
-from tests.unit.trainer_worker.support import Outcome
+from tests.unit.trainer_worker.support import Outcome, attempt
 
 TALK: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
@@ -159,6 +159,21 @@ def test_the_template_goes_with_the_adapter_that_was_trained_with_it(
         for commit in commits
         for file in commit.get("files", [])
     )
+
+
+def test_a_whole_model_that_was_trained_with_a_template_has_it_for_its_own(
+    spec: dict[str, Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "dataset": {**spec["dataset"], "chat_template": "zephyr"},
+        "method": {"full": {}},
+        "output": {"base": "kind"},
+        "hyperparameters": {**spec["hyperparameters"], "max_steps": 1},
+    }
+    outcome = attempt({**spec, **changes}, tmp_path / "work")
+    assert outcome.code == 0, outcome.message
+    own = load_tokenizer(outcome.work_dir / "result").chat_template
+    assert own == load_tokenizer(tiny_base, "zephyr").chat_template
 
 
 def test_a_base_without_a_template_is_told_of_the_named_ones(tokenizer: Any) -> None:
