@@ -24,7 +24,7 @@ _RANKS = ("initial_rank", "rank")
 
 
 def check_base(spec: JobSpec) -> None:
-    """Looks at the base that a spec names, and at its modules.
+    """Looks at the base that a spec names, at its modules, and at other models that its objective needs.
 
     Raises:
         GraftError: NOT_A_MODEL or INVALID_SPEC.
@@ -36,6 +36,9 @@ def check_base(spec: JobSpec) -> None:
         targets = getattr(spec.method, "target_modules", ())
         _check_targets(folder, modules, targets, spec.method.kind)
         _check_rank(modules, targets, spec.method)
+    objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
+    for field, source in objective.other_bases().items():
+        _check_other(field, source)
 
 
 def check_spec(spec: JobSpec) -> None:
@@ -46,6 +49,21 @@ def check_spec(spec: JobSpec) -> None:
     """
     check_base(spec)
     check_local_data(spec.dataset, OBJECTIVES[spec.objective.kind].info)
+
+
+def _check_other(field: str, source: str) -> None:
+    folder = local_path(source)
+    if not folder.exists() and _HUB_ID.fullmatch(source):
+        return
+    try:
+        read_modules(folder)
+    except GraftError as error:
+        raise GraftError(
+            error.reason,
+            f"{field} cannot be used: {error.message}",
+            next_step=error.next_step,
+            field=field,
+        ) from None
 
 
 def _check_targets(
