@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graft.errors import GraftError, Reason
+from graft.spec_file import spec_from_dict
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from services.trainer.methods.lora import Lora
+from services.trainer.preflight.check import check_base
 from services.trainer.run.fused import fuse_lora
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.trainers.heads import Head
+from services.trainer.spec import parse_spec
 from tests.support.models import make_base
 from tests.unit.trainer_worker.support import COLOURS, ROOT, Outcome, attempt, merge
 
@@ -468,3 +472,19 @@ def test_what_distillation_cannot_use_is_refused(
     assert outcome.code == 64, outcome.message
     for word in words:
         assert word in outcome.message
+
+
+def test_a_pickled_teacher_is_refused_before_a_job_waits_and_by_the_worker(
+    distil: Train, distillation_spec: Spec, teacher: Path, tmp_path: Path
+) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(teacher, pickled)
+    (pickled / "model.safetensors").unlink()
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    changes: Spec = {"objective": {"distillation": {"teacher": str(pickled)}}}
+    with pytest.raises(GraftError, match=r"objective.distillation.teacher cannot be used") as error:
+        check_base(parse_spec(spec_from_dict(merge(distillation_spec, changes))))
+    assert error.value.reason is Reason.NOT_A_MODEL
+    outcome = distil(**changes)
+    assert outcome.code == 64
+    assert "The teacher cannot be used" in outcome.message
