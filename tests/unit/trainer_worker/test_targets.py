@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 from graft.errors import GraftError
 from graft.trainer.v1.job_spec_pb2 import MethodSpec
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from services.trainer.methods import METHODS, Setting
 from services.trainer.run import targets
@@ -66,9 +67,9 @@ def make_model(name: str) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
-def method_of(kind: str = "lora", **settings: Any) -> Any:
+def method_of(kind: str = "lora", task_type: str = "CAUSAL_LM", **settings: Any) -> Any:
     message = getattr(ParseDict({kind: settings}, MethodSpec()), kind)
-    setting = Setting("tiny", "CAUSAL_LM", 10, False, None, 0)
+    setting = Setting("tiny", task_type, 10, False, None, 0)
     method = METHODS[kind]
     return method.make(method.parse(message), setting)
 
@@ -97,14 +98,8 @@ def test_what_is_trained_on_them_is_the_same_when_loaded_again(
 ) -> None:
     method = method_of(rank=4, target_modules=[word])
     model = method.apply(make_model(name))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.02)
     before = logits(model)
-    for _ in range(2):
-        model.train()
-        model(input_ids=IDS, labels=IDS).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    learn(method, model, {"input_ids": IDS, "labels": IDS})
     after = logits(model)
     assert (after - before).abs().max() > 1e-3
     layers = {module for module, _ in model.named_modules() if module.endswith("lora_A")}
@@ -122,14 +117,7 @@ def test_relatives_of_lora_work_on_weights_that_lie_the_other_way_round(
     settings = {"target_rank": 3} if kind == "adalora" else {"rank": 4}
     method = method_of(kind, **settings)
     model = method.apply(make_model("GPT2"))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.02)
-    for step in range(1, 11):
-        model.train()
-        model(input_ids=IDS, labels=IDS).loss.backward()
-        optimizer.step()
-        method.after_step(model, step)
-        optimizer.zero_grad()
+    learn(method, model, {"input_ids": IDS, "labels": IDS})
     after = logits(model)
     method.save(model, tmp_path)
     again = PeftModel.from_pretrained(make_model("GPT2"), str(tmp_path))
@@ -137,9 +125,7 @@ def test_relatives_of_lora_work_on_weights_that_lie_the_other_way_round(
 
 
 def test_a_head_is_no_target() -> None:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(**GROUPED, num_labels=1)
-    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model = make_judge()
     assert "score" not in targets.linear_names(model)
     with pytest.raises(GraftError, match="no linear layer named score"):
         targets.choose_targets(model, ["score"], "lora")
@@ -164,3 +150,85 @@ def test_a_model_without_attention_is_told_what_it_has() -> None:
         targets.choose_targets(model, ["auto"], "lora")
     assert "A mamba has no layers that auto could mean" in caught.value.message
     assert "in_proj" in caught.value.next_step
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "pissa", "adalora"])
+def test_a_reward_models_head_is_trained_and_saved_with_it(kind: str, tmp_path: Path) -> None:
+    settings = {"target_rank": 3} if kind == "adalora" else {"rank": 4}
+    method = method_of(kind, "SEQ_CLS", **settings)
+    model = method.apply(make_judge())
+    learn(method, model, {"input_ids": IDS, "labels": torch.tensor([[0.5], [-0.5]])})
+    after = logits(model)
+    method.save(model, tmp_path)
+    again = PeftModel.from_pretrained(make_judge(), str(tmp_path))
+    torch.testing.assert_close(logits(again), after, rtol=0, atol=1e-5)
+    torch.testing.assert_close(head(again), head(model), rtol=0, atol=0)
+    assert (head(model) - head(make_judge())).abs().max() > 1e-3
+    # A checkpoint has it, too.
+    method.save_checkpoint(model, tmp_path / "checkpoint")
+    resumed_method = method_of(kind, "SEQ_CLS", **settings)
+    resumed = resumed_method.apply(make_judge())
+    resumed_method.load_checkpoint(resumed, tmp_path / "checkpoint")
+    torch.testing.assert_close(logits(resumed), after, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+def test_pissa_goes_on_where_its_decomposition_comes_out_otherwise(
+    name: str, tmp_path: Path
+) -> None:
+    method = method_of("pissa", rank=4)
+    model = method.apply(make_model(name))
+    learn(method, model, {"input_ids": IDS, "labels": IDS})
+    method.save_checkpoint(model, tmp_path / "checkpoint")
+    elsewhere = method_of("pissa", rank=4, svd_iterations=1)
+    resumed = elsewhere.apply(make_model(name))
+    elsewhere.load_checkpoint(resumed, tmp_path / "checkpoint")
+    torch.testing.assert_close(logits(resumed), logits(model), rtol=0, atol=1e-5)
+    method.save(model, tmp_path / "here")
+    elsewhere.save(resumed, tmp_path / "there")
+    here, there = (
+        load_file(tmp_path / at / "adapter_model.safetensors") for at in ("here", "there")
+    )
+    assert all(torch.equal(here[tensor], there[tensor]) for tensor in here)
+
+
+def test_a_reference_beside_pissa_does_not_move_the_base_again() -> None:
+    model = method_of("pissa", rank=4).apply(make_model("Llama"))
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    rest = layer.get_base_layer().weight.clone()
+    model.add_adapter("ref", model.peft_config["default"])
+    assert torch.equal(layer.get_base_layer().weight, rest)
+
+
+def make_judge() -> Any:
+    """A reward model: its head gives one number."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**GROUPED, num_labels=1)
+    return transformers.AutoModelForSequenceClassification.from_config(config)
+
+
+def head(judge: Any) -> torch.Tensor:
+    """The weights of its head."""
+    found = (
+        judge.get_submodule("base_model.model.score")
+        if hasattr(judge, "peft_config")
+        else judge.score
+    )
+    weight: torch.Tensor = (
+        found.modules_to_save["default"].weight
+        if hasattr(found, "modules_to_save")
+        else found.weight
+    )
+    return weight.detach()
+
+
+def learn(method: Any, model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    """Ten steps."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.02)
+    for step in range(1, 11):
+        model.train()
+        model(**inputs).loss.backward()
+        optimizer.step()
+        method.after_step(model, step)
+        optimizer.zero_grad()
