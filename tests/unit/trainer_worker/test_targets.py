@@ -114,7 +114,7 @@ def test_what_is_trained_on_them_is_the_same_when_loaded_again(
 def test_relatives_of_lora_work_on_weights_that_lie_the_other_way_round(
     kind: str, tmp_path: Path
 ) -> None:
-    settings = {"target_rank": 3} if kind == "adalora" else {"rank": 4}
+    settings: dict[str, Any] = {"target_rank": 3} if kind == "adalora" else {"rank": 4}
     method = method_of(kind, **settings)
     model = method.apply(make_model("GPT2"))
     learn(method, model, {"input_ids": IDS, "labels": IDS})
@@ -154,7 +154,7 @@ def test_a_model_without_attention_is_told_what_it_has() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "pissa", "adalora"])
 def test_a_reward_models_head_is_trained_and_saved_with_it(kind: str, tmp_path: Path) -> None:
-    settings = {"target_rank": 3} if kind == "adalora" else {"rank": 4}
+    settings: dict[str, Any] = {"target_rank": 3} if kind == "adalora" else {"rank": 4}
     method = method_of(kind, "SEQ_CLS", **settings)
     model = method.apply(make_judge())
     learn(method, model, {"input_ids": IDS, "labels": torch.tensor([[0.5], [-0.5]])})
