@@ -21,8 +21,12 @@ _MOST_DEVIATION = 0.1  # Of the logits' spread; 16-bit arithmetic gives some.
 
 
 @torch.no_grad()
-def check_isolation(model: Any) -> None:
+def check_isolation(model: Any, who: str = "base") -> None:
     """Checks that a row has the same logits behind another row as alone.
+
+    Args:
+        model: a causal language model.
+        who: what the error calls it.
 
     Raises:
         GraftError: INVALID_SPEC, when it has not.
@@ -42,7 +46,7 @@ def check_isolation(model: Any) -> None:
             try:
                 outputs = model(**on_device, use_cache=False)
             except TypeError:
-                raise _mixes(model) from None
+                raise _mixes(model, who) from None
             found: torch.Tensor = outputs.logits[0, -_SECOND_TOKENS:].float()
             return found
 
@@ -53,14 +57,14 @@ def check_isolation(model: Any) -> None:
         alone = logits(second, positions=own)
     deviation = (behind - alone).abs().mean()
     if leak > _MOST_LEAK * reference or deviation > _MOST_DEVIATION * alone.std():
-        raise _mixes(model)
+        raise _mixes(model, who)
 
 
-def _mixes(model: Any) -> GraftError:
+def _mixes(model: Any, who: str) -> GraftError:
     kind = model.config.model_type
     return GraftError(
         Reason.INVALID_SPEC,
-        f"hyperparameters.packing is true, and the base's architecture ({kind}) does not keep packed rows apart: "
+        f"hyperparameters.packing is true, and the {who}'s architecture ({kind}) does not keep packed rows apart: "
         "a row's logits change with the row in front of it",
         next_step="Set hyperparameters.packing to false; rows of like length then share a batch.",
         field="hyperparameters.packing",

@@ -13,6 +13,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from services.trainer.objectives.base import Run
 from services.trainer.objectives.distillation import DistillationConfig, not_a_teacher
+from services.trainer.run.isolation import check_isolation
 from services.trainer.run.trainers.heads import Head, hidden_states, read_head
 from services.trainer.run.trainers.sft import SupervisedTrainer
 from services.trainer.spec import BaseSpec
@@ -37,6 +38,8 @@ class DistillationTrainer(SupervisedTrainer):
         except GraftError as error:
             raise not_a_teacher(error) from None
         self._teacher = teacher.requires_grad_(False).eval()
+        if run.spec.hyperparameters.packing:
+            check_isolation(self._teacher, "teacher")
 
     def batch_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], learned_tokens: torch.Tensor
