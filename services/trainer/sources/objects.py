@@ -24,11 +24,12 @@ from services.trainer.sources.listing import Listed, choose, literal_folder
 from services.trainer.spec import DatasetSource
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import S3Store
 
 SCHEME = "s3://"
 _URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,62})(?:/(?P<key>.*))?")
-_CHUNK_BYTES = 8 * 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
 # So many failures in a row without a byte more; obstore itself tries each request again before that.
 _ATTEMPTS = 3
 _METADATA_SERVER = "169.254."
@@ -146,10 +147,10 @@ def _fetch_rest(store: S3Store, where: str, file: Listed, part: Path, offset: in
 
     with part.open("ab") as out:
         try:
-            tag = file.tag if file.tag.startswith('"') else None
-            answer = obstore.get(
-                store, file.name, options={"range": {"offset": offset}, "if_match": tag}
-            )
+            options: GetOptions = {"range": {"offset": offset}}
+            if file.tag.startswith('"'):  # Neither a weak tag nor a time can be asked for.
+                options["if_match"] = file.tag
+            answer = obstore.get(store, file.name, options=options)
             for chunk in answer.stream(min_chunk_size=_CHUNK_BYTES):
                 out.write(chunk)
         except (PreconditionError, FileNotFoundError):

@@ -182,6 +182,10 @@ class TestColumns:
         (example,) = load_examples(path, columns=columns).rows
         assert example.content == Completion("2+2?", "4")
 
+    def test_a_column_is_no_longer_what_the_file_calls_it(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", [{"text": "2+2?"}])
+        assert load_examples(path, columns={"prompt": "text"}).format == "prompt"
+
     def test_two_columns_may_change_places(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", [{"prompt": "4", "completion": "2+2?"}])
         swapped = {"prompt": "completion", "completion": "prompt"}

@@ -413,24 +413,55 @@ class TestHub:
         self.put({"../../out.jsonl": ROWS, "rows.jsonl": ROWS})
         fetched = await self.fetch("hf://org/set", tmp_path / "work")
         assert list(files_of(fetched.path)) == ["rows.jsonl"]
+        await self.refused("hf://org/set/../../out.jsonl", tmp_path / "named")
 
 
 class TestObjects:
     async def test_an_object_is_gone_on_with_where_it_broke(
         self, s3: ObjectStore, tmp_path: Path
     ) -> None:
-        bucket, data = s3.new_bucket(), b'{"text": "long"}\n' * 100_000
+        bucket, data = (
+            s3.new_bucket(),
+            b"".join(b'{"text": "%d"}\n' % number for number in range(250_000)),
+        )
         s3.put(bucket, "rows.jsonl", data)
         proxy = S3Proxy(s3.url)
         try:
             source = ObjectSource(quiet, impatient(proxy.url))
             named = dataset(f"s3://{bucket}/rows.jsonl")
-            proxy.faults = [Fault(method="GET", cut_after_bytes=600_000, times=2)]
+            proxy.faults = [Fault(method="GET", cut_after_bytes=1_500_000, times=2)]
             fetched = await fetch(source, named, tmp_path / "work")
         finally:
             proxy.close()
         assert fetched.path.read_bytes() == data
         assert fetched.origin == f"s3://{bucket}/rows.jsonl"
+
+    async def test_an_object_that_changes_meanwhile_is_not_put_together_of_both(
+        self, s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bucket, size = s3.new_bucket(), 3_000_000
+        s3.put(bucket, "rows.jsonl", b"a" * size)
+        proxy = S3Proxy(s3.url)
+        cut, fault_for = Fault(method="GET", cut_after_bytes=1_500_000, times=1), proxy.fault_for
+
+        def changing(method: str, path: str) -> Fault:
+            if method == "GET" and cut.times == 0:
+                s3.put(bucket, "rows.jsonl", b"b" * size)
+            return fault_for(method, path)
+
+        try:
+            proxy.faults = [cut]
+            monkeypatch.setattr(proxy, "fault_for", changing)
+            source, named = (
+                ObjectSource(quiet, impatient(proxy.url)),
+                dataset(f"s3://{bucket}/rows.jsonl"),
+            )
+            error = await refused(source, named, tmp_path / "work")
+            assert error.reason is Reason.UNAVAILABLE
+            assert "rows.jsonl was changed while it was fetched" in error.message
+            assert (await fetch(source, named, tmp_path / "work")).path.read_bytes() == b"b" * size
+        finally:
+            proxy.close()
 
     async def test_a_transfer_that_never_ends_is_given_up_and_kept_for_the_next_try(
         self, s3: ObjectStore, tmp_path: Path
