@@ -36,6 +36,10 @@ def check_config(version: AdapterVersion, config: Mapping[str, object], limits: 
     Raises:
         GraftError: RANK_TOO_LARGE, ADAPTER_UNUSABLE.
     """
+    if config.get("use_dora"):
+        raise unusable(version, "it is a DoRA, whose magnitudes this engine does not apply")
+    if config.get("modules_to_save"):
+        raise unusable(version, "it brings fully trained modules, as a reward model does")
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise unusable(version, "the rank_pattern of its adapter_config.json is not an object")

@@ -83,14 +83,14 @@ class VersionCommitter:
         manifest = Manifest(
             base=content.name,
             base_fingerprint=content.fingerprint.digest,
-            peft_type="LORA",
+            peft_type=admitted.peft_type,
             rank=admitted.rank,
             alpha=admitted.alpha,
             target_modules=admitted.target_modules,
             files=_sorted(request.files),
             lineage=request.lineage,
             kind=Kind.ADAPTER,
-            method=request.method,
+            method=request.method or admitted.method,
         )
         return _new(request, manifest, admitted.report)
 

@@ -20,9 +20,7 @@ CHECK = "adapter-config"
 # They set only the adapter's first weights; others (PiSSA, OLoRA, CorDA, LoftQ) change the base.
 _INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _UNSERVABLE = {
-    "use_dora": "DoRA",
     "lora_bias": "a bias on LoRA's matrices",
-    "modules_to_save": "fully trained modules",
     "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA",
     "use_bdlora": "block-diagonal LoRA",
@@ -35,7 +33,8 @@ _UNSERVABLE = {
     "monteclora_config": "MonteCLoRA",
     "megatron_config": "Megatron's layers",
 }
-_SWITCHES = ("use_rslora", "fan_in_fan_out", "inference_mode")
+_SWITCHES = ("use_rslora", "use_dora", "fan_in_fan_out", "inference_mode")
+_HEADS = ("score", "classifier")
 # A plain module name or path; "^" anchors it. Others would be patterns of unbounded cost.
 _PLAIN = re.compile(r"\^?[A-Za-z0-9_-]+(?:\\?\.[A-Za-z0-9_-]+)*")
 _MAX_NAME = 512
@@ -60,6 +59,8 @@ class AdapterConfig:
     layers: Layers
     ranks: Selector[int]
     alphas: Selector[float]
+    dora: bool = False
+    heads: tuple[str, ...] = ()
 
     def rank_of(self, module: str) -> int:
         """The rank of a module: by the first entry of rank_pattern that names it, as PEFT has it."""
@@ -72,8 +73,8 @@ class AdapterConfig:
         return named or self.layers.has(module)
 
 
-def read_config(text: bytes) -> AdapterConfig:
-    """What adapter_config.json says.
+def read_config(text: bytes) -> dict[str, Any]:
+    """adapter_config.json, without anything that would run code.
 
     Raises:
         GraftError: VERSION_REFUSED.
@@ -82,13 +83,23 @@ def read_config(text: bytes) -> AdapterConfig:
         config = read_object(text)
     except NotJsonError as error:
         raise _refused(str(error), _FIX) from None
+    _refuse_code(config)
+    return config
+
+
+def lora_config(config: dict[str, Any]) -> AdapterConfig:
+    """What the configuration of a LoRA says.
+
+    Raises:
+        GraftError: VERSION_REFUSED.
+    """
     if config.get("peft_type") != "LORA":
         raise _refused(
-            f"peft_type is {_shown(config.get('peft_type'))}",
-            "This registry takes LoRA adapters: train with method lora or qlora.",
+            f"peft_type is {shown(config.get('peft_type'))}",
+            "This registry takes LoRA and its relatives, IA3, prompt methods and bottleneck adapters: train "
+            "with one of `graft methods`.",
         )
     _refuse_unservable(config)
-    _refuse_code(config)
     return _config(config)
 
 
@@ -105,7 +116,21 @@ def _config(config: dict[str, Any]) -> AdapterConfig:
         layers=_layers(config),
         ranks=_pattern(config, "rank_pattern", _rank),
         alphas=_pattern(config, "alpha_pattern", _alpha),
+        dora=bool(config.get("use_dora")),
+        heads=_heads(config),
     )
+
+
+def _heads(config: dict[str, Any]) -> tuple[str, ...]:
+    """Fully trained modules: the head of a reward model, and nothing else."""
+    saved = config.get("modules_to_save") or []
+    _names("modules_to_save", saved)
+    if saved and (config.get("task_type") != "SEQ_CLS" or not set(saved) <= set(_HEADS)):
+        raise _refused(
+            f"modules_to_save is {shown(saved)}: fully trained modules cannot be served",
+            "Merge it into a base, or train a plain LoRA; the head of a reward model (SEQ_CLS) may stay.",
+        )
+    return tuple(saved)
 
 
 def _refuse_unservable(config: dict[str, Any]) -> None:
@@ -117,16 +142,16 @@ def _refuse_unservable(config: dict[str, Any]) -> None:
             )
     for field in _SWITCHES:
         if type(config.get(field, False)) is not bool and config[field] is not None:
-            raise _refused(f"{field} is {_shown(config[field])}", "It is true or false.")
+            raise _refused(f"{field} is {shown(config[field])}", "It is true or false.")
     if config.get("bias", "none") != "none":
         raise _refused(
-            f"bias is {_shown(config['bias'])}: trained biases cannot be served",
+            f"bias is {shown(config['bias'])}: trained biases cannot be served",
             'Train with bias="none".',
         )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _INITS:
         raise _refused(
-            f"init_lora_weights is {_shown(init)}: such an adapter fits only a changed base",
+            f"init_lora_weights is {shown(init)}: such an adapter fits only a changed base",
             "Convert it: save_pretrained with path_initial_model_for_weight_conversion.",
         )
 
@@ -139,7 +164,7 @@ def _refuse_code(config: dict[str, Any]) -> None:
         not isinstance(library, str) or library.partition(".")[0] not in ("transformers", "peft")
     ):
         raise _refused(
-            f"auto_mapping imports {_shown(library)}, which is code from elsewhere",
+            f"auto_mapping imports {shown(library)}, which is code from elsewhere",
             "Save the adapter with a task_type, or of a model that transformers has.",
         )
     if config.get("auto_map"):
@@ -162,7 +187,7 @@ def _layers(config: dict[str, Any]) -> Layers:
         wanted = [wanted] if type(wanted) is int else wanted
         if not isinstance(wanted, list) or not all(type(one) is int and one >= 0 for one in wanted):
             raise _refused(
-                f"layers_to_transform is {_shown(wanted)}", "It is a list of layers' numbers."
+                f"layers_to_transform is {shown(wanted)}", "It is a list of layers' numbers."
             )
     patterns = [patterns] if isinstance(patterns, str) else patterns or []
     _names("layers_pattern", patterns)
@@ -174,7 +199,7 @@ def _pattern(config: dict[str, Any], field: str, read: Any) -> Selector[Any]:
     if not isinstance(found, dict):
         raise _refused(f"{field} is not an object", _FIX)
     return Selector(
-        {_plain(field, key): read(f"{field}[{_shown(key)}]", value) for key, value in found.items()}
+        {_plain(field, key): read(f"{field}[{shown(key)}]", value) for key, value in found.items()}
     )
 
 
@@ -183,21 +208,21 @@ def _targets(targets: Any) -> Selector[None] | None:
         return None
     if not isinstance(targets, list) or not targets:
         raise _refused(
-            f"target_modules is {_shown(targets)}", "It is a list of module names, not empty."
+            f"target_modules is {shown(targets)}", "It is a list of module names, not empty."
         )
     return _names("target_modules", targets)
 
 
 def _names(field: str, names: Any) -> Selector[None]:
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
-        raise _refused(f"{field} is {_shown(names)}", "It is a list of module names.")
+        raise _refused(f"{field} is {shown(names)}", "It is a list of module names.")
     return Selector({_plain(field, name): None for name in names})
 
 
 def _plain(field: str, key: str) -> str:
     if len(key) > _MAX_NAME or _PLAIN.fullmatch(key) is None:
         raise _refused(
-            f"{field} has {_shown(key)}, which is a regular expression or no module's name",
+            f"{field} has {shown(key)}, which is a regular expression or no module's name",
             "Name the modules by their path or the end of it.",
         )
     return key.replace("\\.", ".")
@@ -205,17 +230,17 @@ def _plain(field: str, key: str) -> str:
 
 def _alpha(field: str, alpha: Any) -> float:
     if type(alpha) not in (int, float) or not 0 < alpha < _MAX_ALPHA:
-        raise _refused(f"{field} is {_shown(alpha)}", "It is a number above 0.")
+        raise _refused(f"{field} is {shown(alpha)}", "It is a number above 0.")
     return float(alpha)
 
 
 def _rank(field: str, rank: Any) -> int:
     if type(rank) is not int or rank < 1:
-        raise _refused(f"{field} is {_shown(rank)}", "A rank is a whole number above 0.")
+        raise _refused(f"{field} is {shown(rank)}", "A rank is a whole number above 0.")
     return rank
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """What stands there, short and in ASCII; whole numbers may be too long for repr."""
     if type(value) is int and value.bit_length() > 256:
         return "a number too large"

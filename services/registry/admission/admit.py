@@ -9,12 +9,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.registry.admission import adapter_config, coverage, files, pairs, report
+from services.registry.admission import adapter_config, coverage, dora, files, pairs, report
 from services.registry.admission.adapter_config import AdapterConfig
 from services.registry.admission.base import AdmittedBase, BaseAdmission, DeclaredBase
 from services.registry.admission.content import Content
 from services.registry.admission.dtypes import ADAPTER_DTYPES
 from services.registry.admission.header import HeaderRules, Tensor
+from services.registry.admission.kinds import KINDS, compare
+from services.registry.admission.kinds.base import base_shape
 from services.registry.admission.limits import Limits
 from services.registry.admission.modules import BaseModules, ModulesCache
 from services.registry.admission.pairs import Pair
@@ -32,6 +34,8 @@ _FEW_TENSORS = 500
 class Admitted:
     """What was found in an adapter that may become a version."""
 
+    peft_type: str
+    method: str
     rank: int
     alpha: float
     target_modules: Sequence[str]
@@ -77,19 +81,38 @@ class Admission:
         """
         by_path = files.check_adapter_files(listing, self._limits)
         _check_fingerprint(base, base_fingerprint)
-        config = adapter_config.read_config(await self._content.whole(by_path[files.CONFIG]))
+        given = adapter_config.read_config(await self._content.whole(by_path[files.CONFIG]))
+        kind = KINDS.get(str(given.get("peft_type")))
+        config = adapter_config.lora_config(given) if kind is None else None
         for path, file in by_path.items():
             if path not in (files.CONFIG, files.WEIGHTS):
                 await self._content.check_text(file)
         weights = await read_header(self._content, by_path[files.WEIGHTS], self._rules)
         modules = self._modules.of(base)
-        arguments = (weights.tensors, config, modules, base.name)
+        if kind is not None:
+            expected = kind.expected(given, modules, base.config_json)
+            compare(weights.tensors, expected)
+            largest = await scan_values(self._content, weights)
+            return Admitted(
+                peft_type=kind.peft_type,
+                method=kind.method,
+                rank=0,
+                alpha=0.0,
+                target_modules=sorted(expected.targets),
+                report=report.kind_report(
+                    listing, base, kind.peft_type, expected, weights.tensors, largest
+                ),
+            )
+        assert config is not None
+        arguments = (weights.tensors, config, modules, base)
         if len(weights.tensors) <= _FEW_TENSORS:
             found = self._compare(*arguments)
         else:
             found = await asyncio.to_thread(self._compare, *arguments)
         largest = await scan_values(self._content, weights)
         return Admitted(
+            peft_type="LORA",
+            method=_lora_method(config),
             rank=max(pair.rank for pair in found.pairs),
             alpha=config.alpha,
             target_modules=found.targets,
@@ -115,12 +138,24 @@ class Admission:
         return await self._bases.verify(listing, base, declared or DeclaredBase())
 
     def _compare(
-        self, tensors: list[Tensor], config: AdapterConfig, base: BaseModules, base_name: str
+        self, tensors: list[Tensor], config: AdapterConfig, base: BaseModules, content: BaseContent
     ) -> _Compared:
-        found = pairs.pair_up(tensors)
-        pairs.check_pairs(found, config, base, base_name, self._limits)
-        targets = pairs.check_targets(found, config, base, base_name)
+        rest, magnitudes, heads = dora.set_apart(tensors, config)
+        found = pairs.pair_up(rest)
+        pairs.check_pairs(found, config, base, content.name, self._limits)
+        targets = pairs.check_targets(found, config, base, content.name)
+        if config.dora:
+            dora.check_magnitudes(magnitudes, found, base)
+        if config.heads:
+            dora.check_heads(heads, config, base_shape(content.config_json).hidden_size)
         return _Compared(found, coverage.check_coverage(found, config, base), targets)
+
+
+def _lora_method(config: AdapterConfig) -> str:
+    """What made it, as far as its configuration tells."""
+    if config.dora:
+        return "dora"
+    return "rslora" if config.rslora else "lora"
 
 
 def _check_fingerprint(base: BaseContent, base_fingerprint: str) -> None:

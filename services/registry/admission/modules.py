@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from services.registry.admission.selectors import layer_of
 from services.registry.domain import BaseContent, Module
@@ -34,6 +34,15 @@ class BaseModules:
             if candidate in self._modules:
                 return self._modules[candidate]
         return None
+
+    def adaptable(self) -> Iterator[tuple[str, Module]]:
+        """Every module by the path that an adapter means it by."""
+        yield from self._modules.items()
+
+    def layers_path(self) -> str:
+        """The path of the decoder's layers, as the transformers library has it: "model.layers"."""
+        kinds = sorted(self._layers, key=lambda kind: -len(self._layers[kind]))
+        return kinds[0].partition(".*.")[0] if kinds else "model.layers"
 
     def has_named(self, name: str) -> bool:
         """Whether any module is what a target means."""

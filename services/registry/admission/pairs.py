@@ -68,7 +68,8 @@ def _split(tensor: Tensor) -> tuple[str, str]:
     hint = "Adapters have base_model.model.{module}.lora_A.weight and ...lora_B.weight only."
     why = "it is no matrix of a LoRA pair"
     if "lora_magnitude_vector" in tensor.name:
-        why, hint = "it belongs to DoRA, which cannot be served", "Train a plain LoRA, or merge it."
+        why = "it belongs to DoRA, and adapter_config.json does not set use_dora"
+        hint = "Save the adapter again, with the configuration it was trained with."
     elif "lora_embedding_" in tensor.name:
         why, hint = "it adapts an embedding, which cannot be served", "Leave embeddings out."
     elif ".base_layer." in tensor.name:

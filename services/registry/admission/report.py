@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from services.registry.admission import adapter_config, coverage, files, header, pairs, values
 from services.registry.admission.adapter_config import AdapterConfig
 from services.registry.admission.header import Tensor
+from services.registry.admission.kinds.base import Expected
 from services.registry.admission.pairs import Pair
 from services.registry.domain import BaseContent, Check, File, Report
 
@@ -65,7 +66,7 @@ def adapter_report(
         Check("base-fingerprint", f"{base.fingerprint.digest} of {base.name}"),
         Check(
             adapter_config.CHECK,
-            f"a LoRA that the engine can serve, alpha {config.alpha:g}, scaled by {scaled}",
+            f"{_called(config)}, alpha {config.alpha:g}, scaled by {scaled}",
         ),
         tensors_check(tensors),
         Check(pairs.NAMES, f"{len(found)} pairs of lora_A and lora_B"),
@@ -79,6 +80,34 @@ def adapter_report(
     notes = _notes(config, found, largest)
     if notes:
         checks.append(Check(NOTES, "; ".join(notes)))
+    return Report(checks, len(tensors), parameters)
+
+
+def _called(config: AdapterConfig) -> str:
+    if config.heads:
+        return "a reward model's LoRA with its head"
+    return "a DoRA" if config.dora else "a LoRA that the engine can serve"
+
+
+def kind_report(
+    listing: Sequence[File],
+    base: BaseContent,
+    peft_type: str,
+    expected: Expected,
+    tensors: Sequence[Tensor],
+    largest: Mapping[str, float],
+) -> Report:
+    """The report of an adapter's version that is no LoRA."""
+    parameters = sum(tensor.parameters for tensor in tensors)
+    checks = [
+        files_check(listing),
+        Check("base-fingerprint", f"{base.fingerprint.digest} of {base.name}"),
+        Check(adapter_config.CHECK, f"{peft_type}: {expected.summary}"),
+        tensors_check(tensors),
+        Check(pairs.NAMES, "every tensor that configuration and base ask for, and no other"),
+        Check(pairs.SHAPES, "all sizes are the base's and the configuration's"),
+        values_check(parameters, largest),
+    ]
     return Report(checks, len(tensors), parameters)
 
 

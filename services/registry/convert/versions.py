@@ -23,8 +23,8 @@ _MAX_METRIC = 255
 def commit_request(request: pb.CommitVersionRequest) -> CommitRequest:
     """Raises INVALID_NAME, INVALID_REQUEST."""
     is_base = "/bases/" in check_parent(request.parent)
-    method = request.method or ("full" if is_base else "lora")
-    if _METHOD.fullmatch(method) is None:
+    method = request.method or ("full" if is_base else "")
+    if method and _METHOD.fullmatch(method) is None:
         raise invalid(f"method is {method[:80]!r}", 'Write it like "lora", "qlora" or "merge".')
     return CommitRequest(
         parent=request.parent,

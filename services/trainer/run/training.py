@@ -126,10 +126,12 @@ class Training:
     ) -> CommitVersionRequest:
         method, origin = METHODS[self._spec.method.kind].info, base.record.fingerprint.digest
         request = CommitVersionRequest(
-            parent=output, lineage=lineage, request_id=f"{self._settings.job}/commit"
+            parent=output,
+            lineage=lineage,
+            request_id=f"{self._settings.job}/commit",
+            method=method.kind,
         )
         if method.makes_base:
-            request.method = method.kind
             request.lineage.sources.append(f"{base.record.name} {origin}")
         else:
             request.base_fingerprint = origin
