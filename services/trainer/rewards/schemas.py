@@ -7,21 +7,20 @@ keyword's work is counted, because references can double the work with every lev
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import SchemaError
 from jsonschema.validators import extend
 from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from services.trainer.rewards.patterns import Pattern
+from services.trainer.rewards.schema_keywords import counted_keywords
 from services.trainer.rewards.work import TooMuchWorkError, Work
 
-Keyword = Callable[[Any, Any, Any, Any], Iterator[ValidationError] | None]
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _MOST_CHARACTERS = 16 * 1024
 # What these evaluate cannot be counted from outside; $id and $schema would change what is evaluated.
@@ -50,7 +49,7 @@ class Schema:
         contents = _read(text)
         patterns = _check(contents)
         self._work = Work(contents)
-        validator = extend(Draft202012Validator, _keywords(self._work, patterns))
+        validator = extend(Draft202012Validator, counted_keywords(self._work, patterns))
         self._validator = validator(contents, registry=Registry())
         self._check_ends()
 
@@ -152,71 +151,3 @@ def _check_reference(reference: str, registry: Registry[Any], known: set[int]) -
         raise ValueError(f"it refers to {reference!r}, which is not in it") from None
     if not isinstance(target, bool) and id(target) not in known:
         raise ValueError(f"it refers to {reference!r}, which is not a schema")
-
-
-def _keywords(work: Work, patterns: dict[str, Pattern]) -> dict[str, Keyword]:
-    """The draft's keywords, counted, and those that match patterns replaced."""
-    own: dict[str, Keyword] = {
-        "pattern": partial(_pattern, work, patterns),
-        "patternProperties": partial(_pattern_properties, work, patterns),
-        "additionalProperties": partial(_additional_properties, work, patterns),
-        "uniqueItems": _unique_items,
-    }
-    every = {**Draft202012Validator.VALIDATORS, **own}
-    return {name: partial(_counted, work, keyword) for name, keyword in every.items()}
-
-
-def _counted(
-    work: Work, keyword: Keyword, validator: Any, value: Any, instance: Any, schema: Any
-) -> Iterator[ValidationError] | None:
-    work.spend_on(value, instance)
-    return keyword(validator, value, instance, schema)
-
-
-def _matches(work: Work, pattern: Pattern, text: str) -> bool:
-    work.spend_steps(pattern.steps(text))
-    return pattern.is_in(text)
-
-
-def _pattern(
-    work: Work, patterns: dict[str, Pattern], _: Any, value: str, instance: Any, schema: Any
-) -> Iterator[ValidationError]:
-    if isinstance(instance, str) and not _matches(work, patterns[value], instance):
-        yield ValidationError("does not match")
-
-
-def _pattern_properties(
-    work: Work, patterns: dict[str, Pattern], validator: Any, value: Any, instance: Any, _: Any
-) -> Iterator[ValidationError]:
-    if not isinstance(instance, dict):
-        return
-    for text, subschema in value.items():
-        for key, inner in instance.items():
-            if _matches(work, patterns[text], key):
-                yield from validator.descend(inner, subschema)
-
-
-def _additional_properties(
-    work: Work, patterns: dict[str, Pattern], validator: Any, value: Any, instance: Any, schema: Any
-) -> Iterator[ValidationError]:
-    if not isinstance(instance, dict):
-        return
-    for key, inner in instance.items():
-        if key in schema.get("properties", ()):
-            continue
-        if not any(_matches(work, patterns[t], key) for t in schema.get("patternProperties", ())):
-            yield from validator.descend(inner, value)
-
-
-def _unique_items(_: Any, value: bool, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if value and isinstance(instance, list) and len({_key(i) for i in instance}) < len(instance):
-        yield ValidationError("has items that are the same")
-
-
-def _key(value: Any) -> Any:
-    """Something hashable that is the same for values that JSON Schema calls the same."""
-    if isinstance(value, list):
-        return ("list", tuple(_key(item) for item in value))
-    if isinstance(value, dict):
-        return ("object", frozenset((key, _key(item)) for key, item in value.items()))
-    return (isinstance(value, bool), value)

@@ -25,6 +25,7 @@ from services.trainer.methods.lora import Lora
 from services.trainer.preflight.check import check_base
 from services.trainer.run.fused import fuse_lora
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.trainers.group_order import GroupOrder
 from services.trainer.run.trainers.heads import Head
 from services.trainer.spec import parse_spec
 from tests.support.models import make_base
@@ -359,8 +360,6 @@ def test_a_teacher_with_unused_rows_behind_its_vocabulary_is_taken(
 
 
 def test_every_prompt_has_its_turn_and_each_step_is_full() -> None:
-    from services.trainer.run.trainers.grpo import GroupOrder  # TRL warns of vLLM's version.
-
     order = GroupOrder(rows=5, prompts_per_step=2, generations=3, repeats=2, seed=1)
     order.begin_epoch(0)
     rows = list(order)
