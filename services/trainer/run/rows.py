@@ -19,9 +19,6 @@ _EXAMPLES_UNTIL_A_ROW = 10_000
 class RowTokenizer(Protocol):
     """What makes rows of examples."""
 
-    def tokenize(self, examples: Iterable[Example]) -> tuple[list[TokenRow], TokenReport]:
-        """All rows, or an error that says why there are none."""
-
     def iterate(self, examples: Iterable[Example], report: TokenReport) -> Iterator[TokenRow]:
         """The rows, one after the other."""
 
@@ -66,8 +63,9 @@ def prepare_rows(
     """
     tokenizer = tokenizer or example_tokenizer(reading)
     pad_id = pad_token_id(reading)
-    eval_rows = _tokenize(tokenizer, held_out, reading)[0] if held_out else []
-    evaluation = PaddedRows(eval_rows, pad_id) if eval_rows else None
+    evaluation = None
+    if held_out:
+        evaluation = PaddedRows(_tokenize(tokenizer, held_out, reading, "held-out")[0], pad_id)
     if reading.stream is not None:
         figures: dict[str, float] = {}
         return Prepared(_stream(tokenizer, reading, figures), evaluation, 0, None, figures)
@@ -85,11 +83,14 @@ def pad_token_id(reading: Reading) -> int:
 
 
 def _tokenize(
-    tokenizer: RowTokenizer, examples: list[Example], reading: Reading
+    tokenizer: RowTokenizer, examples: list[Example], reading: Reading, kind: str = ""
 ) -> tuple[list[TokenRow], TokenReport]:
-    rows, report = tokenizer.tokenize(examples)
+    report = TokenReport()
+    rows = list(tokenizer.iterate(examples, report))
+    if not rows:
+        raise nothing_to_learn(report, kind)
     for line in report.lines(reading.max_tokens):
-        reading.log(line)
+        reading.log(f"{kind.capitalize()}: {line}" if kind else line)
     return rows, report
 
 

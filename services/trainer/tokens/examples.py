@@ -144,8 +144,8 @@ class ExampleTokenizer:
             yield token_row(example.place, ids, np.ones(len(ids), np.bool_))
 
 
-def nothing_to_learn(report: TokenReport) -> GraftError:
-    """The error of a set of which every row is left out."""
+def nothing_to_learn(report: TokenReport, kind: str = "") -> GraftError:
+    """The error of a set of which every row is left out; kind says which rows, for example "held-out"."""
     reasons = "; ".join(f"{why} ({rows})" for why, rows in report.dropped.items())
     too_long = any("cuts off" in why for why in report.dropped)
     cleaned = any("cleaning." in why for why in report.dropped)
@@ -156,6 +156,6 @@ def nothing_to_learn(report: TokenReport) -> GraftError:
         next_step = "Widen dataset.cleaning.min_length_tokens and max_length_tokens."
     return GraftError(
         Reason.BAD_DATA,
-        f"No row has anything to learn: {reasons or 'there are no rows'}",
+        f"No {kind}{' ' if kind else ''}row has anything to learn: {reasons or 'there are no rows'}",
         next_step=next_step,
     )

@@ -248,6 +248,16 @@ def test_what_the_bounds_left_out_is_in_the_lineage(train: Callable[..., Outcome
     assert left_out + int(commit["lineage"]["dataRows"]) == 48
 
 
+def test_an_evaluation_of_which_nothing_is_left_is_refused_as_such(
+    train: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    path = tmp_path / "eval.jsonl"
+    path.write_text(json.dumps({"instruction": "word " * 3000, "output": "no"}) + "\n", "utf-8")
+    outcome = train(dataset={"eval_sources": [{"path": str(path)}]})
+    assert "No held-out row has anything to learn" in outcome.message
+    assert "eval.jsonl, row 1" in outcome.message
+
+
 def test_a_process_that_only_tokenizes_needs_no_torch(tiny_base: Path) -> None:
     program = (
         "import sys\n"
