@@ -64,8 +64,10 @@ class Publisher:
         self._log = log
         self._check_stop = check_stop
 
-    async def check(self, base: pb.Base, adapter: str) -> None:
+    async def check(self, base: pb.Base, adapter: str) -> str:
         """Makes sure that base and adapter can be what prepare() makes them, before any time is spent.
+
+        Returns the name of the base's version that is trained on; "" where it is none.
 
         Args:
             base: what is trained on.
@@ -75,21 +77,45 @@ class Publisher:
             RegistryRefusedError: they exist and are others.
             GraftError: UNAVAILABLE.
         """
-        await self._patiently(lambda: self._check(base, adapter))
+        return await self._patiently(lambda: self._check(base, adapter))
 
-    async def _check(self, base: pb.Base, adapter: str) -> None:
+    async def _check(self, base: pb.Base, adapter: str) -> str:
+        version = ""
         with suppress(NotFoundError), rpc_errors(_PEER):
-            stored = await self._registry.GetBase(
-                pb.GetBaseRequest(name=base.name), metadata=self._metadata
-            )
-            _check_same(stored, base)
+            version = await self._version_of(base)
         if not adapter:
-            return
+            return version
         with suppress(NotFoundError), rpc_errors(_PEER):
             found = await self._registry.GetAdapter(
                 pb.GetAdapterRequest(name=adapter), metadata=self._metadata
             )
             _check_base(found, base)
+        return version
+
+    async def _version_of(self, base: pb.Base) -> str:
+        """The base's version with that fingerprint; "" for the base as it was recorded first."""
+        stored = await self._registry.GetBase(
+            pb.GetBaseRequest(name=base.name), metadata=self._metadata
+        )
+        wanted = f'fingerprint = "{base.fingerprint.digest}"'
+        request = pb.ListVersionsRequest(parent=base.name, filter=wanted, page_size=1)
+        answer = await self._registry.ListVersions(request, metadata=self._metadata)
+        if not answer.versions:
+            _check_same(stored, base)
+        return answer.versions[0].name if answer.versions else ""
+
+    async def _record(self, base: pb.Base) -> None:
+        """Records a base where neither it nor a version of it is known with that fingerprint."""
+        try:
+            with rpc_errors(_PEER):
+                await self._registry.CreateBase(
+                    pb.CreateBaseRequest(base=base), metadata=self._metadata
+                )
+        except GraftError as error:
+            if error.reason is not Reason.ALREADY_EXISTS:
+                raise
+            with rpc_errors(_PEER):
+                await self._version_of(base)
 
     async def prepare_bases(self, base: pb.Base, result: pb.Base) -> None:
         """Records the base that was trained on, and the one that the result is a version of, where they are new.
@@ -101,10 +127,7 @@ class Publisher:
         await self._patiently(lambda: self._prepare_bases(base, result))
 
     async def _prepare_bases(self, base: pb.Base, result: pb.Base) -> None:
-        with rpc_errors(_PEER):
-            await self._registry.CreateBase(
-                pb.CreateBaseRequest(base=base), metadata=self._metadata
-            )
+        await self._record(base)
         try:
             with rpc_errors(_PEER):
                 await self._registry.GetBase(
@@ -126,10 +149,7 @@ class Publisher:
         await self._patiently(lambda: self._prepare(base, adapter))
 
     async def _prepare(self, base: pb.Base, adapter: str) -> None:
-        with rpc_errors(_PEER):
-            await self._registry.CreateBase(
-                pb.CreateBaseRequest(base=base), metadata=self._metadata
-            )
+        await self._record(base)
         try:
             with rpc_errors(_PEER):
                 found = await self._registry.GetAdapter(

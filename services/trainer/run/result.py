@@ -35,11 +35,21 @@ def store_result(
     """Makes a result of files in partial, which then is folder."""
     del request.files[:]
     request.files.extend(describe_file(partial, partial / name) for name in files)
-    write_atomic(partial / _REQUEST, MessageToJson(request).encode())
+    _write_request(partial, request)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     fsync_folder(folder.parent)
     return Result(folder, request)
+
+
+def add_parent(result: Result, version: str) -> None:
+    """Says which version the result was made from."""
+    result.request.lineage.parent_versions.append(version)
+    _write_request(result.folder, result.request)
+
+
+def _write_request(folder: Path, request: CommitVersionRequest) -> None:
+    write_atomic(folder / _REQUEST, MessageToJson(request).encode())
 
 
 def find_result(folder: Path, spec_json: str, base_fingerprint: str) -> Result | None:

@@ -16,9 +16,29 @@ from services.trainer.run.peft_models import check_finite
 
 _CHECKPOINT = "model.safetensors"
 _SHARD = "4GB"
-# What is not of the weights stays as it was in the base, byte for byte.
-_KEPT = ("*.json", "*.jinja", "*.model", "*.txt")
-_OF_WEIGHTS = ("model.safetensors.index.json",)
+# What of a base is not its weights stays byte for byte as it was.
+_KEPT = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "USE_POLICY.md",
+)
 
 
 def unfreeze(model: Any, frozen: Sequence[str]) -> Any:
@@ -81,7 +101,6 @@ def save(model: Any, base: Path, folder: Path) -> None:
     buffers = {name: one.detach().cpu() for name, one in model.named_buffers()}
     state |= {name: one for name, one in buffers.items() if name in model.state_dict()}
     model.save_pretrained(folder, state_dict=state, max_shard_size=_SHARD)
-    for pattern in _KEPT:
-        for path in base.glob(pattern):
-            if path.name not in _OF_WEIGHTS and path.is_file():
-                shutil.copyfile(path, folder / path.name)
+    for name in _KEPT:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)

@@ -23,7 +23,7 @@ from services.trainer.run.data import read_data, set_opener
 from services.trainer.run.holding import held_data
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
-from services.trainer.run.result import Result, describe, find_result
+from services.trainer.run.result import Result, add_parent, describe, find_result
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
 from services.trainer.spec import JobSpec
@@ -80,21 +80,25 @@ class Worker:
         # A key that cannot be used is refused before any time is spent.
         key = load_key(self._settings.signing_key) if self._settings.signing_key else None
         base = open_base(self._spec.base, self._settings.namespace)
+        parent = ""
         if self._settings.registry_address:
-            self._loop.run(self._check_registry(base))
+            parent = self._loop.run(self._check_registry(base))
         fingerprint = base.record.fingerprint.digest
         result = find_result(self._settings.result_dir, self._spec_json, fingerprint)
         if result is None:
             result = self._train(base)
+            if parent and not self._adapter:
+                # An adapter's base is found by its fingerprint; a base's version has its own.
+                add_parent(result, parent)
         self._reporter.finalizing()
         self._reporter.log(describe(result))
         if not self._settings.registry_address:
             return ""
         return self._loop.run(self._publish(base, result, key)).name
 
-    async def _check_registry(self, base: BaseFolder) -> None:
+    async def _check_registry(self, base: BaseFolder) -> str:
         async with open_channel(self._settings.registry_address) as channel:
-            await self._publisher(channel).check(base.record, self._adapter)
+            return await self._publisher(channel).check(base.record, self._adapter)
 
     def _train(self, base: BaseFolder) -> Result:
         spec, log = self._spec, self._reporter.log

@@ -357,11 +357,22 @@ async def test_a_fully_tuned_model_becomes_a_version_of_a_base(
         again = await asyncio.to_thread(train, registry=server.address, **changed)
         assert again.finished["version"] == version.name
         assert not again.losses
-        further = changed | {"hyperparameters": {"max_steps": 3}}
-        other = {"GRAFT_WORKER_JOB": "namespaces/default/jobs/j2"}
-        second = await asyncio.to_thread(
-            train, "second", registry=server.address, environment=other, **further
-        )
+        children = []
+        for number, parent in ((2, "work"), (3, "job2")):
+            # Trained on what was made before, under its name: the base as recorded, then a version of it.
+            base = {"source": str(tmp_path / parent / "result"), "name": "made"}
+            child = await asyncio.to_thread(
+                train,
+                f"job{number}",
+                registry=server.address,
+                environment={"GRAFT_WORKER_JOB": f"namespaces/default/jobs/j{number}"},
+                **changed | {"base": base},
+            )
+            assert child.code == 0, child.message
+            name = f"{made}/versions/{number}"
+            children.append(await calls.stub.GetVersion(pb.GetVersionRequest(name=name)))
+    parents = [list(child.manifest.lineage.parent_versions) for child in children]
+    assert parents == [[f"{made}/versions/1"], [f"{made}/versions/2"]]
     manifest = version.manifest
     assert (manifest.kind, manifest.method) == (pb.VERSION_KIND_BASE, "full")
     assert (
@@ -370,7 +381,6 @@ async def test_a_fully_tuned_model_becomes_a_version_of_a_base(
     )
     assert list(manifest.lineage.sources) == [f"{origin} {recorded.fingerprint.digest}"]
     assert (manifest.lineage.data_rows, manifest.lineage.metrics["steps"]) == (48, 2)
-    assert second.finished.get("version") == f"{made}/versions/2", second.message
 
 
 @pytest.mark.parametrize(
