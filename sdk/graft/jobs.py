@@ -118,16 +118,23 @@ class Jobs:
         return JobHandle(connection, job.name)
 
     async def upload_data(self, spec: JobSpec) -> None:
-        """Sends a spec's data to the registry; from then on the spec names it by its digest.
+        """Sends a spec's data sets to the registry; from then on the spec names them by their digests.
+
+        Sets on the Hub or in an object store stay where they are: the trainer fetches them.
 
         Raises:
-            GraftError: BAD_DATA, when it is not one file.
+            GraftError: BAD_DATA, when one is not one file.
         """
-        path = _local_file(spec.dataset.path)
-        file = describe_file(path.parent, path)
-        await self._connection.blobs.upload(path, file)
-        spec.dataset.path = ""
-        spec.dataset.blob_digest, spec.dataset.blob_name = file.digest, path.name
+        dataset = spec.dataset
+        alone = () if dataset.sources else (dataset,)
+        for one in (*alone, *dataset.sources, *dataset.eval_sources):
+            if one.blob_digest or "://" in one.path:
+                continue
+            path = _local_file(one.path)
+            file = describe_file(path.parent, path)
+            await self._connection.blobs.upload(path, file)
+            one.path = ""
+            one.blob_digest, one.blob_name = file.digest, path.name
 
     async def list(self, limit: int = 100) -> Sequence[Job]:
         """The newest jobs, newest first."""
@@ -165,6 +172,6 @@ def _local_file(path: str) -> Path:
     raise GraftError(
         Reason.BAD_DATA,
         f"{path or 'The data'} is not a file, so it cannot be uploaded",
-        next_step="Name one .json, .jsonl, .csv or .parquet file.",
+        next_step="Name one .json, .jsonl, .csv, .parquet or .arrow file.",
         path=path,
     )

@@ -168,3 +168,23 @@ async def test_data_for_a_trainer_elsewhere_goes_through_the_blob_store(
             await client.train(data=tmp_path, base="org/model", adapter="bot", upload=True)
     sent = trainer.requests[0].spec.dataset
     assert (sent.path, sent.blob_digest, sent.blob_name) == ("", digest_file(rows), "rows.jsonl")
+
+
+async def test_of_several_sets_those_on_this_machine_are_uploaded(
+    registry_client: graft.Client, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    trainer = FakeTrainer()
+    dataset = {
+        "sources": [{"path": str(rows)}, {"path": "hf://org/set"}],
+        "eval_sources": [{"path": str(rows)}],
+    }
+    async with (
+        serving(trainer=trainer) as address,
+        graft.Client(registry=registry_client.endpoints.registry, trainer=address) as client,
+    ):
+        await client.train({"dataset": dataset}, base="org/model", adapter="bot", upload=True)
+    sent = trainer.requests[0].spec.dataset
+    assert [one.path for one in (*sent.sources, *sent.eval_sources)] == ["", "hf://org/set", ""]
+    assert sent.sources[0].blob_digest == sent.eval_sources[0].blob_digest == digest_file(rows)
