@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from graft.trainer.v1 import plan_pb2 as graft_dot_trainer_dot_v1_dot_plan__pb2
 from graft.trainer.v1 import preflight_pb2 as graft_dot_trainer_dot_v1_dot_preflight__pb2
 from graft.trainer.v1 import trainer_service_pb2 as graft_dot_trainer_dot_v1_dot_trainer__service__pb2
 
@@ -66,6 +67,16 @@ class TrainerServiceStub:
                 request_serializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobRequest.SerializeToString,
                 response_deserializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobResponse.FromString,
                 _registered_method=True)
+        self.PlanJob = channel.unary_stream(
+                '/graft.trainer.v1.TrainerService/PlanJob',
+                request_serializer=graft_dot_trainer_dot_v1_dot_plan__pb2.PlanJobRequest.SerializeToString,
+                response_deserializer=graft_dot_trainer_dot_v1_dot_plan__pb2.PlanJobResponse.FromString,
+                _registered_method=True)
+        self.RecommendJob = channel.unary_stream(
+                '/graft.trainer.v1.TrainerService/RecommendJob',
+                request_serializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobRequest.SerializeToString,
+                response_deserializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -114,6 +125,20 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanJob(self, request, context):
+        """Says what a job would take: parameters, memory, time, and what makes it fit. Starts and stores nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecommendJob(self, request, context):
+        """Finds a method and hyperparameters for a base, some data and hardware. Starts and stores nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +171,16 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ValidateJob,
                     request_deserializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobRequest.FromString,
                     response_serializer=graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobResponse.SerializeToString,
+            ),
+            'PlanJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.PlanJob,
+                    request_deserializer=graft_dot_trainer_dot_v1_dot_plan__pb2.PlanJobRequest.FromString,
+                    response_serializer=graft_dot_trainer_dot_v1_dot_plan__pb2.PlanJobResponse.SerializeToString,
+            ),
+            'RecommendJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.RecommendJob,
+                    request_deserializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobRequest.FromString,
+                    response_serializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +346,60 @@ class TrainerService:
             '/graft.trainer.v1.TrainerService/ValidateJob',
             graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobRequest.SerializeToString,
             graft_dot_trainer_dot_v1_dot_preflight__pb2.ValidateJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/graft.trainer.v1.TrainerService/PlanJob',
+            graft_dot_trainer_dot_v1_dot_plan__pb2.PlanJobRequest.SerializeToString,
+            graft_dot_trainer_dot_v1_dot_plan__pb2.PlanJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecommendJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/graft.trainer.v1.TrainerService/RecommendJob',
+            graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobRequest.SerializeToString,
+            graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

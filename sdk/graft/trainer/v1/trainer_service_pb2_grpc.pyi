@@ -4,6 +4,7 @@ isort:skip_file
 The trainer: jobs that turn a spec into a version in the registry."""
 
 from collections import abc as _abc
+from graft.trainer.v1 import plan_pb2 as _plan_pb2
 from graft.trainer.v1 import preflight_pb2 as _preflight_pb2
 from graft.trainer.v1 import trainer_service_pb2 as _trainer_service_pb2
 from grpc import aio as _aio
@@ -46,6 +47,10 @@ class TrainerServiceStub:
     """Streams a job's events after a sequence number, and ends when the job has ended."""
     ValidateJob: _grpc.UnaryStreamMultiCallable[_preflight_pb2.ValidateJobRequest, _preflight_pb2.ValidateJobResponse]
     """Looks at a job's spec, base and data before anything is trained: preflight. Starts and stores nothing."""
+    PlanJob: _grpc.UnaryStreamMultiCallable[_plan_pb2.PlanJobRequest, _plan_pb2.PlanJobResponse]
+    """Says what a job would take: parameters, memory, time, and what makes it fit. Starts and stores nothing."""
+    RecommendJob: _grpc.UnaryStreamMultiCallable[_plan_pb2.RecommendJobRequest, _plan_pb2.RecommendJobResponse]
+    """Finds a method and hyperparameters for a base, some data and hardware. Starts and stores nothing."""
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -64,6 +69,10 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Streams a job's events after a sequence number, and ends when the job has ended."""
     ValidateJob: _aio.UnaryStreamMultiCallable[_preflight_pb2.ValidateJobRequest, _preflight_pb2.ValidateJobResponse]  # type: ignore[assignment]
     """Looks at a job's spec, base and data before anything is trained: preflight. Starts and stores nothing."""
+    PlanJob: _aio.UnaryStreamMultiCallable[_plan_pb2.PlanJobRequest, _plan_pb2.PlanJobResponse]  # type: ignore[assignment]
+    """Says what a job would take: parameters, memory, time, and what makes it fit. Starts and stores nothing."""
+    RecommendJob: _aio.UnaryStreamMultiCallable[_plan_pb2.RecommendJobRequest, _plan_pb2.RecommendJobResponse]  # type: ignore[assignment]
+    """Finds a method and hyperparameters for a base, some data and hardware. Starts and stores nothing."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Training jobs. A job is a resource (AIP-152), not a long-running operation."""
@@ -115,5 +124,21 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_preflight_pb2.ValidateJobResponse], _abc.AsyncIterator[_preflight_pb2.ValidateJobResponse]]:
         """Looks at a job's spec, base and data before anything is trained: preflight. Starts and stores nothing."""
+
+    @_abc_1.abstractmethod
+    def PlanJob(
+        self,
+        request: _plan_pb2.PlanJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_plan_pb2.PlanJobResponse], _abc.AsyncIterator[_plan_pb2.PlanJobResponse]]:
+        """Says what a job would take: parameters, memory, time, and what makes it fit. Starts and stores nothing."""
+
+    @_abc_1.abstractmethod
+    def RecommendJob(
+        self,
+        request: _plan_pb2.RecommendJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_plan_pb2.RecommendJobResponse], _abc.AsyncIterator[_plan_pb2.RecommendJobResponse]]:
+        """Finds a method and hyperparameters for a base, some data and hardware. Starts and stores nothing."""
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
