@@ -120,7 +120,7 @@ class Plan(_message.Message):
     HARDWARE_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     FITS_FIELD_NUMBER: _builtins.int
-    REMEDY_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
@@ -142,8 +142,10 @@ class Plan(_message.Message):
         """Peak memory while it trains."""
 
     @_builtins.property
-    def remedy(self) -> Global___Remedy:
-        """The cheapest change that makes it fit; unset when it fits, or when nothing helps."""
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """The cheapest changes that together make it fit, in the order in which they are made; none when it fits,
+        and when nothing helps.
+        """
 
     @_builtins.property
     def data(self) -> Global___DataPlan:
@@ -165,15 +167,15 @@ class Plan(_message.Message):
         hardware: Global___Hardware | None = ...,
         memory: Global___MemoryPlan | None = ...,
         fits: _builtins.bool = ...,
-        remedy: Global___Remedy | None = ...,
+        changes: _abc.Iterable[Global___Change] | None = ...,
         data: Global___DataPlan | None = ...,
         time: Global___TimePlan | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
         measured_peak_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "hardware", b"hardware", "memory", b"memory", "remedy", b"remedy", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "hardware", b"hardware", "memory", b"memory", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "fits", b"fits", "hardware", b"hardware", "measured_peak_bytes", b"measured_peak_bytes", "memory", b"memory", "notes", b"notes", "remedy", b"remedy", "time", b"time", "total_parameters", b"total_parameters", "trained_parameters", b"trained_parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "data", b"data", "fits", b"fits", "hardware", b"hardware", "measured_peak_bytes", b"measured_peak_bytes", "memory", b"memory", "notes", b"notes", "time", b"time", "total_parameters", b"total_parameters", "trained_parameters", b"trained_parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,8 +227,9 @@ class MemoryPlan(_message.Message):
     ACTIVATIONS_BYTES_FIELD_NUMBER: _builtins.int
     OVERHEAD_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
-    """All parameters, and other models beside the trained one."""
+    """The base, and other models beside it."""
     gradients_bytes: _builtins.int
     """Gradients of the trained parameters."""
     optimizer_bytes: _builtins.int
@@ -237,6 +240,8 @@ class MemoryPlan(_message.Message):
     """The process' libraries or the device's context, and what allocators keep."""
     total_bytes: _builtins.int
     """All together."""
+    adapter_bytes: _builtins.int
+    """Parameters that the method adds."""
     def __init__(
         self,
         *,
@@ -246,82 +251,79 @@ class MemoryPlan(_message.Message):
         activations_bytes: _builtins.int = ...,
         overhead_bytes: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
+        adapter_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "gradients_bytes", b"gradients_bytes", "optimizer_bytes", b"optimizer_bytes", "overhead_bytes", b"overhead_bytes", "total_bytes", b"total_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations_bytes", b"activations_bytes", "adapter_bytes", b"adapter_bytes", "gradients_bytes", b"gradients_bytes", "optimizer_bytes", b"optimizer_bytes", "overhead_bytes", b"overhead_bytes", "total_bytes", b"total_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemoryPlan: _TypeAlias = MemoryPlan  # noqa: Y015
 
 @_typing.final
-class Remedy(_message.Message):
-    """A change of the spec, or several, that makes a job fit."""
+class Change(_message.Message):
+    """A change of the spec that lowers memory."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CHANGES_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
-    TIME_FACTOR_FIELD_NUMBER: _builtins.int
-    time_factor: _builtins.float
-    """About how much longer the job takes then: 1.3 is 30 % longer."""
+    FITS_FIELD_NUMBER: _builtins.int
+    cost: _builtins.str
+    """What it costs, in words."""
+    fits: _builtins.bool
+    """Whether the job fits then."""
     @_builtins.property
-    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
-        """What to change, the cheapest first."""
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Setting]:
+        """Fields of the spec, with their new values."""
 
     @_builtins.property
     def memory(self) -> Global___MemoryPlan:
-        """Peak memory then."""
+        """Peak memory with it and with those before it."""
 
     def __init__(
         self,
         *,
-        changes: _abc.Iterable[Global___Change] | None = ...,
+        settings: _abc.Iterable[Global___Setting] | None = ...,
+        cost: _builtins.str = ...,
         memory: Global___MemoryPlan | None = ...,
-        time_factor: _builtins.float = ...,
+        fits: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "memory", b"memory", "time_factor", b"time_factor"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Remedy: _TypeAlias = Remedy  # noqa: Y015
-
-@_typing.final
-class Change(_message.Message):
-    """One change of the spec."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FIELD_FIELD_NUMBER: _builtins.int
-    FROM_VALUE_FIELD_NUMBER: _builtins.int
-    TO_VALUE_FIELD_NUMBER: _builtins.int
-    COST_FIELD_NUMBER: _builtins.int
-    field: _builtins.str
-    """Path of the field, for example "hyperparameters.micro_batch_size"."""
-    from_value: _builtins.str
-    """Its value now."""
-    to_value: _builtins.str
-    """Its value then."""
-    cost: _builtins.str
-    """What it costs, in words."""
-    def __init__(
-        self,
-        *,
-        field: _builtins.str = ...,
-        from_value: _builtins.str = ...,
-        to_value: _builtins.str = ...,
-        cost: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "field", b"field", "from_value", b"from_value", "to_value", b"to_value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "fits", b"fits", "memory", b"memory", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class Setting(_message.Message):
+    """A field of the spec with a value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Its path, for example "hyperparameters.micro_batch_size"."""
+    value: _builtins.str
+    """Its value, as YAML has it."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Setting: _TypeAlias = Setting  # noqa: Y015
 
 @_typing.final
 class DataPlan(_message.Message):
