@@ -126,16 +126,57 @@ def test_the_cli_chats_and_says_which_version_answered(
     assert "pirate/versions/1" in json.dumps(answer)
 
 
-@pytest.mark.parametrize("name", ["alpaca_en_demo.json", "glaive_toolcall_en_demo.json"])
+# Every set as it lies there, with what must be said about it beside its name.
+REAL_SETS: dict[str, tuple[str, ...]] = {
+    "alpaca_en_demo.json": (),
+    "alpaca_zh_demo.json": (),
+    "identity.json": (),
+    "glaive_toolcall_en_demo.json": (),
+    "c4_demo.jsonl": ("--objective", "cpt"),
+    "dpo_en_demo.json": ("--objective", "dpo"),
+    "kto_en_demo.json": ("--objective", "kto"),
+}
+
+
+@pytest.fixture(scope="module")
+def real_jobs(stack: Stack, shared_data: Path, example_base: Path) -> dict[str, str]:
+    """A job per set, all started at once: set -> job."""
+    jobs = {}
+    for name, options in REAL_SETS.items():
+        result = stack.graft(
+            "train", shared_data / name, "--base", example_base, "--adapter", _adapter_of(name),
+            "--max-steps", "4", "--max-length", "256", *options, "--detach", "--json",
+        )  # fmt: skip
+        assert result.code == 0, (name, result.err)
+        jobs[name] = result.lines()[0]["job"].rpartition("/")[2]
+    return jobs
+
+
+def _adapter_of(name: str) -> str:
+    return name.partition(".")[0].replace("_", "-")
+
+
+@pytest.mark.parametrize("name", REAL_SETS)
 def test_data_as_people_have_it_goes_the_same_way(
-    name: str, stack: Stack, shared_data: Path, example_base: Path
+    name: str, stack: Stack, real_jobs: dict[str, str]
 ) -> None:
-    adapter = name.split("_")[0]
-    result = stack.graft(
-        "train", shared_data / name, "--base", example_base, "--adapter", adapter,
-        "--max-steps", "6", "--max-length", "512", "--alias", "production", "--json",
-    )  # fmt: skip
-    assert result.code == 0, (result.out[-3000:], result.err)
+    watched = stack.graft("jobs", "watch", real_jobs[name], "--json")
+    assert watched.code == 0, (watched.out[-3000:], watched.err)
+    adapter = _adapter_of(name)
     answer = stack.graft("generate", adapter, "Give three tips", "--max-tokens", "8", "--json")
     assert answer.code == 0, answer.err
     assert f"adapters/{adapter}/versions/1" in answer.out
+
+
+def test_preflight_of_real_data_says_what_is_to_mend(
+    stack: Stack, shared_data: Path, example_base: Path
+) -> None:
+    found = stack.graft(
+        "preflight", shared_data / "identity.json", "--base", example_base, "--json"
+    )
+    assert found.code == 0, found.err
+    report = found.json()
+    assert (report["rows"], report["format"]) == (91, "alpaca")
+    placeholders = [one for one in report["findings"] if one["code"] == "unfilled_placeholders"]
+    assert placeholders[0]["rows"] > 10
+    assert "{{name}}" in placeholders[0]["places"][0]
