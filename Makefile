@@ -9,7 +9,7 @@ PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
 SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
 CODE := sdk services tests bench examples
 
-.PHONY: help install reinstall demo test soak lint format proto check-proto bench lock clean
+.PHONY: help install reinstall demo test soak lint format proto check-proto docs bench lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ proto: install  ## Generate the stubs in sdk/graft from proto/
 
 check-proto: proto  ## Fail when the committed stubs are not what proto/ says
 	@test -z "$$(git status --porcelain proto 'sdk/graft/*_pb2*')" || { git status --porcelain proto 'sdk/graft/*_pb2*'; echo "The stubs differ from proto/: run 'make proto' and commit."; exit 1; }
+
+docs: install  ## Write docs/methods.md again from the code
+	$(BIN)/python -m services.trainer.methods.table
 
 bench: install  ## Ours beside its peers, in one run; writes out/bench/*.json
 	$(BIN)/python -m bench
