@@ -61,6 +61,14 @@ class Report:
         """Records whether a figure that the project promises was reached."""
         self.goals.append((figure, wanted, f"{measured:,.4g}", reached))
 
+    def ratio(self, ours: str, peer: str, figure: str) -> Summary:
+        """The ratio of one figure of two contenders, taken per round; keeps it among the ratios."""
+        summary = Summary.of(
+            [measured[ours][figure] / measured[peer][figure] for measured in self.rounds]
+        )
+        self.ratios.setdefault(f"{ours} / {peer}", {})[figure] = summary
+        return summary
+
     def print(self) -> None:
         """Writes the report for people."""
         print(f"\n== {self.name} ==")
