@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from graft.trainer.v1 import methods_pb2 as graft_dot_trainer_dot_v1_dot_methods__pb2
 from graft.trainer.v1 import plan_pb2 as graft_dot_trainer_dot_v1_dot_plan__pb2
 from graft.trainer.v1 import preflight_pb2 as graft_dot_trainer_dot_v1_dot_preflight__pb2
 from graft.trainer.v1 import trainer_service_pb2 as graft_dot_trainer_dot_v1_dot_trainer__service__pb2
@@ -77,6 +78,11 @@ class TrainerServiceStub:
                 request_serializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobRequest.SerializeToString,
                 response_deserializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobResponse.FromString,
                 _registered_method=True)
+        self.ListMethods = channel.unary_unary(
+                '/graft.trainer.v1.TrainerService/ListMethods',
+                request_serializer=graft_dot_trainer_dot_v1_dot_methods__pb2.ListMethodsRequest.SerializeToString,
+                response_deserializer=graft_dot_trainer_dot_v1_dot_methods__pb2.ListMethodsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -139,6 +145,13 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMethods(self, request, context):
+        """Lists methods, objectives and chat templates, with defaults, their sources and what goes together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +194,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.RecommendJob,
                     request_deserializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobRequest.FromString,
                     response_serializer=graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobResponse.SerializeToString,
+            ),
+            'ListMethods': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMethods,
+                    request_deserializer=graft_dot_trainer_dot_v1_dot_methods__pb2.ListMethodsRequest.FromString,
+                    response_serializer=graft_dot_trainer_dot_v1_dot_methods__pb2.ListMethodsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -400,6 +418,33 @@ class TrainerService:
             '/graft.trainer.v1.TrainerService/RecommendJob',
             graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobRequest.SerializeToString,
             graft_dot_trainer_dot_v1_dot_plan__pb2.RecommendJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMethods(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.trainer.v1.TrainerService/ListMethods',
+            graft_dot_trainer_dot_v1_dot_methods__pb2.ListMethodsRequest.SerializeToString,
+            graft_dot_trainer_dot_v1_dot_methods__pb2.ListMethodsResponse.FromString,
             options,
             channel_credentials,
             insecure,

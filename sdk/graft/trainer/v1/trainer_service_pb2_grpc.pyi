@@ -4,6 +4,7 @@ isort:skip_file
 The trainer: jobs that turn a spec into a version in the registry."""
 
 from collections import abc as _abc
+from graft.trainer.v1 import methods_pb2 as _methods_pb2
 from graft.trainer.v1 import plan_pb2 as _plan_pb2
 from graft.trainer.v1 import preflight_pb2 as _preflight_pb2
 from graft.trainer.v1 import trainer_service_pb2 as _trainer_service_pb2
@@ -51,6 +52,8 @@ class TrainerServiceStub:
     """Says what a job would take: parameters, memory, time, and what makes it fit. Starts and stores nothing."""
     RecommendJob: _grpc.UnaryStreamMultiCallable[_plan_pb2.RecommendJobRequest, _plan_pb2.RecommendJobResponse]
     """Finds a method and hyperparameters for a base, some data and hardware. Starts and stores nothing."""
+    ListMethods: _grpc.UnaryUnaryMultiCallable[_methods_pb2.ListMethodsRequest, _methods_pb2.ListMethodsResponse]
+    """Lists methods, objectives and chat templates, with defaults, their sources and what goes together."""
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -73,6 +76,8 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Says what a job would take: parameters, memory, time, and what makes it fit. Starts and stores nothing."""
     RecommendJob: _aio.UnaryStreamMultiCallable[_plan_pb2.RecommendJobRequest, _plan_pb2.RecommendJobResponse]  # type: ignore[assignment]
     """Finds a method and hyperparameters for a base, some data and hardware. Starts and stores nothing."""
+    ListMethods: _aio.UnaryUnaryMultiCallable[_methods_pb2.ListMethodsRequest, _methods_pb2.ListMethodsResponse]  # type: ignore[assignment]
+    """Lists methods, objectives and chat templates, with defaults, their sources and what goes together."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Training jobs. A job is a resource (AIP-152), not a long-running operation."""
@@ -140,5 +145,13 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_plan_pb2.RecommendJobResponse], _abc.AsyncIterator[_plan_pb2.RecommendJobResponse]]:
         """Finds a method and hyperparameters for a base, some data and hardware. Starts and stores nothing."""
+
+    @_abc_1.abstractmethod
+    def ListMethods(
+        self,
+        request: _methods_pb2.ListMethodsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_methods_pb2.ListMethodsResponse, _abc.Awaitable[_methods_pb2.ListMethodsResponse]]:
+        """Lists methods, objectives and chat templates, with defaults, their sources and what goes together."""
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
