@@ -18,8 +18,9 @@ from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling, engine_dead
 from services.inference.metrics import InferenceMetrics, VersionSeries
 from services.inference.pace import Pace
-from services.inference.prompts import Prompt, Prompts
+from services.inference.prompts import Conversation, Prompt, Prompts
 from services.inference.residency import Residency
+from services.inference.residents import Resident
 from services.inference.router import Router
 
 
@@ -112,6 +113,14 @@ class Answer:
                 series.per_token.observe(passed_s / (self.completion_tokens - 1))
 
 
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    prompt_token_ids: Sequence[int]
+    sampling: Sampling
+    version: AdapterVersion | None
+    resident: Resident | None
+
+
 class Answers:
     """Admits requests."""
 
@@ -141,22 +150,19 @@ class Answers:
         try:
             if not self._engine.healthy:
                 raise engine_dead()
-            prompt_token_ids = await self._prompts.token_ids(question.prompt)
-            sampling = self._complete(question.sampling, len(prompt_token_ids))
-            # Last: what a name means now is what is taken, with nothing to wait for in between.
-            version = await self._router.resolve(question.model)
-            resident = None if version is None else await self._residency.acquire(version)
+            admitted = await self._admit(question)
         except GraftError as error:
             self._metrics.refusals.labels(error.reason.value).inc()
             raise
+        version, resident = admitted.version, admitted.resident
         series = self._metrics.series(*_labels(self._base, version))
         series.in_flight.inc()
         try:
             yield Answer(
                 self._engine,
                 Provenance(self._base, version),
-                prompt_token_ids,
-                sampling,
+                admitted.prompt_token_ids,
+                admitted.sampling,
                 None if resident is None else resident.adapter,
                 series,
                 self._pace,
@@ -166,6 +172,34 @@ class Answers:
             series.in_flight.dec()
             if resident is not None:
                 self._residency.release(resident)
+
+    async def _admit(self, question: Question) -> _Admitted:
+        prompt = question.prompt
+        if isinstance(prompt, Conversation):
+            return await self._admit_conversation(question, prompt)
+        prompt_token_ids = await self._prompts.token_ids(prompt)
+        sampling = self._complete(question.sampling, len(prompt_token_ids))
+        # Last: what a name means now is what is taken, with nothing to wait for in between.
+        version, resident = await self._take(question.model)
+        return _Admitted(prompt_token_ids, sampling, version, resident)
+
+    async def _admit_conversation(self, question: Question, prompt: Conversation) -> _Admitted:
+        """Takes the version first: the template is its own, as its weights are."""
+        self._prompts.check_conversation(prompt)
+        version, resident = await self._take(question.model)
+        try:
+            template = None if resident is None else resident.template
+            prompt_token_ids = await self._prompts.token_ids(prompt, template)
+            sampling = self._complete(question.sampling, len(prompt_token_ids))
+        except BaseException:
+            if resident is not None:
+                self._residency.release(resident)
+            raise
+        return _Admitted(prompt_token_ids, sampling, version, resident)
+
+    async def _take(self, model: str) -> tuple[AdapterVersion | None, Resident | None]:
+        version = await self._router.resolve(model)
+        return version, None if version is None else await self._residency.acquire(version)
 
     def _complete(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         limits = self._engine.limits

@@ -21,6 +21,8 @@ from services.inference.domain import AdapterFile, AdapterVersion
 from services.inference.fitness import unusable
 from services.inference.metrics import InferenceMetrics
 from services.inference.registry.base import Registry
+from services.inference.templates import FILE as TEMPLATE
+from services.inference.templates import MAX_BYTES, ChatTemplate
 
 # Nothing else of a version comes near the engine.
 _NEEDED = ("adapter_config.json", "adapter_model.safetensors")
@@ -100,12 +102,39 @@ def read_config(version: AdapterVersion, folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_template(version: AdapterVersion, folder: Path) -> ChatTemplate | None:
+    """The chat template that a version brings, from its folder; None where the base's own is meant.
+
+    Raises:
+        GraftError: ADAPTER_UNUSABLE.
+    """
+    if not brings_template(version):
+        return None
+    try:
+        text = (folder / TEMPLATE).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise unusable(version, f"its {TEMPLATE} is not UTF-8 ({error})") from None
+    return ChatTemplate(version.name, text)
+
+
+def brings_template(version: AdapterVersion) -> bool:
+    """Whether its conversations are rendered with a template of its own."""
+    return any(file.path == TEMPLATE for file in version.files)
+
+
 def _needed_files(version: AdapterVersion) -> list[AdapterFile]:
     by_path = {file.path: file for file in version.files}
     missing = [path for path in _NEEDED if path not in by_path]
     if missing:
         raise unusable(version, f"it has no {missing[0]}")
-    return [by_path[path] for path in _NEEDED]
+    template = by_path.get(TEMPLATE)
+    if template is None:
+        return [by_path[path] for path in _NEEDED]
+    if template.size_bytes > MAX_BYTES:
+        raise unusable(
+            version, f"its {TEMPLATE} has {template.size_bytes} bytes, and {MAX_BYTES} are allowed"
+        )
+    return [*(by_path[path] for path in _NEEDED), template]
 
 
 def _is_right(folder: Path, files: list[AdapterFile]) -> bool:

@@ -15,6 +15,7 @@ from graft.errors import GraftError, Reason
 
 from services.inference.domain import Base
 from services.inference.engines.base import Engine
+from services.inference.templates import ChatTemplate
 
 # About 10 ms of tokenizing, and a hundred times what a thread costs.
 LONG_BYTES = 16_384
@@ -41,15 +42,20 @@ class Prompts:
         self._engine, self._base = engine, base
         self._threads = asyncio.Semaphore(_MAX_THREADS)
 
-    async def token_ids(self, prompt: Prompt) -> Sequence[int]:
+    async def token_ids(
+        self, prompt: Prompt, template: ChatTemplate | None = None
+    ) -> Sequence[int]:
         """What the engine continues: at least one id, with room for one more after them.
+
+        Args:
+            template: renders a conversation in the place of the base's own.
 
         Raises:
             GraftError: INVALID_REQUEST, PROMPT_TOO_LONG.
         """
         if isinstance(prompt, Conversation):
-            self._check_characters(sum(len(message["content"]) for message in prompt.messages))
-            ids = await self._tokenize(prompt, prompt.size_bytes)
+            self.check_conversation(prompt)
+            ids = await self._converse(prompt, template)
         elif isinstance(prompt, str):
             self._check_characters(len(prompt))
             ids = await self._tokenize(prompt, len(prompt))
@@ -74,23 +80,49 @@ class Prompts:
         if count >= self._engine.limits.max_context_tokens:
             raise self._too_long(f"{count} messages")
 
-    async def _tokenize(self, prompt: str | Conversation, size_bytes: int) -> Sequence[int]:
-        if size_bytes <= LONG_BYTES:
-            return self._token_ids(prompt)
-        async with self._threads:
-            return await asyncio.to_thread(self._token_ids, prompt)
+    def check_conversation(self, conversation: Conversation) -> None:
+        """Refuses what cannot fit however it is rendered.
 
-    def _token_ids(self, prompt: str | Conversation) -> Sequence[int]:
-        if isinstance(prompt, str):
-            return self._engine.tokenize(prompt, special_tokens=True) if prompt else ()
-        text = self._engine.render_chat(prompt.messages, prompt.tools)
+        Raises:
+            GraftError: PROMPT_TOO_LONG.
+        """
+        self._check_characters(sum(len(message["content"]) for message in conversation.messages))
+
+    async def _tokenize(self, text: str, size_bytes: int) -> Sequence[int]:
+        if not text:
+            return ()
+        if size_bytes <= LONG_BYTES:
+            return self._engine.tokenize(text, special_tokens=True)
+        async with self._threads:
+            return await asyncio.to_thread(self._engine.tokenize, text, special_tokens=True)
+
+    async def _converse(
+        self, conversation: Conversation, template: ChatTemplate | None
+    ) -> Sequence[int]:
+        if conversation.size_bytes <= LONG_BYTES and template is None:
+            return self._render(conversation, template)
+        # What an adapter's template does, and for how long, is not known here.
+        async with self._threads:
+            return await asyncio.to_thread(self._render, conversation, template)
+
+    def _render(self, conversation: Conversation, template: ChatTemplate | None) -> Sequence[int]:
+        messages, tools = conversation.messages, conversation.tools
+        if template is None:
+            text = self._engine.render_chat(messages, tools)
+        else:
+            special_tokens = self._engine.special_tokens
+            text = template.render(messages, tools, special_tokens, self._max_characters)
         self._check_characters(len(text))
         # The template writes the special tokens itself.
         return self._engine.tokenize(text, special_tokens=False)
 
-    def _check_characters(self, count: int) -> None:
+    @property
+    def _max_characters(self) -> int:
         limits = self._engine.limits
-        if count > limits.max_token_characters * (limits.max_context_tokens - 1):
+        return limits.max_token_characters * (limits.max_context_tokens - 1)
+
+    def _check_characters(self, count: int) -> None:
+        if count > self._max_characters:
             raise self._too_long(f"{count} characters")
 
     def _check_vocabulary(self, ids: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from graft.errors import GraftError, Reason
 
 from services.common.logs import get_logger
-from services.inference.cache import AdapterCache, read_config
+from services.inference.cache import AdapterCache, read_config, read_template
 from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Engine, EngineAdapter
 from services.inference.failures import Failure, Failures, anew
@@ -147,6 +147,7 @@ class Residency:
                 await self._trust.check(version)
             folder = await self._cache.take(version)
             check_config(version, read_config(version, folder), limits)
+            resident.template = await asyncio.to_thread(read_template, version, folder)
             await self._take_slot()
             name = f"{version.adapter_id}@{version.digest}"
             resident.adapter = EngineAdapter(resident.number, name, folder)

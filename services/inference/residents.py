@@ -9,6 +9,7 @@ from enum import Enum
 
 from services.inference.domain import AdapterVersion
 from services.inference.engines.base import EngineAdapter
+from services.inference.templates import ChatTemplate
 
 
 class State(Enum):
@@ -22,7 +23,10 @@ class State(Enum):
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """One load of one version; in_flight counts requests on it and those that wait for its load."""
+    """One load of one version; in_flight counts requests on it and those that wait for its load.
+
+    template, once it is loaded, is what its conversations are rendered with; None is the base's own.
+    """
 
     version: AdapterVersion
     number: int
@@ -32,6 +36,7 @@ class Resident:
     used: int = 0
     drain_began_s: float = 0.0
     adapter: EngineAdapter | None = None
+    template: ChatTemplate | None = None
 
 
 class Slots:

@@ -182,6 +182,11 @@ class Engine(ABC):
             GraftError: INVALID_REQUEST when the base has no template or the template refuses.
         """
 
+    @property
+    @abstractmethod
+    def special_tokens(self) -> Mapping[str, str]:
+        """What chat templates know of the tokenizer: "eos_token", "bos_token" and others, once it has started."""
+
     @abstractmethod
     def unfinished(self) -> int:
         """Requests that the engine still works on."""

@@ -164,6 +164,10 @@ class FakeEngine(Engine):
         lines += [f"{message['role']}: {message['content']}" for message in messages]
         return "\n".join([*lines, "assistant: "])
 
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        return {"bos_token": "<s>", "eos_token": "</s>"}
+
     def unfinished(self) -> int:
         return len(self._unfinished)
 

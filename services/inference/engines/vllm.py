@@ -177,6 +177,11 @@ class VllmEngine(Engine):
         assert self._tokenizer is not None, "the engine has not started"
         return self._tokenizer.render_chat(messages, tools)
 
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        assert self._tokenizer is not None, "the engine has not started"
+        return self._tokenizer.special_tokens
+
     def unfinished(self) -> int:
         return (
             0

@@ -23,6 +23,7 @@ class BaseTokenizer:
         self._tokenizer = tokenizer
         # A byte-level token has a character per byte, any other one per character of its text.
         self.max_token_characters = max(map(len, tokenizer.get_vocab()))
+        self.special_tokens: dict[str, str] = dict(tokenizer.special_tokens_map)
 
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
         """Token ids of a text."""
