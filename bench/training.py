@@ -8,7 +8,6 @@ it a set that lies beside the project is taken, and where there is none, rows of
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
 import tempfile
@@ -38,6 +37,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from bench.alpaca import alpaca_file, real_file
 from bench.harness import Measurement, Report, compare
 from services.trainer.formats import Example, load_examples
 from services.trainer.methods import Lora, Setting
@@ -58,7 +58,6 @@ _TEMPLATE = (
     "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>"
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_BESIDE = Path(__file__).parents[2] / "shared/data/alpaca_en_demo.json"
 _VOCABULARY = 8192
 _MAX_TOKENS = 512
 _BATCH = 8
@@ -102,13 +101,11 @@ class _Bench:
     rows: int
 
     def __post_init__(self) -> None:
-        named = os.environ.get("GRAFT_BENCH_DATA", "")
-        path = Path(named) if named else _BESIDE
-        self.real_rows = bool(named) or path.is_file()
+        self.real_rows = real_file() is not None
         # Removed with the bench, so it must be kept.
         self._temporary = tempfile.TemporaryDirectory(prefix="graft-bench-")
         self._folder = Path(self._temporary.name)
-        data = path if self.real_rows else _made_up(self._folder / "rows.json")
+        data = alpaca_file(self._folder)
         examples = load_examples(data, "alpaca").rows
         self.tokenizer = _tokenizer(examples)
         picked = random.Random(0).sample(examples, min(self.rows, len(examples)))
@@ -291,21 +288,3 @@ def _tokenizer(examples: list[Example]) -> Any:
         eos_token="<|im_end|>",
         chat_template=_TEMPLATE,
     )
-
-
-def _made_up(path: Path) -> Path:
-    """Rows of made-up words whose lengths spread as those of instruction data do."""
-    draw = random.Random(0)
-    words = [
-        "".join(draw.choices("abcdefghijklmnoprstuvw", k=draw.randint(2, 9))) for _ in range(3000)
-    ]
-    rows = [
-        {
-            "instruction": " ".join(draw.choices(words, k=draw.randint(5, 25))),
-            "input": "",
-            "output": " ".join(draw.choices(words, k=max(3, int(draw.lognormvariate(4.3, 0.9))))),
-        }
-        for _ in range(1000)
-    ]
-    path.write_text(json.dumps(rows), "utf-8")
-    return path
