@@ -15,7 +15,7 @@ from graft.common.v1 import common_pb2
 from graft.digests import canonical_json, digest_bytes
 from graft.errors import GraftError, Reason
 from graft.names import job_name, parse_name
-from graft.trainer.v1 import job_spec_pb2, preflight_pb2, worker_service_pb2
+from graft.trainer.v1 import job_spec_pb2, plan_pb2, preflight_pb2, worker_service_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from services.trainer import session
@@ -33,6 +33,7 @@ from services.trainer.jobs import (
     StateChanged,
 )
 from services.trainer.lifecycle import now
+from services.trainer.plan.accelerators import find_accelerator
 from services.trainer.spec import JobSpec, parse_spec
 from services.trainer.states import FailureCause, JobState
 from services.trainer.store.base import RequestKey
@@ -107,6 +108,36 @@ def survey_update(update: Mapping[str, Any]) -> preflight_pb2.ValidateJobRespons
     field = "report" if "result" in update else "progress"
     value = update.get("result", update.get("progress"))
     return json_format.ParseDict({field: value}, preflight_pb2.ValidateJobResponse())
+
+
+def plan_request(
+    request: plan_pb2.PlanJobRequest | plan_pb2.RecommendJobRequest,
+) -> tuple[str, str]:
+    """The spec, checked, and the accelerator that it is planned for; "" for the trainer's own hardware.
+
+    Raises:
+        GraftError: INVALID_NAME, INVALID_SPEC; INVALID_REQUEST for an accelerator that is not in the table.
+    """
+    parent_namespace(request.parent)
+    parse_spec(request.spec)
+    accelerator = request.accelerator.strip()
+    if accelerator.lower() in ("", "cpu"):
+        return canonical_json(request.spec).decode(), accelerator.lower()
+    return canonical_json(request.spec).decode(), find_accelerator(accelerator).name
+
+
+def plan_update(update: Mapping[str, Any]) -> plan_pb2.PlanJobResponse:
+    """What a planner's process says of a plan."""
+    field = "plan" if "result" in update else "progress"
+    value = update.get("result", update.get("progress"))
+    return json_format.ParseDict({field: value}, plan_pb2.PlanJobResponse())
+
+
+def recommend_update(update: Mapping[str, Any]) -> plan_pb2.RecommendJobResponse:
+    """What a planner's process says of a recommendation."""
+    field = "recommendation" if "result" in update else "progress"
+    value = update.get("result", update.get("progress"))
+    return json_format.ParseDict({field: value}, plan_pb2.RecommendJobResponse())
 
 
 def parent_namespace(parent: str) -> str:

@@ -23,6 +23,7 @@ from services.trainer.launchers.base import Launcher
 from services.trainer.launchers.local import LocalLauncher
 from services.trainer.launches import Launches
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.plan.process import Planning
 from services.trainer.preflight import Preflight, ProcessPreflight
 from services.trainer.preflight.process import Surveyor
 from services.trainer.scheduler import Scheduler
@@ -118,7 +119,12 @@ class TrainerServer:
             self._journal, self._supervisor, self._preflight, slots, wake, self._metrics
         )
         surveyor = Surveyor(settings.preflight_timeout_s, settings.registry_address)
-        trainer = TrainerServicer(self._journal, self._scheduler, self._supervisor, surveyor, wake)
+        plans = Planning(
+            settings.preflight_timeout_s, settings.registry_address, settings.accelerator
+        )
+        trainer = TrainerServicer(
+            self._journal, self._scheduler, self._supervisor, surveyor, plans, wake
+        )
         add_TrainerServiceServicer_to_server(trainer, self._server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(self._supervisor), self._server.grpc)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from graft.errors import GraftError, Reason
-from graft.trainer.v1 import preflight_pb2
+from graft.trainer.v1 import plan_pb2, preflight_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from graft.trainer.v1.worker_service_pb2 import SessionRequest, SessionResponse
@@ -17,6 +17,7 @@ from services.common.interceptors import Context
 from services.trainer import convert, lifecycle
 from services.trainer.jobs import Report
 from services.trainer.journal import Journal
+from services.trainer.plan.process import Planning
 from services.trainer.preflight.process import Surveyor
 from services.trainer.scheduler import Scheduler
 from services.trainer.supervisor import Supervisor
@@ -30,6 +31,7 @@ class TrainerServicer(TrainerServiceServicer):
         scheduler: stops the check of a cancelled job.
         supervisor: stops the worker of a cancelled job.
         surveyor: looks at data.
+        plans: makes plans and recommendations.
         wake: tells the scheduler of a new job.
     """
 
@@ -39,12 +41,14 @@ class TrainerServicer(TrainerServiceServicer):
         scheduler: Scheduler,
         supervisor: Supervisor,
         surveyor: Surveyor,
+        plans: Planning,
         wake: asyncio.Event,
     ) -> None:
         self._journal = journal
         self._scheduler = scheduler
         self._supervisor = supervisor
         self._surveyor = surveyor
+        self._plans = plans
         self._wake = wake
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
@@ -93,6 +97,26 @@ class TrainerServicer(TrainerServiceServicer):
         async with aclosing(self._surveyor.survey(spec_json, examples)) as updates:
             async for update in updates:
                 yield convert.survey_update(update)
+
+    async def PlanJob(
+        self, request: plan_pb2.PlanJobRequest, context: Context
+    ) -> AsyncIterator[plan_pb2.PlanJobResponse]:
+        """Plans a job; ends with the plan."""
+        spec_json, accelerator = convert.plan_request(request)
+        made = self._plans.run("plan", spec_json, accelerator, probe=not request.no_probe)
+        async with aclosing(made) as updates:
+            async for update in updates:
+                yield convert.plan_update(update)
+
+    async def RecommendJob(
+        self, request: plan_pb2.RecommendJobRequest, context: Context
+    ) -> AsyncIterator[plan_pb2.RecommendJobResponse]:
+        """Chooses for a base, data and a machine; ends with the recommendation."""
+        spec_json, accelerator = convert.plan_request(request)
+        made = self._plans.run("recommend", spec_json, accelerator, probe=False)
+        async with aclosing(made) as updates:
+            async for update in updates:
+                yield convert.recommend_update(update)
 
 
 class WorkerServicer(WorkerServiceServicer):

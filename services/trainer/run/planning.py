@@ -1,0 +1,101 @@
+"""python -m services.trainer.run.planning plan|recommend: a request as JSON on standard input, JSON lines out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from graft.trainer.v1 import job_spec_pb2
+
+from services.trainer.objectives import OBJECTIVES
+from services.trainer.plan.convert import as_json, plan_message
+from services.trainer.plan.recommend import recommend
+from services.trainer.run.data import Data, read_data
+from services.trainer.side_process import serve_aside
+from services.trainer.sources import SetOpener
+from services.trainer.spec import JobSpec, parse_spec
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def main(arguments: list[str]) -> None:
+    """Does what the first argument says."""
+    serve_aside(_plan if arguments[0] == "plan" else _recommend)
+
+
+def _plan(request_json: str, progress: Report) -> dict[str, Any]:
+    from services.trainer.run import plan
+
+    request = json.loads(request_json)
+    spec = parse_spec(_message(request))
+    hardware = plan.find_hardware(request["accelerator"], request["memory_bytes"])
+    with tempfile.TemporaryDirectory(prefix="graft-plan-") as folder:
+        data = _read(spec, request, Path(folder), progress)
+        made = plan.make_plan(
+            spec,
+            hardware,
+            data,
+            lambda stage: progress({"stage": stage}),
+            with_probe=not request["skip_probe"],
+        )
+    return as_json(plan_message(made))
+
+
+def _recommend(request_json: str, progress: Report) -> dict[str, Any]:
+    from services.trainer.run import plan
+
+    request = json.loads(request_json)
+    message = _message(request)
+    hardware = plan.find_hardware(request["accelerator"], request["memory_bytes"])
+
+    def say(stage: str) -> None:
+        progress({"stage": stage})
+
+    given = job_spec_pb2.JobSpec(
+        base=job_spec_pb2.BaseSpec(source=message.base.source, name=message.base.name),
+        dataset=message.dataset,
+        objective=message.objective,
+        output=message.output,
+        seed=message.seed,
+    )
+    # Lengths are looked at before anything is cut.
+    given.hyperparameters.max_length_tokens = 1_000_000
+    given.hyperparameters.packing = False
+    spec = parse_spec(given)
+    with tempfile.TemporaryDirectory(prefix="graft-plan-") as folder:
+        data = _read(spec, request, Path(folder), progress)
+        say("tokenizing")
+        figures = plan.data_figures(spec, plan.prepare(spec, data, say))
+        own = plan.own_bytes(hardware)
+
+        def estimate(chosen: JobSpec, known: Any) -> Any:
+            return plan.Planner(chosen, hardware, known, own).memory(chosen)
+
+        say("choosing")
+        found = recommend(given, figures, hardware, estimate)
+        chosen = parse_spec(found.spec)
+        made = plan.make_plan(chosen, hardware, data, say, with_probe=False)
+    found.plan.CopyFrom(plan_message(made))
+    return as_json(found)
+
+
+def _message(request: dict[str, Any]) -> job_spec_pb2.JobSpec:
+    return json_format.Parse(request["spec_json"], job_spec_pb2.JobSpec())
+
+
+def _read(spec: JobSpec, request: dict[str, Any], folder: Path, progress: Report) -> Data:
+    def log(line: str) -> None:
+        progress({"stage": line})
+
+    opener = SetOpener.usual(folder, log, request["registry_address"], "plan", asyncio.run)
+    return read_data(spec.dataset, OBJECTIVES[spec.objective.kind].info, spec.seed, opener, log)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
