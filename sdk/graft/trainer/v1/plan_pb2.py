@@ -25,31 +25,39 @@ _sym_db = _symbol_database.Default()
 from graft.trainer.v1 import job_spec_pb2 as graft_dot_trainer_dot_v1_dot_job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgraft/trainer/v1/plan.proto\x12\x10graft.trainer.v1\x1a\x1fgraft/trainer/v1/job_spec.proto\"\x88\x01\n\x0ePlanJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x12\n\nskip_probe\x18\x05 \x01(\x08\"w\n\x0fPlanJobResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.graft.trainer.v1.PlanProgressH\x00\x12&\n\x04plan\x18\x02 \x01(\x0b\x32\x16.graft.trainer.v1.PlanH\x00\x42\x08\n\x06update\"\x1d\n\x0cPlanProgress\x12\r\n\x05stage\x18\x01 \x01(\t\"\x8a\x03\n\x04Plan\x12\x0c\n\x04\x66its\x18\x01 \x01(\x08\x12\x1a\n\x12trained_parameters\x18\x02 \x01(\x03\x12\x18\n\x10total_parameters\x18\x03 \x01(\x03\x12/\n\x06memory\x18\x04 \x01(\x0b\x32\x1f.graft.trainer.v1.PlannedMemory\x12\x10\n\x08hardware\x18\x05 \x01(\t\x12\x17\n\x0f\x61vailable_bytes\x18\x06 \x01(\x03\x12\x0c\n\x04rows\x18\x07 \x01(\x03\x12\x0e\n\x06tokens\x18\x08 \x01(\x03\x12\x16\n\x0elongest_tokens\x18\t \x01(\x03\x12\x13\n\x0btotal_steps\x18\n \x01(\x03\x12\x19\n\x11tokens_per_second\x18\x0b \x01(\x01\x12\x0f\n\x07seconds\x18\x0c \x01(\x01\x12\x13\n\x0btime_source\x18\r \x01(\t\x12\x18\n\x10probe_peak_bytes\x18\x0e \x01(\x03\x12-\n\x07\x63hanges\x18\x0f \x03(\x0b\x32\x1c.graft.trainer.v1.PlanChange\x12\r\n\x05notes\x18\x10 \x03(\t\"\xb7\x01\n\rPlannedMemory\x12\x15\n\rweights_bytes\x18\x01 \x01(\x03\x12\x15\n\radapter_bytes\x18\x02 \x01(\x03\x12\x17\n\x0fgradients_bytes\x18\x03 \x01(\x03\x12\x17\n\x0foptimizer_bytes\x18\x04 \x01(\x03\x12\x19\n\x11\x61\x63tivations_bytes\x18\x05 \x01(\x03\x12\x16\n\x0eoverhead_bytes\x18\x06 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x03\"i\n\nPlanChange\x12\x0e\n\x06\x66ields\x18\x01 \x03(\t\x12\x0c\n\x04\x63ost\x18\x02 \x01(\t\x12/\n\x06memory\x18\x03 \x01(\x0b\x32\x1f.graft.trainer.v1.PlannedMemory\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\"y\n\x13RecommendJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\"\x90\x01\n\x14RecommendJobResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.graft.trainer.v1.PlanProgressH\x00\x12:\n\x0erecommendation\x18\x02 \x01(\x0b\x32 .graft.trainer.v1.RecommendationH\x00\x42\x08\n\x06update\"\x8a\x01\n\x0eRecommendation\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12)\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x18.graft.trainer.v1.Choice\x12$\n\x04plan\x18\x03 \x01(\x0b\x32\x16.graft.trainer.v1.Plan\"C\n\x06\x43hoice\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgraft/trainer/v1/plan.proto\x12\x10graft.trainer.v1\x1a\x1fgraft/trainer/v1/job_spec.proto\"p\n\x0ePlanJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x03 \x01(\t\x12\x10\n\x08no_probe\x18\x04 \x01(\x08\"w\n\x0fPlanJobResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.graft.trainer.v1.PlanProgressH\x00\x12&\n\x04plan\x18\x02 \x01(\x0b\x32\x16.graft.trainer.v1.PlanH\x00\x42\x08\n\x06update\"\x1d\n\x0cPlanProgress\x12\r\n\x05stage\x18\x01 \x01(\t\"\xd1\x02\n\x04Plan\x12\x1a\n\x12trained_parameters\x18\x01 \x01(\x03\x12\x18\n\x10total_parameters\x18\x02 \x01(\x03\x12,\n\x08hardware\x18\x03 \x01(\x0b\x32\x1a.graft.trainer.v1.Hardware\x12,\n\x06memory\x18\x04 \x01(\x0b\x32\x1c.graft.trainer.v1.MemoryPlan\x12\x0c\n\x04\x66its\x18\x05 \x01(\x08\x12)\n\x07\x63hanges\x18\x06 \x03(\x0b\x32\x18.graft.trainer.v1.Change\x12(\n\x04\x64\x61ta\x18\x07 \x01(\x0b\x32\x1a.graft.trainer.v1.DataPlan\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.graft.trainer.v1.TimePlan\x12\r\n\x05notes\x18\t \x03(\t\x12\x1b\n\x13measured_peak_bytes\x18\n \x01(\x03\"L\n\x08Hardware\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04here\x18\x03 \x01(\x08\x12\x0e\n\x06source\x18\x04 \x01(\t\"\xb4\x01\n\nMemoryPlan\x12\x15\n\rweights_bytes\x18\x01 \x01(\x03\x12\x17\n\x0fgradients_bytes\x18\x02 \x01(\x03\x12\x17\n\x0foptimizer_bytes\x18\x03 \x01(\x03\x12\x19\n\x11\x61\x63tivations_bytes\x18\x04 \x01(\x03\x12\x16\n\x0eoverhead_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12\x15\n\radapter_bytes\x18\x07 \x01(\x03\"\x7f\n\x06\x43hange\x12+\n\x08settings\x18\x01 \x03(\x0b\x32\x19.graft.trainer.v1.Setting\x12\x0c\n\x04\x63ost\x18\x02 \x01(\t\x12,\n\x06memory\x18\x03 \x01(\x0b\x32\x1c.graft.trainer.v1.MemoryPlan\x12\x0c\n\x04\x66its\x18\x04 \x01(\x08\"\'\n\x07Setting\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x90\x01\n\x08\x44\x61taPlan\x12\x0c\n\x04rows\x18\x01 \x01(\x03\x12\x11\n\tsequences\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\x16\n\x0elongest_tokens\x18\x04 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x05 \x01(\x03\x12\x14\n\x0ctotal_tokens\x18\x06 \x01(\x03\x12\x10\n\x08measured\x18\x07 \x01(\x08\"f\n\x08TimePlan\x12\x19\n\x11tokens_per_second\x18\x01 \x01(\x01\x12\x18\n\x10seconds_per_step\x18\x02 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x03 \x01(\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\"c\n\x13RecommendJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x03 \x01(\t\"\x90\x01\n\x14RecommendJobResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.graft.trainer.v1.PlanProgressH\x00\x12:\n\x0erecommendation\x18\x02 \x01(\x0b\x32 .graft.trainer.v1.RecommendationH\x00\x42\x08\n\x06update\"\x8a\x01\n\x0eRecommendation\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12)\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x18.graft.trainer.v1.Choice\x12$\n\x04plan\x18\x03 \x01(\x0b\x32\x16.graft.trainer.v1.Plan\"C\n\x06\x43hoice\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.trainer.v1.plan_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLANJOBREQUEST']._serialized_start=83
-  _globals['_PLANJOBREQUEST']._serialized_end=219
-  _globals['_PLANJOBRESPONSE']._serialized_start=221
-  _globals['_PLANJOBRESPONSE']._serialized_end=340
-  _globals['_PLANPROGRESS']._serialized_start=342
-  _globals['_PLANPROGRESS']._serialized_end=371
-  _globals['_PLAN']._serialized_start=374
-  _globals['_PLAN']._serialized_end=768
-  _globals['_PLANNEDMEMORY']._serialized_start=771
-  _globals['_PLANNEDMEMORY']._serialized_end=954
-  _globals['_PLANCHANGE']._serialized_start=956
-  _globals['_PLANCHANGE']._serialized_end=1061
-  _globals['_RECOMMENDJOBREQUEST']._serialized_start=1063
-  _globals['_RECOMMENDJOBREQUEST']._serialized_end=1184
-  _globals['_RECOMMENDJOBRESPONSE']._serialized_start=1187
-  _globals['_RECOMMENDJOBRESPONSE']._serialized_end=1331
-  _globals['_RECOMMENDATION']._serialized_start=1334
-  _globals['_RECOMMENDATION']._serialized_end=1472
-  _globals['_CHOICE']._serialized_start=1474
-  _globals['_CHOICE']._serialized_end=1541
+  _globals['_PLANJOBREQUEST']._serialized_start=82
+  _globals['_PLANJOBREQUEST']._serialized_end=194
+  _globals['_PLANJOBRESPONSE']._serialized_start=196
+  _globals['_PLANJOBRESPONSE']._serialized_end=315
+  _globals['_PLANPROGRESS']._serialized_start=317
+  _globals['_PLANPROGRESS']._serialized_end=346
+  _globals['_PLAN']._serialized_start=349
+  _globals['_PLAN']._serialized_end=686
+  _globals['_HARDWARE']._serialized_start=688
+  _globals['_HARDWARE']._serialized_end=764
+  _globals['_MEMORYPLAN']._serialized_start=767
+  _globals['_MEMORYPLAN']._serialized_end=947
+  _globals['_CHANGE']._serialized_start=949
+  _globals['_CHANGE']._serialized_end=1076
+  _globals['_SETTING']._serialized_start=1078
+  _globals['_SETTING']._serialized_end=1117
+  _globals['_DATAPLAN']._serialized_start=1120
+  _globals['_DATAPLAN']._serialized_end=1264
+  _globals['_TIMEPLAN']._serialized_start=1266
+  _globals['_TIMEPLAN']._serialized_end=1368
+  _globals['_RECOMMENDJOBREQUEST']._serialized_start=1370
+  _globals['_RECOMMENDJOBREQUEST']._serialized_end=1469
+  _globals['_RECOMMENDJOBRESPONSE']._serialized_start=1472
+  _globals['_RECOMMENDJOBRESPONSE']._serialized_end=1616
+  _globals['_RECOMMENDATION']._serialized_start=1619
+  _globals['_RECOMMENDATION']._serialized_end=1757
+  _globals['_CHOICE']._serialized_start=1759
+  _globals['_CHOICE']._serialized_end=1826
 # @@protoc_insertion_point(module_scope)

@@ -28,16 +28,13 @@ class PlanJobRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
-    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    SKIP_PROBE_FIELD_NUMBER: _builtins.int
+    NO_PROBE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"namespaces/{ns}"."""
     accelerator: _builtins.str
-    """A card's name from the table ("H100"); empty for the trainer's own hardware."""
-    memory_bytes: _builtins.int
-    """Memory to plan for instead of the hardware's; 0 for that."""
-    skip_probe: _builtins.bool
-    """Whether no steps are tried: then time comes from the table of cards, or is left out."""
+    """An accelerator's name from the table ("H100"), or "cpu"; empty for the trainer's own hardware."""
+    no_probe: _builtins.bool
+    """Whether no steps are tried: then time comes from the table of accelerators, or is left out."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
         """What would be trained."""
@@ -48,12 +45,11 @@ class PlanJobRequest(_message.Message):
         parent: _builtins.str = ...,
         spec: _job_spec_pb2.JobSpec | None = ...,
         accelerator: _builtins.str = ...,
-        memory_bytes: _builtins.int = ...,
-        skip_probe: _builtins.bool = ...,
+        no_probe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "memory_bytes", b"memory_bytes", "parent", b"parent", "skip_probe", b"skip_probe", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "no_probe", b"no_probe", "parent", b"parent", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -119,57 +115,45 @@ class Plan(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FITS_FIELD_NUMBER: _builtins.int
     TRAINED_PARAMETERS_FIELD_NUMBER: _builtins.int
     TOTAL_PARAMETERS_FIELD_NUMBER: _builtins.int
-    MEMORY_FIELD_NUMBER: _builtins.int
     HARDWARE_FIELD_NUMBER: _builtins.int
-    AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
-    ROWS_FIELD_NUMBER: _builtins.int
-    TOKENS_FIELD_NUMBER: _builtins.int
-    LONGEST_TOKENS_FIELD_NUMBER: _builtins.int
-    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
-    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
-    SECONDS_FIELD_NUMBER: _builtins.int
-    TIME_SOURCE_FIELD_NUMBER: _builtins.int
-    PROBE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    MEASURED_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    trained_parameters: _builtins.int
+    """Parameters that are trained."""
+    total_parameters: _builtins.int
+    """Parameters of the adapted model, the trained ones among them."""
     fits: _builtins.bool
     """Whether the memory is enough."""
-    trained_parameters: _builtins.int
-    """Numbers that are trained."""
-    total_parameters: _builtins.int
-    """Numbers of the adapted model, the trained ones among them."""
-    hardware: _builtins.str
-    """What it would run on, in words."""
-    available_bytes: _builtins.int
-    """Memory that is there, in bytes."""
-    rows: _builtins.int
-    """Rows that are trained on."""
-    tokens: _builtins.int
-    """Tokens of one pass over them, without padding."""
-    longest_tokens: _builtins.int
-    """Longest sequence, in tokens."""
-    total_steps: _builtins.int
-    """Optimizer steps of the whole run."""
-    tokens_per_second: _builtins.float
-    """Speed, without padding; 0 where it is not known."""
-    seconds: _builtins.float
-    """The training alone, without loading the base and saving the result; 0 where it is not known."""
-    time_source: _builtins.str
-    """"probe", when steps were tried on this machine; "table", when the card's figures were used; "" for neither."""
-    probe_peak_bytes: _builtins.int
+    measured_peak_bytes: _builtins.int
     """Peak memory that the probe measured; 0 without one."""
     @_builtins.property
-    def memory(self) -> Global___PlannedMemory:
-        """Memory at the peak of training."""
+    def hardware(self) -> Global___Hardware:
+        """What it would run on."""
 
     @_builtins.property
-    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanChange]:
+    def memory(self) -> Global___MemoryPlan:
+        """Peak memory while it trains."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
         """The cheapest changes that together make it fit, in the order in which they are made; none when it fits,
         and when nothing helps.
         """
+
+    @_builtins.property
+    def data(self) -> Global___DataPlan:
+        """What the job reads."""
+
+    @_builtins.property
+    def time(self) -> Global___TimePlan:
+        """How long it would take; unset when that is not known."""
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -178,50 +162,76 @@ class Plan(_message.Message):
     def __init__(
         self,
         *,
-        fits: _builtins.bool = ...,
         trained_parameters: _builtins.int = ...,
         total_parameters: _builtins.int = ...,
-        memory: Global___PlannedMemory | None = ...,
-        hardware: _builtins.str = ...,
-        available_bytes: _builtins.int = ...,
-        rows: _builtins.int = ...,
-        tokens: _builtins.int = ...,
-        longest_tokens: _builtins.int = ...,
-        total_steps: _builtins.int = ...,
-        tokens_per_second: _builtins.float = ...,
-        seconds: _builtins.float = ...,
-        time_source: _builtins.str = ...,
-        probe_peak_bytes: _builtins.int = ...,
-        changes: _abc.Iterable[Global___PlanChange] | None = ...,
+        hardware: Global___Hardware | None = ...,
+        memory: Global___MemoryPlan | None = ...,
+        fits: _builtins.bool = ...,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+        data: Global___DataPlan | None = ...,
+        time: Global___TimePlan | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        measured_peak_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "hardware", b"hardware", "memory", b"memory", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "changes", b"changes", "fits", b"fits", "hardware", b"hardware", "longest_tokens", b"longest_tokens", "memory", b"memory", "notes", b"notes", "probe_peak_bytes", b"probe_peak_bytes", "rows", b"rows", "seconds", b"seconds", "time_source", b"time_source", "tokens", b"tokens", "tokens_per_second", b"tokens_per_second", "total_parameters", b"total_parameters", "total_steps", b"total_steps", "trained_parameters", b"trained_parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "data", b"data", "fits", b"fits", "hardware", b"hardware", "measured_peak_bytes", b"measured_peak_bytes", "memory", b"memory", "notes", b"notes", "time", b"time", "total_parameters", b"total_parameters", "trained_parameters", b"trained_parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
-class PlannedMemory(_message.Message):
-    """Memory at the peak of training, in bytes."""
+class Hardware(_message.Message):
+    """Hardware that a job would run on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    HERE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"cpu", or the accelerator's name."""
+    memory_bytes: _builtins.int
+    """Memory that is there, in bytes."""
+    here: _builtins.bool
+    """Whether this is the trainer's own machine, and not a line of the table."""
+    source: _builtins.str
+    """Where the figures come from."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        here: _builtins.bool = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "memory_bytes", b"memory_bytes", "name", b"name", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hardware: _TypeAlias = Hardware  # noqa: Y015
+
+@_typing.final
+class MemoryPlan(_message.Message):
+    """Peak memory, in bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
-    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     GRADIENTS_BYTES_FIELD_NUMBER: _builtins.int
     OPTIMIZER_BYTES_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_BYTES_FIELD_NUMBER: _builtins.int
     OVERHEAD_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """The base, and other models beside it."""
-    adapter_bytes: _builtins.int
-    """Numbers that the method adds."""
     gradients_bytes: _builtins.int
-    """Gradients of the trained numbers."""
+    """Gradients of the trained parameters."""
     optimizer_bytes: _builtins.int
     """The optimizer's state."""
     activations_bytes: _builtins.int
@@ -230,16 +240,18 @@ class PlannedMemory(_message.Message):
     """The process' libraries or the device's context, and what allocators keep."""
     total_bytes: _builtins.int
     """All together."""
+    adapter_bytes: _builtins.int
+    """Parameters that the method adds."""
     def __init__(
         self,
         *,
         weights_bytes: _builtins.int = ...,
-        adapter_bytes: _builtins.int = ...,
         gradients_bytes: _builtins.int = ...,
         optimizer_bytes: _builtins.int = ...,
         activations_bytes: _builtins.int = ...,
         overhead_bytes: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
+        adapter_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -247,15 +259,15 @@ class PlannedMemory(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PlannedMemory: _TypeAlias = PlannedMemory  # noqa: Y015
+Global___MemoryPlan: _TypeAlias = MemoryPlan  # noqa: Y015
 
 @_typing.final
-class PlanChange(_message.Message):
+class Change(_message.Message):
     """A change of the spec that lowers memory."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FIELDS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     FITS_FIELD_NUMBER: _builtins.int
@@ -264,28 +276,134 @@ class PlanChange(_message.Message):
     fits: _builtins.bool
     """Whether the job fits then."""
     @_builtins.property
-    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Fields with their new values, as "hyperparameters.micro_batch_size = 4"."""
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Setting]:
+        """Fields of the spec, with their new values."""
 
     @_builtins.property
-    def memory(self) -> Global___PlannedMemory:
-        """Memory with it and with those before it."""
+    def memory(self) -> Global___MemoryPlan:
+        """Peak memory with it and with those before it."""
 
     def __init__(
         self,
         *,
-        fields: _abc.Iterable[_builtins.str] | None = ...,
+        settings: _abc.Iterable[Global___Setting] | None = ...,
         cost: _builtins.str = ...,
-        memory: Global___PlannedMemory | None = ...,
+        memory: Global___MemoryPlan | None = ...,
         fits: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "fields", b"fields", "fits", b"fits", "memory", b"memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "fits", b"fits", "memory", b"memory", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PlanChange: _TypeAlias = PlanChange  # noqa: Y015
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class Setting(_message.Message):
+    """A field of the spec with a value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Its path, for example "hyperparameters.micro_batch_size"."""
+    value: _builtins.str
+    """Its value, as YAML has it."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Setting: _TypeAlias = Setting  # noqa: Y015
+
+@_typing.final
+class DataPlan(_message.Message):
+    """What a job reads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    LONGEST_TOKENS_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows."""
+    sequences: _builtins.int
+    """Sequences of an epoch: rows, or packs of them."""
+    tokens: _builtins.int
+    """Tokens of an epoch, without padding."""
+    longest_tokens: _builtins.int
+    """Longest sequence, in tokens."""
+    total_steps: _builtins.int
+    """Optimizer steps of the whole run."""
+    total_tokens: _builtins.int
+    """Tokens of the whole run, without padding."""
+    measured: _builtins.bool
+    """Whether it comes from the data, and not from max_length_tokens alone."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        sequences: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        longest_tokens: _builtins.int = ...,
+        total_steps: _builtins.int = ...,
+        total_tokens: _builtins.int = ...,
+        measured: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["longest_tokens", b"longest_tokens", "measured", b"measured", "rows", b"rows", "sequences", b"sequences", "tokens", b"tokens", "total_steps", b"total_steps", "total_tokens", b"total_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataPlan: _TypeAlias = DataPlan  # noqa: Y015
+
+@_typing.final
+class TimePlan(_message.Message):
+    """How long a job would take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SECONDS_PER_STEP_FIELD_NUMBER: _builtins.int
+    TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    tokens_per_second: _builtins.float
+    """Tokens per second, without padding."""
+    seconds_per_step: _builtins.float
+    """Mean time of an optimizer step, in seconds."""
+    total_seconds: _builtins.float
+    """The training alone, in seconds; without loading the base and saving the result."""
+    source: _builtins.str
+    """"probe", when steps were tried on this machine; "table", when the accelerator's figures were used."""
+    def __init__(
+        self,
+        *,
+        tokens_per_second: _builtins.float = ...,
+        seconds_per_step: _builtins.float = ...,
+        total_seconds: _builtins.float = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds_per_step", b"seconds_per_step", "source", b"source", "tokens_per_second", b"tokens_per_second", "total_seconds", b"total_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimePlan: _TypeAlias = TimePlan  # noqa: Y015
 
 @_typing.final
 class RecommendJobRequest(_message.Message):
@@ -296,13 +414,10 @@ class RecommendJobRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     ACCELERATOR_FIELD_NUMBER: _builtins.int
-    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"namespaces/{ns}"."""
     accelerator: _builtins.str
     """As PlanJobRequest.accelerator."""
-    memory_bytes: _builtins.int
-    """As PlanJobRequest.memory_bytes."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
         """Base, data, objective and output; its method and hyperparameters are not looked at."""
@@ -313,11 +428,10 @@ class RecommendJobRequest(_message.Message):
         parent: _builtins.str = ...,
         spec: _job_spec_pb2.JobSpec | None = ...,
         accelerator: _builtins.str = ...,
-        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "memory_bytes", b"memory_bytes", "parent", b"parent", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "parent", b"parent", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
