@@ -1,7 +1,7 @@
 """The plan against what happens: predicted and measured peak of memory, and time by the probe and in fact.
 
 Each point of the grid is planned, with its probe, in a process of its own; the peak is the kernel's
-(VmHWM: resident set, imports and all). Time is compared with a whole training in another process.
+(VmHWM: resident set, imports and all). Time compares the probe's speed with the median of a whole training's steps.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ from services.trainer.run.training import Training
 from services.trainer.spec import JobSpec
 from services.trainer.tokens import end_token_ids, load_tokenizer
 
-# A CUDA context with cuBLAS' workspace, as nvidia-smi shows it beside PyTorch's own figures.
+# Assumed for a CUDA context with cuBLAS' workspace; not measured yet, no card was at hand.
 _CUDA_CONTEXT_BYTES = 600 * 1024**2
-# Share of the published speed that training reaches on one card; a rough figure, said so in the plan.
+# Share of the published speed that training reaches on one card: assumed, not measured; the plan says it is rough.
 _REACHED_SHARE = 0.35
 _PROBE_STEPS = 6
 _BLOCK = 64  # bitsandbytes' 4-bit blocks; double quantization keeps 1 byte and 4/256 per block.
