@@ -10,6 +10,7 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from graft import catalogue, convert
+from graft import plan as planning
 from graft.adapters import Adapters
 from graft.audit import Audit
 from graft.base_versions import BaseVersions
@@ -24,6 +25,7 @@ from graft.lineage import Direction, Graph, read_lineage
 from graft.metadata import Metadata
 from graft.names import DEFAULT_NAMESPACE
 from graft.operations import Operations
+from graft.plan import OnStage, Plan, Recommendation
 from graft.preflight import OnProgress, PreflightReport, preflight
 from graft.promotion import Promotion
 from graft.results import Answer, Change, Model, Residency
@@ -133,6 +135,58 @@ class Client:
             examples=examples,
             upload=upload,
             on_progress=on_progress,
+        )
+
+    async def plan(
+        self,
+        spec: SpecSource | None = None,
+        *,
+        accelerator: str = "",
+        probe: bool = True,
+        on_stage: OnStage | None = None,
+        **options: Unpack[TrainOptions],
+    ) -> Plan:
+        """Says what a job would take: parameters, memory and time, and what makes it fit. Stores nothing.
+
+        Args:
+            spec: as train()'s.
+            accelerator: plan for this card ("H100"), or "cpu", and not for the trainer's own hardware.
+            probe: try a few steps where it is the trainer's own, to know the time.
+            on_stage: called with what is being done.
+            options: as train()'s.
+
+        Raises:
+            GraftError: INVALID_SPEC, NOT_A_MODEL, BAD_DATA; INVALID_REQUEST for an unknown accelerator.
+        """
+        return await planning.plan(
+            self._connection,
+            self.namespace,
+            spec,
+            options,
+            accelerator=accelerator,
+            probe=probe,
+            on_stage=on_stage,
+        )
+
+    async def recommend(
+        self,
+        spec: SpecSource | None = None,
+        *,
+        accelerator: str = "",
+        on_stage: OnStage | None = None,
+        **options: Unpack[TrainOptions],
+    ) -> Recommendation:
+        """Chooses a method and hyperparameters for a base, data and hardware, and says why.
+
+        Args and errors as plan.
+        """
+        return await planning.recommend(
+            self._connection,
+            self.namespace,
+            spec,
+            options,
+            accelerator=accelerator,
+            on_stage=on_stage,
         )
 
     async def train(

@@ -19,6 +19,7 @@ from graft.cli import (
     metadata,
     models,
     operations,
+    plan,
     preflight,
     promotion,
     text,
@@ -75,6 +76,8 @@ def _add_commands() -> None:
     app.command()(up.up)
     app.command()(up.down)
     app.command()(preflight.preflight)
+    app.command()(plan.plan)
+    app.command()(plan.recommend)
     app.command()(train.train)
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(adapters.app, name="adapters")
