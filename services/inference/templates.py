@@ -21,8 +21,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 FILE = "chat_template.jinja"
 # The registry's limit of a small file; the longest of the field has a fiftieth of it.
 MAX_BYTES = 1024 * 1024
-# About a second.
-_MAX_STEPS = 1_000_000
+# About a second; a conversation takes a few for each of its messages.
+_MAX_STEPS = 300_000
 _MAX_PIECE_CHARACTERS = 16_000_000
 _STEP, _JOIN = "graft_step", "graft_join"
 
@@ -43,7 +43,7 @@ class ChatTemplate:
         environment = _Sandbox()
         try:
             tree = environment.parse(text)
-            _bound(tree)
+            _bound(tree, environment)
             code = environment.compile(tree, filename=FILE)
         except (TemplateError, RecursionError, SyntaxError, MemoryError, OverflowError) as error:
             raise GraftError(
@@ -152,7 +152,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def _bound(tree: nodes.Template) -> None:
+def _bound(tree: nodes.Template, environment: _Sandbox) -> None:
     """Has every turn of a loop and every call of a macro counted, and every joining measured."""
     if any(each.name in (_STEP, _JOIN) for each in tree.find_all(nodes.Name)):
         raise TemplateError(f"{_STEP} and {_JOIN} are names of the service")
@@ -168,7 +168,7 @@ def _bound(tree: nodes.Template) -> None:
                     _call(_JOIN, each.nodes) if isinstance(each, nodes.Concat) else each
                     for each in value
                 ]
-    tree.set_environment(tree.environment)
+    tree.set_environment(environment)
     tree.set_lineno(1)
 
 

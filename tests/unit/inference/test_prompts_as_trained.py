@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import AutoTokenizer
 from services.inference import convert
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
 from services.inference.prompts import Conversation
+from services.inference.templates import ChatTemplate
+from services.trainer.chat_templates import named_template, template_for, template_names
 from services.trainer.formats import Place
 from services.trainer.formats.messages import Messages
 from services.trainer.tokens import IGNORED, ExampleTokenizer
@@ -68,6 +71,14 @@ def tokenizer(example_base: Path) -> Any:
     return AutoTokenizer.from_pretrained(example_base)
 
 
+NAMED = [
+    (template, name)
+    for template in template_names()
+    for name, row in CONVERSATIONS.items()
+    if "tools" not in row or named_template(template).tools
+]
+
+
 def trained(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], int]:
     """The ids that the worker makes of a row of data, and where its last answer begins."""
     whole = {**row, "messages": [*row["messages"], ANSWER]}
@@ -80,12 +91,17 @@ def trained(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], int]:
     return tokens.ids.tolist(), int(begins)
 
 
-def served(tokenizer: Any, request: pb.ChatRequest) -> list[int]:
-    """The ids that the engine gets for a call."""
+def served(tokenizer: Any, request: pb.ChatRequest, template: str = "") -> list[int]:
+    """The ids that the engine gets for a call; template is what the version brings, if it brings one."""
     conversation = convert.chat_question(request).prompt
     assert isinstance(conversation, Conversation)
     base = BaseTokenizer(tokenizer)
-    text = base.render_chat(conversation.messages, conversation.tools)
+    messages, tools = conversation.messages, conversation.tools
+    if template:
+        own = ChatTemplate("bot", template)
+        text = own.render(messages, tools, base.special_tokens, 10_000)
+    else:
+        text = base.render_chat(messages, tools)
     return base.tokenize(text, special_tokens=False)
 
 
@@ -97,6 +113,19 @@ def test_the_prompt_of_a_chat_is_what_came_before_the_answer_in_training(
     request = chat_request("tiny", row["messages"], row.get("tools", ()), {})
     ids, begins = trained(tokenizer, row)
     assert served(tokenizer, request) == ids[:begins]
+
+
+@pytest.mark.parametrize(("template", "name"), NAMED)
+def test_a_versions_own_template_makes_the_prompt_that_it_was_trained_on(
+    tokenizer: Any, template: str, name: str
+) -> None:
+    row = CONVERSATIONS[name]
+    text = template_for(template, tokenizer, {tokenizer.eos_token_id})
+    trainers = copy.copy(tokenizer)
+    trainers.chat_template = text
+    ids, begins = trained(trainers, row)
+    request = chat_request("tiny", row["messages"], row.get("tools", ()), {})
+    assert served(tokenizer, request, text) == ids[:begins]
 
 
 def test_a_template_that_names_speakers_and_calls_gets_them_as_in_training(tokenizer: Any) -> None:
