@@ -58,7 +58,21 @@ def _load(model_class: Any, folder: Path, spec: BaseSpec, **further: Any) -> Any
             str(folder), f"it cannot be loaded ({reason})", "Check its config.json and weights."
         ) from None
     model.config.use_cache = False
-    return model if spec.quantization != "none" else model.to(device)
+    if spec.quantization == "none":
+        return model.to(device)
+    _keep_layout(model)
+    return model
+
+
+def _keep_layout(model: Any) -> None:
+    """Keeps the quantized layers out of evaluation mode.
+
+    On a CPU their first forward pass in that mode repacks the weights for inference, for good, and from then
+    on no gradient goes through them.
+    """
+    for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.training = True
 
 
 def _quantization(spec: BaseSpec, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from services.trainer.fields import invalid_field, one_of
 from services.trainer.formats import Conversation, PlainText
-from services.trainer.methods import METHODS
+from services.trainer.methods import METHODS, MethodInfo
 from services.trainer.objectives import OBJECTIVES, ObjectiveInfo
+from services.trainer.quantization import Quantization
 
 if TYPE_CHECKING:
     from services.trainer.spec.job import JobSpec
@@ -16,18 +17,42 @@ if TYPE_CHECKING:
 def check_combinations(spec: JobSpec) -> None:
     """Checks that the parts of a spec go together.
 
+    Every optimizer goes with every method and objective.
+
     Raises:
         GraftError: INVALID_SPEC, naming the field, the reason and the nearest thing that works.
     """
     method, objective = METHODS[spec.method.kind].info, OBJECTIVES[spec.objective.kind].info
-    hyper = spec.hyperparameters
-    quantization = spec.base.quantization
-    if quantization != "none" and quantization not in method.quantizations:
+    _check_method(method, objective)
+    _check_quantization(spec.base.quantization, method)
+    _check_memory(spec, method, objective)
+    _check_streaming(spec, objective)
+    _check_turns(spec, objective)
+    OBJECTIVES[spec.objective.kind].check(spec.objective, spec)
+
+
+def _check_method(method: MethodInfo, objective: ObjectiveInfo) -> None:
+    why = objective.refused_methods.get(method.kind)
+    if why is None:
+        return
+    works = [kind for kind in METHODS if kind not in objective.refused_methods]
+    raise invalid_field(
+        "method",
+        method.kind,
+        f"{one_of(works)} for {objective.title}: {why}",
+        f"Use method {works[0]}, or objective sft with {method.title}.",
+    )
+
+
+def _check_quantization(quantization: Quantization, method: MethodInfo) -> None:
+    works = sorted(method.quantizations)
+    if quantization != "none" and quantization not in works:
+        other = f"set it to {one_of(works)}, " if works else ""
         raise invalid_field(
             "base.quantization",
             quantization,
-            f"{one_of(['none', *sorted(method.quantizations)])} with {method.title}: {method.quantization_note}",
-            "Leave base.quantization out, or use method qlora.",
+            f"{one_of(['none', *works])} with {method.title}: {method.quantization_note}",
+            f"Leave base.quantization out, {other}or use method qlora.",
         )
     if quantization == "none" and method.default_quantization != "none":
         raise invalid_field(
@@ -36,29 +61,52 @@ def check_combinations(spec: JobSpec) -> None:
             f"nf4, fp4 or int8 with {method.title}",
             "Leave base.quantization out for nf4, or use method lora for a base that is not quantized.",
         )
+
+
+def _check_memory(spec: JobSpec, method: MethodInfo, objective: ObjectiveInfo) -> None:
+    hyper = spec.hyperparameters
     if hyper.gradient_checkpointing and not method.gradient_checkpointing:
         raise invalid_field(
             "hyperparameters.gradient_checkpointing",
             True,
             f"left out with {method.title}: {method.checkpointing_note}",
+            "Leave it out and lower micro_batch_size with more gradient_accumulation_steps, or use method lora.",
         )
-    if hyper.packing and not (method.packing and objective.packing):
-        who = objective.title if method.packing else method.title
-        raise invalid_field("hyperparameters.packing", True, f"left out, because {who} cannot pack")
-    if spec.dataset.streaming and not objective.streaming:
+    if not hyper.packing:
+        return
+    if not objective.packing:
         raise invalid_field(
-            "dataset.streaming", True, f"left out, because {objective.title} reads its data at once"
+            "hyperparameters.packing",
+            True,
+            f"left out, because {objective.title} does not pack: its rows are compared or sampled one by one",
+            "Leave it out: with group_by_length, rows of like length share a batch.",
         )
-    if spec.dataset.streaming and not hyper.max_steps:
+    if not method.packing:
+        raise invalid_field(
+            "hyperparameters.packing",
+            True,
+            f"left out, because {method.title} cannot pack: {method.packing_note}",
+            "Leave it out, so that rows of like length share a batch, or use method lora.",
+        )
+
+
+def _check_streaming(spec: JobSpec, objective: ObjectiveInfo) -> None:
+    if not spec.dataset.streaming:
+        return
+    if not objective.streaming:
+        raise invalid_field(
+            "dataset.streaming",
+            True,
+            f"left out, because {objective.title} reads its data at once",
+            "Leave it out, with dataset.max_rows where the set is larger than memory.",
+        )
+    if not spec.hyperparameters.max_steps:
         raise invalid_field(
             "hyperparameters.max_steps",
             0,
             "above 0 with dataset.streaming, whose length is unknown",
+            "Set hyperparameters.max_steps to how long it shall train.",
         )
-    if (why := objective.refused_methods.get(spec.method.kind)) is not None:
-        raise invalid_field("method", spec.method.kind, f"another one for {objective.title}: {why}")
-    _check_turns(spec, objective)
-    OBJECTIVES[spec.objective.kind].check(spec.objective, spec)
 
 
 def _check_turns(spec: JobSpec, objective: ObjectiveInfo) -> None:
