@@ -54,7 +54,13 @@ class MemoryRegistry(Registry):
         await self._record(AdapterSeen(name, base, 0))
 
     async def add_version(
-        self, adapter: str, folder: Path, *, rank: int = 8, base_fingerprint: str | None = None
+        self,
+        adapter: str,
+        folder: Path,
+        *,
+        rank: int = 8,
+        base_fingerprint: str | None = None,
+        peft_type: str = "LORA",
     ) -> AdapterVersion:
         """Commits the files of a folder as the adapter's next version."""
         number = self._latest[adapter].latest + 1
@@ -70,7 +76,7 @@ class MemoryRegistry(Registry):
             number=number,
             digest=digest,
             base_fingerprint=self._fingerprint if base_fingerprint is None else base_fingerprint,
-            peft_type="LORA",
+            peft_type=peft_type,
             rank=rank,
             files=tuple(files),
             manifest_digest=digest,

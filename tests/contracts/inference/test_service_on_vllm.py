@@ -82,6 +82,26 @@ async def test_a_chat_is_answered_with_tools_in_its_prompt(service: RunningInfer
     assert (await service.stub.Chat(request)).usage.prompt_tokens > without
 
 
+async def test_a_version_with_a_template_of_its_own_is_asked_through_it(
+    service: RunningInference, fresh: Callable[[int], Path], tiny_base: Path
+) -> None:
+    folder = fresh(1)
+    text = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(text)
+    await service.memory.add_version(BOT, folder)
+    request = pb.ChatRequest(
+        model="bot:1",
+        messages=[pb.ChatMessage(role="user", content="How warm is it?")],
+        sampling=pb.SamplingParams(max_tokens=8, temperature=0),
+    )
+    tokens = service.engine.special_tokens
+    prompt = f"{tokens.get('bos_token', '')}[user] How warm is it?{tokens['eos_token']}"
+    asked = question("bot:1", max_tokens=8)
+    asked.prompt_token_ids.ids.extend(service.engine.tokenize(prompt, special_tokens=False))
+    expected, answer = await service.stub.Generate(asked), await service.stub.Chat(request)
+    assert (answer.text, answer.usage) == (expected.text, expected.usage)
+
+
 async def test_a_disconnected_client_leaves_no_request_in_the_engine(
     service: RunningInference, fresh: Callable[[int], Path]
 ) -> None:
