@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from graft.trainer.v1 import job_spec_pb2 as pb
 
@@ -17,6 +18,9 @@ from services.trainer.objectives.base import (
     Reading,
     Run,
 )
+
+if TYPE_CHECKING:
+    from services.trainer.spec import BaseSpec
 
 _PATH = "objective.dpo"
 _LOSSES = ("sigmoid", "ipo", "hinge", "robust")
@@ -59,6 +63,11 @@ class Dpo(Objective[DpoConfig]):
             loss=choice(f"{_PATH}.loss", message.loss, _LOSSES),
             sft_weight=number(f"{_PATH}.sft_weight", message.sft_weight, 0.0, 0.0, 1000.0),
         )
+
+    def load_model(self, folder: Path, base: BaseSpec) -> Any:
+        from services.trainer.run.dropout import without_own_dropout
+
+        return without_own_dropout(super().load_model(folder, base))
 
     def prepare(
         self, training: list[Example], held_out: list[Example], reading: Reading

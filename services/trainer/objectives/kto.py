@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graft.errors import GraftError, Reason
@@ -21,7 +22,7 @@ from services.trainer.objectives.base import (
 from services.trainer.objectives.dpo import TWO_ADAPTERS
 
 if TYPE_CHECKING:
-    from services.trainer.spec import JobSpec
+    from services.trainer.spec import BaseSpec, JobSpec
 
 _PATH = "objective.kto"
 
@@ -72,6 +73,11 @@ class Kto(Objective[KtoConfig]):
                 spec.hyperparameters.micro_batch_size,
                 "at least 2 with KTO, which estimates the divergence from a batch's other answers",
             )
+
+    def load_model(self, folder: Path, base: BaseSpec) -> Any:
+        from services.trainer.run.dropout import without_own_dropout
+
+        return without_own_dropout(super().load_model(folder, base))
 
     def prepare(
         self, training: list[Example], held_out: list[Example], reading: Reading

@@ -87,7 +87,7 @@ class ComparingTrainer(GraftTrainer):
         rows: Sequence[Row] = self.graft_run.prepared.evaluation or ()
         self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
         size = self.graft_run.spec.hyperparameters.micro_batch_size
-        total, figures = 0.0, dict[str, float]()
+        total, figures, seen = 0.0, dict[str, float](), dict[str, int]()
         with without_dropout(self.model):
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
@@ -95,8 +95,10 @@ class ComparingTrainer(GraftTrainer):
                 total += float(super().compute_loss(self.model, inputs)) * len(part)
                 for name, value in self._taken().items():
                     figures[name] = figures.get(name, 0.0) + value * len(part)
+                    seen[name] = seen.get(name, 0) + len(part)
         loss = total / len(rows)
-        means = {name: value / len(rows) for name, value in figures.items()}
+        # A batch without good answers says nothing of them, so each figure has its own count.
+        means = {name: value / seen[name] for name, value in figures.items()}
         self.graft_run.progress.report_evaluation(loss, means)
         return {"eval_loss": loss}
 

@@ -56,9 +56,15 @@ class KtoTrainer(ComparingTrainer, KTOTrainer):  # type: ignore[misc]
 
     def eval_collator(self, rows: Sequence[Row]) -> Row:
         """A batch whose prompts are paired with their neighbours' answers too, which the divergence is estimated by."""
+        # The last batch may be of one row, whose neighbour is then any other row of the training.
+        others = rows if len(rows) > 1 else [self._stranger(rows[0])]
         mismatched = [
-            {**row, "KL_completion_ids": rows[index - 1]["completion_ids"]}
+            {**row, "KL_completion_ids": others[index - 1]["completion_ids"]}
             for index, row in enumerate(rows)
         ]
         batch: Row = self._answers(mismatched)
         return batch
+
+    def _stranger(self, row: Row) -> Row:
+        train: Sequence[Row] = self.graft_run.prepared.train
+        return next((one for one in train if one["prompt_ids"] != row["prompt_ids"]), row)

@@ -19,6 +19,9 @@ from services.trainer.objectives.orpo import OrpoConfig
 from services.trainer.run.trainers.common import training_arguments
 from services.trainer.run.trainers.comparing import ComparingTrainer, Row
 
+# The largest mean log-probability that odds are taken of.
+_LIKELIEST = -1e-6
+
 
 class _OddsRatio(Trainer):  # type: ignore[misc]
     """Trainer with ORPO's loss (Hong et al. 2024, equations 4 to 7)."""
@@ -29,7 +32,7 @@ class _OddsRatio(Trainer):  # type: ignore[misc]
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
 
     def compute_loss(self, model: Any, inputs: Row, *_: Any, **__: Any) -> torch.Tensor:
-        """Mean over pairs of the chosen row's mean cross-entropy, less beta times the log odds ratio's log-sigmoid."""
+        """Mean cross-entropy of the chosen rows' tokens, less beta times the mean log-sigmoid of the log odds ratio."""
         from trl.experimental.orpo import ORPOTrainer
 
         ids, mask, answers = (
@@ -39,7 +42,8 @@ class _OddsRatio(Trainer):  # type: ignore[misc]
         logits = logits[:, -ids.shape[1] :][:, :-1].float()
         per_token = -cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         pairs = len(ids) // 2
-        means = _mean(per_token, answers[:, 1:])
+        # At a probability of 1 the odds are infinite, and their gradient is not a number.
+        means = _mean(per_token, answers[:, 1:]).clamp(max=_LIKELIEST)
         losses, *_rest, log_odds = ORPOTrainer.odds_ratio_loss(self, means[:pairs], means[pairs:])
         # As TRL and the authors' code: the chosen row's loss is of prompt and answer.
         everything = mask[:pairs, 1:]
