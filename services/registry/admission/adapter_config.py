@@ -130,6 +130,11 @@ def _heads(config: dict[str, Any]) -> tuple[str, ...]:
             f"modules_to_save is {shown(saved)}: fully trained modules cannot be served",
             "Merge it into a base, or train a plain LoRA; the head of a reward model (SEQ_CLS) may stay.",
         )
+    if not saved and config.get("task_type") == "SEQ_CLS":
+        raise _refused(
+            "task_type is SEQ_CLS, but modules_to_save names no head: its answers would be random",
+            'Train with modules_to_save=["score"].',
+        )
     return tuple(saved)
 
 

@@ -6,8 +6,9 @@ Streams, so that its memory is bounded by the header's limit and one chunk, what
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from services.registry.admission import adapter_config, coverage, dora, files, pairs, report
 from services.registry.admission.adapter_config import AdapterConfig
@@ -15,12 +16,12 @@ from services.registry.admission.base import AdmittedBase, BaseAdmission, Declar
 from services.registry.admission.content import Content
 from services.registry.admission.dtypes import ADAPTER_DTYPES
 from services.registry.admission.header import HeaderRules, Tensor
-from services.registry.admission.kinds import KINDS, compare
-from services.registry.admission.kinds.base import base_shape
+from services.registry.admission.kinds import KINDS, Expected, Kind, check_common, compare
+from services.registry.admission.kinds.base import hidden_size
 from services.registry.admission.limits import Limits
 from services.registry.admission.modules import BaseModules, ModulesCache
 from services.registry.admission.pairs import Pair
-from services.registry.admission.weights import read_header, scan_values
+from services.registry.admission.weights import Weights, read_header, scan_values
 from services.registry.blobs.base import BlobStore
 from services.registry.domain import Base, BaseContent, File, Report
 from services.registry.errors import refused
@@ -88,23 +89,15 @@ class Admission:
             if path not in (files.CONFIG, files.WEIGHTS):
                 await self._content.check_text(file)
         weights = await read_header(self._content, by_path[files.WEIGHTS], self._rules)
-        modules = self._modules.of(base)
-        if kind is not None:
-            expected = kind.expected(given, modules, base.config_json)
-            compare(weights.tensors, expected)
-            largest = await scan_values(self._content, weights)
-            return Admitted(
-                peft_type=kind.peft_type,
-                method=kind.method,
-                rank=0,
-                alpha=0.0,
-                target_modules=sorted(expected.targets),
-                report=report.kind_report(
-                    listing, base, kind.peft_type, expected, weights.tensors, largest
-                ),
-            )
-        assert config is not None
-        arguments = (weights.tensors, config, modules, base)
+        if config is not None:
+            return await self._verify_lora(listing, base, config, weights)
+        assert kind is not None, "what is no other kind is a LoRA, or refused"
+        return await self._verify_kind(listing, base, kind, given, weights)
+
+    async def _verify_lora(
+        self, listing: Sequence[File], base: BaseContent, config: AdapterConfig, weights: Weights
+    ) -> Admitted:
+        arguments = (weights.tensors, config, self._modules.of(base), base)
         if len(weights.tensors) <= _FEW_TENSORS:
             found = self._compare(*arguments)
         else:
@@ -121,6 +114,32 @@ class Admission:
                 found.pairs, found.layers, found.targets, largest,
             ),
         )  # fmt: skip
+
+    async def _verify_kind(
+        self,
+        listing: Sequence[File],
+        base: BaseContent,
+        kind: Kind,
+        given: Mapping[str, Any],
+        weights: Weights,
+    ) -> Admitted:
+        modules = self._modules.of(base)
+        arguments = (kind, given, modules, base.config_json, weights.tensors)
+        if max(len(weights.tensors), len(modules)) <= _FEW_TENSORS:
+            expected = _compare_kind(*arguments)
+        else:
+            expected = await asyncio.to_thread(_compare_kind, *arguments)
+        largest = await scan_values(self._content, weights)
+        return Admitted(
+            peft_type=kind.peft_type,
+            method=kind.method,
+            rank=expected.rank,
+            alpha=expected.alpha,
+            target_modules=sorted(expected.targets),
+            report=report.kind_report(
+                listing, base, kind.peft_type, expected, weights.tensors, largest
+            ),
+        )
 
     async def verify_base(
         self, listing: Sequence[File], base: Base, declared: DeclaredBase | None = None
@@ -147,8 +166,21 @@ class Admission:
         if config.dora:
             dora.check_magnitudes(magnitudes, found, base)
         if config.heads:
-            dora.check_heads(heads, config, base_shape(content.config_json).hidden_size)
+            dora.check_heads(heads, config, hidden_size(content.config_json))
         return _Compared(found, coverage.check_coverage(found, config, base), targets)
+
+
+def _compare_kind(
+    kind: Kind,
+    config: Mapping[str, Any],
+    modules: BaseModules,
+    base_config: str,
+    tensors: Sequence[Tensor],
+) -> Expected:
+    check_common(config)
+    expected = kind.expected(config, modules, base_config)
+    compare(tensors, expected)
+    return expected
 
 
 def _lora_method(config: AdapterConfig) -> str:

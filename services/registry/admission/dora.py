@@ -21,7 +21,7 @@ def set_apart(
     rest, magnitudes, heads = [], [], []
     head_names = {f"{PREFIX}{name}.weight" for name in config.heads}
     for tensor in tensors:
-        if config.dora and tensor.name.endswith(_MAGNITUDES):
+        if config.dora and tensor.name.startswith(PREFIX) and tensor.name.endswith(_MAGNITUDES):
             magnitudes.append(tensor)
         elif tensor.name in head_names:
             heads.append(tensor)
@@ -38,23 +38,32 @@ def check_magnitudes(
     Raises:
         GraftError: VERSION_REFUSED, naming the tensor.
     """
-    modules = {_module(tensor.name): tensor for tensor in magnitudes}
+    modules: dict[str, Tensor] = {}
+    for tensor in magnitudes:
+        first = modules.setdefault(_module(tensor.name), tensor)
+        if first is not tensor:
+            raise refused(
+                NAMES,
+                f"tensor {tensor.name}: {first.name} is of the same module",
+                _AGAIN,
+                tensor=tensor.name,
+            )
     for pair in pairs:
-        tensor = modules.pop(pair.module, None)
-        if tensor is None:
+        own = modules.pop(pair.module, None)
+        if own is None:
             name = f"{PREFIX}{pair.module}{_MAGNITUDES[0]}"
             raise refused(
                 NAMES, f"tensor {name}: it is missing, though use_dora is set", _AGAIN, tensor=name
             )
         module = base.find(pair.module)
         features = 0 if module is None else module.out_features
-        if tensor.parameters != features or max(tensor.shape, default=0) != features:
+        if tuple(own.shape) != (features,):
             raise refused(
                 SHAPES,
-                f"tensor {tensor.name}: its shape is {list(tensor.shape)}, but {pair.module} of the base has "
+                f"tensor {own.name}: its shape is {list(own.shape)}, but {pair.module} of the base has "
                 f"{features} out_features",
                 _AGAIN,
-                tensor=tensor.name,
+                tensor=own.name,
             )
     for tensor in modules.values():
         raise refused(

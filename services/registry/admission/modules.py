@@ -27,6 +27,9 @@ class BaseModules:
                 layers.setdefault(f"{before}.*.{after}", []).append(layer)
         self._layers = {kind: sorted(found) for kind, found in layers.items()}
 
+    def __len__(self) -> int:
+        return len(self._modules)
+
     def find(self, path: str) -> Module | None:
         """The module that an adapter means by a path."""
         # Some checkpoints leave out the model's own prefix ("transformer.h.0" is stored as "h.0").

@@ -88,8 +88,13 @@ def check_pairs(
     Raises:
         GraftError: VERSION_REFUSED, naming the tensor.
     """
+    seen: dict[str, Pair] = {}
     for pair in pairs:
         module = base.find(pair.module)
+        if module is not None and seen.setdefault(module.path, pair) is not pair:
+            raise _wrong(
+                NAMES, pair.down, f"{seen[module.path].down.name} is of the same module of the base"
+            )
         if module is None:
             raise refused(
                 LAYERS,

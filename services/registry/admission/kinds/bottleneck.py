@@ -30,6 +30,9 @@ class Bottleneck(Kind):
         size, hidden = whole_number(config, "size", 65_536), shape.hidden_size
         if config.get("activation") not in _ACTIVATIONS:
             raise bad_field("activation", config.get("activation"), "It is relu, gelu or silu.")
+        dropout = config.get("dropout", 0.0)
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise bad_field("dropout", dropout, "It is a number from 0 to below 1.")
         places = []
         for field, name in _PLACES:
             if type(config.get(field)) is not bool:
