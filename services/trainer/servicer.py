@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from graft.errors import GraftError, Reason
-from graft.trainer.v1 import plan_pb2, preflight_pb2
+from graft.trainer.v1 import methods_pb2, plan_pb2, preflight_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from graft.trainer.v1.worker_service_pb2 import SessionRequest, SessionResponse
 from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceServicer
 
 from services.common.interceptors import Context
-from services.trainer import convert, lifecycle
+from services.trainer import convert, describe, lifecycle
 from services.trainer.jobs import Report
 from services.trainer.journal import Journal
 from services.trainer.plan.process import Planning
@@ -117,6 +117,12 @@ class TrainerServicer(TrainerServiceServicer):
         async with aclosing(made) as updates:
             async for update in updates:
                 yield convert.recommend_update(update)
+
+    async def ListMethods(
+        self, request: methods_pb2.ListMethodsRequest, context: Context
+    ) -> methods_pb2.ListMethodsResponse:
+        """Lists methods, objectives and chat templates."""
+        return describe.list_methods()
 
 
 class WorkerServicer(WorkerServiceServicer):

@@ -23,7 +23,7 @@ Change = dict[str, Any]
 STEPS = 3
 # What a tiny base has room for.
 SETTINGS: dict[str, Change] = {
-    **dict.fromkeys(("lora", "rslora", "lora_plus", "dora", "pissa", "qlora"), {"rank": 4}),
+    **{kind: {"rank": 4} for kind in ("lora", "rslora", "lora_plus", "dora", "pissa", "qlora")},
     "adalora": {"target_rank": 4, "initial_rank": 6, "warmup_ratio": 0.3},
 }
 # They train as LoRA does, but for a scale or a learning rate.

@@ -83,7 +83,7 @@ class SettingDescription(_message.Message):
     name: _builtins.str
     """Its field's name."""
     default_value: _builtins.str
-    """What it is when left out, in the spec's own words; empty for what the trainer finds out, or when required."""
+    """What it is when left out: as in a spec, or in words where the base decides. Empty when it is required."""
     required: _builtins.bool
     """Whether it must be given."""
     def __init__(
