@@ -23,6 +23,7 @@ from graft.jobs import JobHandle, Jobs
 from graft.leases import LeaseKeeper
 from graft.lineage import Direction, Graph, read_lineage
 from graft.metadata import Metadata
+from graft.methods import Methods, list_methods
 from graft.names import DEFAULT_NAMESPACE
 from graft.operations import Operations
 from graft.plan import OnStage, Plan, Recommendation
@@ -188,6 +189,10 @@ class Client:
             accelerator=accelerator,
             on_stage=on_stage,
         )
+
+    async def methods(self) -> Methods:
+        """All methods, objectives and chat templates that a spec can name, with defaults and what goes together."""
+        return await list_methods(self._connection)
 
     async def train(
         self,

@@ -17,6 +17,7 @@ from graft.cli import (
     keys,
     lineage,
     metadata,
+    methods,
     models,
     operations,
     plan,
@@ -75,6 +76,7 @@ def _add_commands() -> None:
     # In the order in which somebody meets them.
     app.command()(up.up)
     app.command()(up.down)
+    app.command()(methods.methods)
     app.command()(preflight.preflight)
     app.command()(plan.plan)
     app.command()(plan.recommend)
