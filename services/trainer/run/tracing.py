@@ -20,12 +20,18 @@ _ATTENTION = "graft_plan"
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, as long as they live."""
+    """Counts the bytes of tensors that operations make, as long as they live.
 
-    def __init__(self) -> None:
+    Args:
+        model: its own numbers do not count, nor do views of them.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: set[int] = set()
+        # Storages are kept, so that no other one gets the number of one of them.
+        self._own = [one.untyped_storage() for one in (*model.parameters(), *model.buffers())]
+        self._seen = {storage._cdata for storage in self._own}
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -90,7 +96,7 @@ def step_peak_bytes(
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     context = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
-    with torch.device("meta"), LiveBytes() as live, context:
+    with torch.device("meta"), LiveBytes(model) as live, context:
         for _ in range(min(passes, 2)):
             ids = torch.zeros(sequences, tokens, dtype=torch.long)
             if own_forward:
