@@ -25,6 +25,7 @@ from services.registry.domain import Base, Check, File, Fingerprint, Module, Rep
 from services.registry.errors import refused
 
 _FINGERPRINT, _FAMILY = "fingerprint", "model-type"
+_SCORING = ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel")
 _DTYPES = frozenset(DTYPE_BITS) - {"C64"}
 
 
@@ -185,6 +186,22 @@ def _check_family(base: Base, config: Mapping[str, Any]) -> None:
             "Record it as a base of its own with CreateBase.",
             path=base_files.CONFIG,
         )
+    head = _scoring_head(config)
+    if head and not _scoring_head(json.loads(base.config_json or "{}")):
+        raise refused(
+            _FAMILY,
+            f"config.json says that it is a {ascii(head)[1:-1][:80]}, which scores texts, and {base.name} "
+            "writes them",
+            "Train a reward model as a LoRA and commit it to an adapter, or record this as a base of its own.",
+            path=base_files.CONFIG,
+        )
+
+
+def _scoring_head(config: Mapping[str, Any]) -> str:
+    """The architecture, where it is one of a classifier or a reward model."""
+    named = config.get("architectures")
+    found = (one for one in named if isinstance(one, str)) if isinstance(named, list) else ()
+    return next((one for one in found if one.endswith(_SCORING)), "")
 
 
 def _check_declared(declared: DeclaredBase, digest: str, quantized: str) -> None:

@@ -179,6 +179,7 @@ ONE_FILE: dict[str, tuple[Spoil, str, str, str]] = {
     "a field twice": (raw(lambda old: b'{"model_type":"evil",' + old[1:], CONFIG), "config", CONFIG, "'model_type' is there twice"),
     "no model_type": (config(model_type=""), "config", CONFIG, "model_type"),
     "another kind of model": (config(model_type="gpt2"), "model-type", CONFIG, "it is a gpt2"),
+    "a reward model": (config(architectures=["LlamaForSequenceClassification"]), "model-type", CONFIG, "scores texts"),
     "remote code": (config(auto_map={"AutoModel": "modeling.Evil"}), "config", CONFIG, "auto_map"),
     "remote code in depth": (config(text_config={"a": [{"auto_map": {"A": "b.C"}}]}), "config", CONFIG, "auto_map"),
     "a tokenizer's remote code": (add("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["t.T", null]}}'), "config", "tokenizer_config.json", "auto_map"),
