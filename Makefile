@@ -47,9 +47,11 @@ $(BUF):
 	npm install --no-save --no-audit --no-fund --prefix .tools @bufbuild/buf@1.75.0
 
 proto: install  ## Generate the stubs in sdk/graft from proto/
-	find sdk/graft -name '*_pb2*' -delete
-	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=sdk --mypy_out=quiet:sdk $(PROTOS)
-	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=sdk --mypy_grpc_out=quiet:sdk $(SERVICE_PROTOS)
+	rm -rf build/stubs && mkdir -p build/stubs
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/stubs --mypy_out=quiet:build/stubs $(PROTOS)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --grpc_python_out=build/stubs --mypy_grpc_out=quiet:build/stubs $(SERVICE_PROTOS)
+	cd build/stubs && find . -name '*_pb2*' -exec cp --parents {} ../../sdk \;
+	find sdk/graft -name '*_pb2*.py*' -not -path '*/__pycache__/*' | while read -r file; do [ -e "build/stubs/$${file#sdk/}" ] || rm "$$file"; done
 	find sdk/graft -type d -name v1 -exec touch {}/__init__.py {}/../__init__.py \;
 
 check-proto: proto  ## Fail when the committed stubs are not what proto/ says
