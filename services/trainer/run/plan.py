@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +40,8 @@ _PROBE_STEPS = 6
 _BLOCK = 64  # bitsandbytes' 4-bit blocks; double quantization keeps 1 byte and 4/256 per block.
 _PAIRED = ("dpo", "orpo", "kto", "reward")
 Say = Callable[[str], None]
+# Tokens per second, and the peak of memory in bytes.
+TrySteps = Callable[[], tuple[float, int]]
 
 
 class Planner:
@@ -177,7 +178,7 @@ def prepare(spec: JobSpec, data: Data, say: Say) -> Prepared:
         spec=spec,
         tokenizer=tokenizer,
         end_ids=end_token_ids(tokenizer, folder),
-        max_tokens=longest_input_tokens(_Configured, wanted),
+        max_tokens=longest_input_tokens(_Configured, wanted, spec.method.input_tokens),
         log=say,
         stream=data.stream,
     )
@@ -242,7 +243,9 @@ def probe(spec: JobSpec, data: Data) -> tuple[float, int]:
             "namespaces/default/jobs/probe", 1, "", "", "", Path(folder), 1.0, 1.0
         )
         base = BaseFolder(find_folder(spec.base.source), Base(name="bases/probe"))
-        Training(small, "probe", settings, reporter, StopSignal()).run(base, data, "probe")
+        training = Training(small, "probe", settings, reporter, StopSignal())
+        # An evaluation at the end would take time and tell nothing.
+        training.run(base, replace(data, held_out=[]), "probe")
     settled = reporter.speeds[1:] or reporter.speeds
     return float(np.median(settled)) if settled else 0.0, peak_bytes()
 
@@ -251,7 +254,10 @@ def peak_bytes() -> int:
     """The most memory that this process had: on a card with the context, else the resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() + _CUDA_CONTEXT_BYTES
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage(): that begins with the resident set of whoever started this process.
+    status = Path("/proc/self/status").read_text()
+    line = next(one for one in status.splitlines() if one.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def own_bytes(hardware: Hardware) -> int:
@@ -259,15 +265,24 @@ def own_bytes(hardware: Hardware) -> int:
     return _CUDA_CONTEXT_BYTES if hardware.cuda else psutil.Process().memory_info().rss
 
 
-def make_plan(spec: JobSpec, hardware: Hardware, data: Data, say: Say, *, with_probe: bool) -> Plan:
+def make_plan(
+    spec: JobSpec, hardware: Hardware, data: Data, say: Say, try_steps: TrySteps | None
+) -> Plan:
     """The whole plan.
+
+    Args:
+        spec: the job.
+        hardware: what it would run on.
+        data: what is trained on.
+        say: takes what is being done.
+        try_steps: probes in a process of its own; None for no probe.
 
     Raises:
         GraftError: what is wrong with spec, base or data.
     """
     say("tokenizing")
     prepared = prepare(spec, data, say)
-    return plan_prepared(spec, hardware, data, data_figures(spec, prepared), say, with_probe)
+    return plan_prepared(spec, hardware, data, data_figures(spec, prepared), say, try_steps)
 
 
 def plan_prepared(
@@ -276,7 +291,7 @@ def plan_prepared(
     data: Data,
     figures: DataFigures,
     say: Say,
-    with_probe: bool,
+    try_steps: TrySteps | None,
 ) -> Plan:
     """The plan of data whose figures are known."""
     say("counting")
@@ -287,9 +302,9 @@ def plan_prepared(
     changes = () if enough else cheapest_changes(spec, hardware.memory_bytes, planner.memory)
     steps = total_steps(spec, steps_per_epoch(spec, figures.sequences))
     speed, peak, source, notes = 0.0, 0, "", []
-    if hardware.here and with_probe and enough:
-        say("probing")
-        speed, peak = probe(spec, data)
+    if hardware.here and try_steps is not None and enough:
+        say("trying a few steps")
+        speed, peak = try_steps()
         source = "probe"
     elif hardware.tflops:
         speed, source = _table_speed(spec, hardware, total, trained), "table"

@@ -1,9 +1,11 @@
-"""python -m services.trainer.run.planning plan|recommend: a request as JSON on standard input, JSON lines out."""
+"""python -m services.trainer.run.planning plan|recommend|probe: a request as JSON on standard input, JSON lines out."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
+from graft.errors import GraftError, Reason
 from graft.trainer.v1 import job_spec_pb2
 
 from services.trainer.objectives import OBJECTIVES
@@ -26,13 +29,15 @@ Report = Callable[[dict[str, Any]], None]
 
 def main(arguments: list[str]) -> None:
     """Does what the first argument says."""
-    serve_aside(_plan if arguments[0] == "plan" else _recommend)
+    serve_aside({"plan": _plan, "recommend": _recommend, "probe": _probe}[arguments[0]])
 
 
 def _plan(request_json: str, progress: Report) -> dict[str, Any]:
+    request = json.loads(request_json)
+    given = dict(request)
+    _hide_cards(request)
     from services.trainer.run import plan
 
-    request = json.loads(request_json)
     spec = parse_spec(_message(request))
     hardware = plan.find_hardware(request["accelerator"], request["memory_bytes"])
     with tempfile.TemporaryDirectory(prefix="graft-plan-") as folder:
@@ -42,15 +47,16 @@ def _plan(request_json: str, progress: Report) -> dict[str, Any]:
             hardware,
             data,
             lambda stage: progress({"stage": stage}),
-            with_probe=not request["skip_probe"],
+            None if request["skip_probe"] else lambda: _try_steps(given, folder),
         )
     return as_json(plan_message(made))
 
 
 def _recommend(request_json: str, progress: Report) -> dict[str, Any]:
+    request = json.loads(request_json)
+    _hide_cards(request)
     from services.trainer.run import plan
 
-    request = json.loads(request_json)
     message = _message(request)
     hardware = plan.find_hardware(request["accelerator"], request["memory_bytes"])
 
@@ -80,9 +86,59 @@ def _recommend(request_json: str, progress: Report) -> dict[str, Any]:
         say("choosing")
         found = recommend(given, figures, hardware, estimate)
         chosen = parse_spec(found.spec)
-        made = plan.make_plan(chosen, hardware, data, say, with_probe=False)
+        made = plan.make_plan(chosen, hardware, data, say, None)
     found.plan.CopyFrom(plan_message(made))
     return as_json(found)
+
+
+def _try_steps(request: dict[str, Any], folder: str) -> tuple[float, int]:
+    """Probes in a process that holds nothing of the planner's.
+
+    Raises:
+        GraftError: what keeps the job from running; INTERNAL.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "services.trainer.run.planning", "probe"],
+        input=json.dumps({**request, "folder": folder}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = (done.stdout.strip().splitlines() or ["{}"])[-1]
+    said = json.loads(last) if last.startswith("{") else {}
+    if result := said.get("result"):
+        return float(result["tokens_per_second"]), int(result["peak_bytes"])
+    if error := said.get("error"):
+        raise GraftError(
+            Reason(error["reason"]),
+            error["message"],
+            next_step=error["next_step"],
+            **error["metadata"],
+        )
+    raise GraftError(
+        Reason.INTERNAL,
+        f"The probe ended with code {done.returncode}: {(done.stderr.strip() or 'it wrote nothing')[-300:]}",
+        next_step="Plan without a probe; if memory ran out, choose what needs less than the plan says.",
+    )
+
+
+def _probe(request_json: str, progress: Report) -> dict[str, Any]:
+    request = json.loads(request_json)
+    spec = parse_spec(_message(request))
+    # Once fetched, data stays in the folder of whoever asked.
+    data = _read(spec, request, Path(request["folder"]), progress)
+    _hide_cards(request)
+    from services.trainer.run import plan
+
+    tokens_per_second, peak_bytes = plan.probe(spec, data)
+    return {"tokens_per_second": tokens_per_second, "peak_bytes": peak_bytes}
+
+
+def _hide_cards(request: dict[str, Any]) -> None:
+    """Before torch looks for cards: a plan for "cpu", or a trainer that uses none."""
+    if request["accelerator"] == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        request["accelerator"] = ""
 
 
 def _message(request: dict[str, Any]) -> job_spec_pb2.JobSpec:
