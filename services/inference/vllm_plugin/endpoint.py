@@ -48,7 +48,11 @@ class RegistryEndpoint:
             return
         config = engine_client.model_config
         _plugin().attach(
-            state.openai_serving_models, config.model, config.revision, lora.max_lora_rank
+            state.openai_serving_models,
+            config.model,
+            config.revision,
+            lora.max_lora_rank,
+            str(getattr(args, "chat_template", None) or ""),
         )
 
     async def _describe(self) -> dict[str, Any]:

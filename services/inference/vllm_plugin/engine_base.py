@@ -9,6 +9,7 @@ from graft.bases import read_base
 from graft.errors import GraftError, Reason
 
 from services.inference.domain import Base
+from services.inference.templates import FILE as TEMPLATE
 
 
 class EngineBase:
@@ -41,6 +42,12 @@ class EngineBase:
         except GraftError:
             self._reading = None
             raise
+
+    def chat_template(self, model: str) -> str:
+        """The base's own chat template; empty where it lies in no file of its own."""
+        folder = self._folder or _local_folder(model, self.revision)
+        file = None if folder is None else folder / TEMPLATE
+        return file.read_text("utf-8") if file is not None and file.is_file() else ""
 
     def _read(self, model: str) -> Base:
         folder = self._folder or _local_folder(model, self.revision)

@@ -66,7 +66,12 @@ class GraftPlugin(LoRAResolver):  # type: ignore[misc]
         return await self._parts.resolver.resolve_lora(base_model_name, lora_name)
 
     def attach(
-        self, models: OpenAIServingModels, model: str, revision: str | None, max_rank: int
+        self,
+        models: OpenAIServingModels,
+        model: str,
+        revision: str | None,
+        max_rank: int,
+        chat_template: str = "",
     ) -> None:
         """Has this server's names follow the registry; call it in the server's event loop.
 
@@ -75,10 +80,12 @@ class GraftPlugin(LoRAResolver):  # type: ignore[misc]
             model: vLLM's --model.
             revision: vLLM's --revision.
             max_rank: vLLM's --max-lora-rank.
+            chat_template: vLLM's --chat-template.
         """
         parts, settings = self._parts, self._settings
         parts.base.revision = revision
         parts.versions.max_rank = max_rank
+        parts.versions.chat_template = chat_template
         parts.table.attach(models)
         if not settings.allow_load:
             parts.table.close_loading()

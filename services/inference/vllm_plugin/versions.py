@@ -17,12 +17,13 @@ from graft.names import ModelReference
 from graft.registry.v1.registry_service_pb2 import Version
 from graft.signatures import SignaturePolicy, check
 
-from services.inference.cache import AdapterCache, read_config
+from services.inference.cache import AdapterCache, brings_template, read_config
 from services.inference.domain import AdapterVersion
 from services.inference.engines.base import Limits
 from services.inference.fitness import check_config, check_version
 from services.inference.registry import convert
 from services.inference.registry.remote import RemoteRegistry
+from services.inference.templates import FILE as TEMPLATE
 from services.inference.vllm_plugin.engine_base import EngineBase
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ class Versions:
         self._answer_timeout_s, self._log = answer_timeout_s, log
         self._fetches: dict[str, asyncio.Task[Path]] = {}
         self._last: dict[ModelReference, AdapterVersion] = {}
+        self._warned: set[str] = set()
         self.max_rank = _MAX_RANK
+        # vLLM's --chat-template: a file or the text itself; empty where the base's own is used.
+        self.chat_template = ""
 
     async def find(self, reference: ModelReference) -> AdapterVersion:
         """The version that a reference means now.
@@ -129,4 +133,34 @@ class Versions:
             task.add_done_callback(lambda _: self._fetches.pop(version.digest, None))
         folder = await asyncio.shield(task)
         check_config(version, await asyncio.to_thread(read_config, version, folder), limits)
+        if brings_template(version) and version.digest not in self._warned:
+            await asyncio.to_thread(self._compare_template, version, folder / TEMPLATE, model)
         return folder
+
+    def _compare_template(self, version: AdapterVersion, file: Path, model: str) -> None:
+        """vLLM has one template for all: says so where it is not the version's."""
+        if file.read_bytes() == self._servers_template(model):
+            return
+        self._warned.add(version.digest)
+        self._log.warning(
+            "%s was trained with the chat template %s, and this server renders every conversation with %s: "
+            "/v1/chat/completions asks it in another way than it was trained. Start the server with "
+            "--chat-template %s where all adapters share it, send rendered prompts to /v1/completions, "
+            "or serve it with Graft's inference service, which uses each version's own.",
+            version.name,
+            file,
+            f"--chat-template {self.chat_template:.100}"
+            if self.chat_template
+            else "the base's own",
+            file,
+        )
+
+    def _servers_template(self, model: str) -> bytes:
+        given = self.chat_template or self._base.chat_template(model)
+        try:
+            return Path(given).read_bytes()
+        except (
+            OSError,
+            ValueError,
+        ):  # The text itself, which need not be a name that a file can have.
+            return given.encode()

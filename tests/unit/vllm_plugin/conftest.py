@@ -80,10 +80,14 @@ class World:
     folder: Path
     start_server: Callable[..., Awaitable[Server]]
 
-    async def push(self, adapter: str = "bot", ns: str = "default", rank: int = 8) -> str:
-        """Commits another version, with random weights of its own."""
+    async def push(
+        self, adapter: str = "bot", ns: str = "default", rank: int = 8, template: str = ""
+    ) -> str:
+        """Commits another version, with random weights of its own and, where given, a chat template."""
         seed = len(list(self.folder.iterdir()))
         files = make_adapter(self.folder / str(seed), self.base, seed=seed, rank=rank)
+        if template:
+            (files / "chat_template.jinja").write_text(template)
         return (await self.calls.commit(files, self.fingerprint, adapter, ns)).name
 
 
@@ -109,7 +113,9 @@ async def world(
         base = await calls.create_base(tiny_base)
         await calls.create_adapter()
 
-        async def start_server(model: Path = tiny_base, max_rank: int = 16, **env: str) -> Server:
+        async def start_server(
+            model: Path = tiny_base, max_rank: int = 16, chat_template: str = "", **env: str
+        ) -> Server:
             variables = {
                 "VLLM_PLUGINS": "graft",
                 "GRAFT_REGISTRY": registry.address,
@@ -118,7 +124,7 @@ async def world(
             }
             for name, value in (variables | env).items():
                 monkeypatch.setenv(name, value)
-            server = make_server(model, max_rank)
+            server = make_server(model, max_rank, chat_template)
             stack.push_async_callback(server.plugin.close)
             return server
 
@@ -127,7 +133,7 @@ async def world(
         )
 
 
-def make_server(model: Path, max_rank: int) -> Server:
+def make_server(model: Path, max_rank: int, chat_template: str) -> Server:
     """What vLLM does with the plugin at start: both entry points, in its order."""
     with warnings.catch_warnings():
         # Importing vLLM warns of its own and of its libraries' deprecations.
@@ -141,5 +147,5 @@ def make_server(model: Path, max_rank: int) -> Server:
     plugin: Any = LoRAResolverRegistry.get_resolver("graft")
     engine = EngineStandIn(SimpleNamespace(model=str(model), max_model_len=256))
     models = OpenAIServingModels(engine, [BaseModelPath(name="base", model_path=str(model))])
-    plugin.attach(models, str(model), None, max_rank)
+    plugin.attach(models, str(model), None, max_rank, chat_template)
     return Server(models, engine, plugin)
