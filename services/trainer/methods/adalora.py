@@ -40,7 +40,7 @@ class AdaLora(Method[AdaLoraConfig]):
         source="Zhang et al. 2023, arXiv:2303.10512",
         summary="LoRA that takes rank from modules where it matters little, while it trains.",
         learning_rate=1e-3,
-        learning_rate_source="Zhang et al. 2023, tables 8 to 12: 5e-4 to 2e-3",
+        learning_rate_source="ours: near the authors' examples (QingruZhang/AdaLoRA), which have 5e-4 and more",
         uses=frozenset({Use.HOT_SWAP, Use.MERGE, Use.TO_LORA}),
     )
 

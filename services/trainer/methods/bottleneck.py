@@ -41,7 +41,7 @@ class Bottleneck(Method[BottleneckConfig]):
         source="Houlsby et al. 2019, arXiv:1902.00751",
         summary="Puts a narrow residual network after attention and after the MLP of every layer.",
         learning_rate=1e-4,
-        learning_rate_source="He et al. 2021, arXiv:2110.04366: 1e-4 for adapters",
+        learning_rate_source="ours: half of LoRA's, because whole layers are added and none is scaled down",
         uses=frozenset(),
         quantizations=frozenset(),
         quantization_note="the library's trainer takes only PEFT's adapters on one",

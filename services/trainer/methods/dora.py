@@ -25,7 +25,7 @@ class Dora(Lora):
         source="Liu et al. 2024, arXiv:2402.09353",
         summary="LoRA changes the direction of the weights, and a vector per layer their magnitude.",
         learning_rate=2e-4,
-        learning_rate_source="Liu et al. 2024, table 8: 2e-4 for LLaMA-7B",
+        learning_rate_source="the authors' script for Llama-2-7B (NVlabs/DoRA): 2e-4",
         uses=frozenset({Use.MERGE}),
         quantizations=frozenset({"nf4", "fp4"}),
         quantization_note="its magnitudes need norms of the weights, which bitsandbytes does not keep for 8 bits",

@@ -30,7 +30,7 @@ class Full(Method[FullConfig]):
         source="Howard and Ruder 2018, arXiv:1801.06146",
         summary="Trains every number of the base.",
         learning_rate=2e-5,
-        learning_rate_source="Taori et al. 2023 (Alpaca): 2e-5 for LLaMA-7B",
+        learning_rate_source="TRL's script for fine-tuning all parameters: 2e-5",
         uses=frozenset({Use.BASE}),
         quantizations=frozenset(),
         quantization_note="numbers of 4 or 8 bits have no gradients",

@@ -30,7 +30,7 @@ class Ia3(Method[Ia3Config]):
         source="Liu et al. 2022, arXiv:2205.05638",
         summary="Learns a scale for each feature of keys, values and the MLP's inner activations.",
         learning_rate=3e-3,
-        learning_rate_source="Liu et al. 2022, section 3: 3e-3",
+        learning_rate_source="the authors' configuration (r-three/t-few): 3e-3",
         uses=frozenset({Use.MERGE}),
     )
 

@@ -33,7 +33,7 @@ class Lora(Method[LoraConfig]):
         source="Hu et al. 2021, arXiv:2106.09685",
         summary="Adds a product of two narrow matrices to each targeted linear layer.",
         learning_rate=2e-4,
-        learning_rate_source="Dettmers et al. 2023, table 9: 2e-4 up to 13B",
+        learning_rate_source="TRL's script for fine-tuning with LoRA: 2e-4",
         uses=frozenset({Use.HOT_SWAP, Use.MERGE}),
     )
 

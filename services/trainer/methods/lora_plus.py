@@ -29,7 +29,7 @@ class LoraPlus(Lora):
         source="Hayou et al. 2024, arXiv:2402.12354",
         summary="LoRA with a higher learning rate for B than for A.",
         learning_rate=1e-4,
-        learning_rate_source="half of LoRA's, as the authors advise with a ratio of 16",
+        learning_rate_source="ours: half of LoRA's, because B learns 16 times as fast as that",
         uses=frozenset({Use.HOT_SWAP, Use.MERGE}),
     )
     config_type = LoraPlusConfig

@@ -34,7 +34,7 @@ class Pissa(Lora):
         source="Meng et al. 2024, arXiv:2404.02948",
         summary="LoRA that begins with each weight's principal singular components, and freezes the rest.",
         learning_rate=2e-5,
-        learning_rate_source="Meng et al. 2024, section 5: 2e-5 for all models",
+        learning_rate_source="the authors' scripts (GraphPKU/PiSSA): 2e-5",
         uses=frozenset({Use.HOT_SWAP, Use.MERGE, Use.TO_LORA}),
         quantizations=frozenset(),
         quantization_note="its beginning is the decomposition of weights that are not quantized",

@@ -25,7 +25,7 @@ class RsLora(Lora):
         source="Kalajdzievski 2023, arXiv:2312.03732",
         summary="LoRA whose update is scaled by alpha / sqrt(rank), so that high ranks do not learn less.",
         learning_rate=1e-4,
-        learning_rate_source="half of LoRA's, because at rank 16 the scale is four times LoRA's",
+        learning_rate_source="ours: half of LoRA's, because at rank 16 the scale is four times LoRA's",
         uses=frozenset({Use.HOT_SWAP, Use.MERGE, Use.TO_LORA}),
     )
     config_type = RsLoraConfig

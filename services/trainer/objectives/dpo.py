@@ -52,7 +52,7 @@ class Dpo(Objective[DpoConfig]):
         needs=NEEDS_PAIRS,
         adapter_learning_rate=5e-6,
         full_learning_rate=5e-7,
-        learning_rate_source="Tunstall et al. 2023 (Zephyr): 5e-7 for full tuning; ten times that for adapters",
+        learning_rate_source="TRL's script: 5e-7 for all parameters, ten times that with LoRA",
         refused_methods={"adalora": TWO_ADAPTERS},
     )
 

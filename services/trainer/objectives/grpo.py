@@ -54,8 +54,7 @@ class Grpo(Objective[GrpoConfig]):
         needs="prompts, prompts with completions, or conversations",
         adapter_learning_rate=1e-5,
         full_learning_rate=1e-6,
-        learning_rate_source="Shao et al. 2024, section 4.2: 1e-6 for all parameters; with an adapter ten "
-        "times that, as Schulman et al. 2025 (LoRA Without Regret) found",
+        learning_rate_source="TRL's default: 1e-6; ours with an adapter: ten times that, as in TRL's script for DPO",
     )
 
     @classmethod

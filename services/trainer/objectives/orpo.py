@@ -40,7 +40,7 @@ class Orpo(Objective[OrpoConfig]):
         needs=NEEDS_PAIRS,
         adapter_learning_rate=8e-5,
         full_learning_rate=8e-6,
-        learning_rate_source="Hong et al. 2024, section 5: 8e-6 for full tuning; ten times that for adapters",
+        learning_rate_source="TRL's example: 8e-6 for all parameters, ten times that with LoRA",
     )
 
     @classmethod

@@ -54,7 +54,7 @@ class RewardModel(Objective[RewardModelConfig]):
         contents=(Preference,),
         needs=NEEDS_PAIRS,
         adapter_learning_rate=1e-4,
-        learning_rate_source="TRL's example of reward modelling with LoRA: 1e-4",
+        learning_rate_source="TRL's default for reward models: 1e-4",
         refused_methods=dict.fromkeys(_WITHOUT_HEAD, _NO_HEAD),
         task_type="SEQ_CLS",
     )
