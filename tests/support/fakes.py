@@ -112,6 +112,18 @@ class FakeTrainer(trainer_grpc.TrainerServiceServicer):
                 while len(self.events) <= sent:
                     await self._changed.wait()
 
+    def ValidateJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise NotImplementedError
+
+    def PlanJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise NotImplementedError
+
+    def RecommendJob(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise NotImplementedError
+
+    async def ListMethods(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
     def _job(self, name: str) -> trainer_pb2.Job:
         if name not in self.jobs:
             raise GraftError(Reason.JOB_NOT_FOUND, f"There is no job {name}")

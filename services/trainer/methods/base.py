@@ -70,6 +70,11 @@ class MethodConfig:
 
     kind: ClassVar[str]
 
+    @property
+    def input_tokens(self) -> int:
+        """Learned tokens that stand before the input, and take from the longest that the base reads."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

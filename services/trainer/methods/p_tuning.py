@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import integer, invalid_field, number, optional_integer
-from services.trainer.methods.base import MethodConfig, MethodInfo
+from services.trainer.methods.base import MethodInfo
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
     MAX_VIRTUAL_TOKENS,
     USUAL_VIRTUAL_TOKENS,
+    PromptConfig,
     PromptMethod,
 )
 
@@ -25,11 +26,10 @@ _ENCODERS: dict[int, Encoder] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PTuningConfig(MethodConfig):
+class PTuningConfig(PromptConfig):
     """P-tuning's settings. encoder_hidden_size 0: the base's hidden size."""
 
     kind: ClassVar[str] = "p_tuning"
-    virtual_tokens: int
     encoder: Encoder
     encoder_hidden_size: int
     encoder_layers: int

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import optional_integer
-from services.trainer.methods.base import MethodConfig, MethodInfo
+from services.trainer.methods.base import MethodInfo
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
     MAX_VIRTUAL_TOKENS,
     USUAL_VIRTUAL_TOKENS,
+    PromptConfig,
     PromptMethod,
 )
 
@@ -22,11 +23,10 @@ CANNOT_CHECKPOINT = (
 
 
 @dataclass(frozen=True, slots=True)
-class PTuningV2Config(MethodConfig):
+class PTuningV2Config(PromptConfig):
     """P-tuning v2's settings."""
 
     kind: ClassVar[str] = "p_tuning_v2"
-    virtual_tokens: int
 
 
 class PTuningV2(PromptMethod[PTuningV2Config]):
@@ -38,7 +38,7 @@ class PTuningV2(PromptMethod[PTuningV2Config]):
         source="Liu et al. 2021, arXiv:2110.07602",
         summary="Learns keys and values that come before the input's in every layer.",
         learning_rate=1e-2,
-        learning_rate_source="Liu et al. 2021, appendix: 5e-3 to 1e-2",
+        learning_rate_source="near the authors' scripts (THUDM/P-tuning-v2), for example 7e-3 and 9e-3",
         uses=frozenset(),
         packing=False,
         packing_note=CANNOT_PACK,
@@ -58,4 +58,4 @@ class PTuningV2(PromptMethod[PTuningV2Config]):
     def peft_config(self, model: Any) -> Any:
         from services.trainer.run import prompt_models
 
-        return prompt_models.prefix_tuning(model, self.setting, self.config.virtual_tokens)
+        return prompt_models.prefix_tuning(self.setting, self.config.virtual_tokens)

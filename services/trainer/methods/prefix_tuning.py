@@ -8,22 +8,22 @@ from typing import Any, ClassVar
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import integer, optional_integer
-from services.trainer.methods.base import MethodConfig, MethodInfo
+from services.trainer.methods.base import MethodInfo
 from services.trainer.methods.p_tuning_v2 import CANNOT_CHECKPOINT
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
     MAX_VIRTUAL_TOKENS,
     USUAL_VIRTUAL_TOKENS,
+    PromptConfig,
     PromptMethod,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixTuningConfig(MethodConfig):
+class PrefixTuningConfig(PromptConfig):
     """Prefix tuning's settings. encoder_hidden_size 0: the base's hidden size."""
 
     kind: ClassVar[str] = "prefix_tuning"
-    virtual_tokens: int
     encoder_hidden_size: int
 
 
@@ -36,7 +36,7 @@ class PrefixTuning(PromptMethod[PrefixTuningConfig]):
         source="Li and Liang 2021, arXiv:2101.00190",
         summary="Learns keys and values before the input's in every layer, as the output of an MLP.",
         learning_rate=1e-3,
-        learning_rate_source="ten times Li and Liang 2021's 5e-5 and more, as PEFT's example has it",
+        learning_rate_source="ours: a tenth of P-tuning v2's, because an MLP stands before the keys and values",
         uses=frozenset(),
         packing=False,
         packing_note=CANNOT_PACK,
@@ -66,7 +66,6 @@ class PrefixTuning(PromptMethod[PrefixTuningConfig]):
 
         config = self.config
         return prompt_models.prefix_tuning(
-            model,
             self.setting,
             config.virtual_tokens,
             config.encoder_hidden_size or model.config.get_text_config().hidden_size,

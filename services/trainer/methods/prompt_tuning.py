@@ -8,21 +8,21 @@ from typing import Any, ClassVar
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import optional_integer
-from services.trainer.methods.base import MethodConfig, MethodInfo
+from services.trainer.methods.base import MethodInfo
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
     MAX_VIRTUAL_TOKENS,
     USUAL_VIRTUAL_TOKENS,
+    PromptConfig,
     PromptMethod,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class PromptTuningConfig(MethodConfig):
+class PromptTuningConfig(PromptConfig):
     """Prompt tuning's settings. initial_text "": embeddings of tokens drawn from the vocabulary."""
 
     kind: ClassVar[str] = "prompt_tuning"
-    virtual_tokens: int
     initial_text: str
 
 

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.trainer.methods.base import Method, MethodConfig
 
-C = TypeVar("C", bound=MethodConfig)
 MAX_VIRTUAL_TOKENS = 4096
 USUAL_VIRTUAL_TOKENS = 20
 CANNOT_PACK = "every row needs the learned tokens before it, and a pack has one beginning for all"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConfig(MethodConfig):
+    """What all of them have."""
+
+    virtual_tokens: int
+
+    @property
+    def input_tokens(self) -> int:
+        """All of them: positions count on from the learned tokens."""
+        return self.virtual_tokens
+
+
+C = TypeVar("C", bound=PromptConfig)
 
 
 class PromptMethod(Method[C]):
@@ -22,9 +37,9 @@ class PromptMethod(Method[C]):
         """PEFT's configuration."""
 
     def apply(self, model: Any) -> Any:
-        from services.trainer.run import peft_models
+        from services.trainer.run import prompt_models
 
-        return peft_models.adapt(model, self.peft_config(model), self.setting)
+        return prompt_models.adapt_inputs(model, self.peft_config(model), self.setting)
 
     def save(self, model: Any, folder: Path) -> None:
         from services.trainer.run import prompt_models

@@ -94,7 +94,8 @@ class Survey:
         self.base_error = _error_of(lambda: check_base(spec))
         self._tokenizer = load_tokenizer(folder, spec.dataset.chat_template)
         self.max_tokens = min(
-            spec.hyperparameters.max_length_tokens, _longest_input(folder) or _UNCUT
+            spec.hyperparameters.max_length_tokens,
+            max(1, (_longest_input(folder) or _UNCUT) - spec.method.input_tokens),
         )
         self._end_ids = end_token_ids(self._tokenizer, folder)
         self._reader = ExampleTokenizer(

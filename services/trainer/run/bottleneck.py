@@ -167,9 +167,11 @@ def _layers(model: Any) -> list[tuple[Any, Any]]:
         attention = next((getattr(module, n) for n in _ATTENTIONS if hasattr(module, n)), None)
         if isinstance(attention, nn.Module) and isinstance(getattr(module, "mlp", None), nn.Module):
             found.append((module, attention))
-    if not found:
+    config = model.config.get_text_config()
+    if len(found) != config.num_hidden_layers:
         raise _unfit(
-            f"the layers of a {model.config.model_type} are not built of attention and MLP"
+            f"{len(found)} of {config.num_hidden_layers} layers of a {config.model_type} are built of "
+            "attention and MLP"
         )
     return found
 
@@ -178,6 +180,6 @@ def _unfit(why: str) -> GraftError:
     return GraftError(
         Reason.INVALID_SPEC,
         f"The bottleneck adapter does not fit the base: {why}",
-        next_step="Use the base that it was trained on, or method lora.",
+        next_step="Use the base that it was trained on, or train with method lora.",
         field="method.bottleneck",
     )

@@ -9,7 +9,7 @@ from graft.errors import GraftError, Reason
 from peft import IA3Config
 
 from services.trainer.methods.base import Setting
-from services.trainer.run.targets import check_targets, linear_layers
+from services.trainer.run.targets import check_targets, is_transposed, linear_layers
 
 # Names of keys, values, or of the layer that makes both together with the queries.
 _KEYS_VALUES = (
@@ -47,7 +47,12 @@ def peft_config(
                 "it and in feedforward_modules.",
                 field="method.ia3.target_modules",
             )
-    return IA3Config(task_type=setting.task_type, target_modules=chosen, feedforward_modules=inner)
+    return IA3Config(
+        task_type=setting.task_type,
+        target_modules=chosen,
+        feedforward_modules=inner,
+        fan_in_fan_out=is_transposed(model, chosen),
+    )
 
 
 def _ends(model: Any, names: Sequence[str], parents: Sequence[str]) -> list[str]:

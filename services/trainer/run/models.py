@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from graft.errors import GraftError, Reason
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -96,7 +97,25 @@ def compute_dtype(folder: Path, spec: BaseSpec, device: torch.device) -> torch.d
     return stored if isinstance(stored, torch.dtype) else torch.bfloat16
 
 
-def longest_input_tokens(model: Any, wanted: int) -> int:
-    """The longest sequence that both the spec and the base allow."""
+def longest_input_tokens(model: Any, wanted: int, taken: int = 0) -> int:
+    """The longest sequence that both the spec and the base allow.
+
+    Args:
+        model: anything with the base's config.
+        wanted: the spec's limit.
+        taken: of what the base reads, by a method's learned tokens.
+
+    Raises:
+        GraftError: INVALID_SPEC, when they leave no room.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(wanted, limit) if isinstance(limit, int) and limit > 0 else wanted
+    if not isinstance(limit, int) or limit <= 0:
+        return wanted
+    if taken >= limit:
+        raise GraftError(
+            Reason.INVALID_SPEC,
+            f"{taken} learned tokens leave no room for others: the base reads at most {limit}",
+            next_step=f"Set the method's virtual_tokens far below {limit}.",
+            field="method",
+        )
+    return min(wanted, limit - taken)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from graft.errors import GraftError, Reason
 from peft import (
+    PeftConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -15,16 +18,27 @@ from peft import (
 )
 
 from services.trainer.methods.base import Setting
-from services.trainer.run.peft_models import config_json, write_adapter
+from services.trainer.run.peft_models import adapt, config_json, write_adapter
 
 
 def prompt_tuning(setting: Setting, virtual_tokens: int, text: str) -> PromptTuningConfig:
-    """Prompt tuning that begins as a text, or as tokens of the vocabulary."""
+    """Prompt tuning that begins as a text, or as tokens of the vocabulary.
+
+    Raises:
+        GraftError: INVALID_SPEC, for a text without tokens.
+    """
     if not text:
         return PromptTuningConfig(
             task_type=setting.task_type,
             num_virtual_tokens=virtual_tokens,
             prompt_tuning_init="SAMPLE_VOCAB",
+        )
+    if not setting.tokenizer(text)["input_ids"]:
+        raise GraftError(
+            Reason.INVALID_SPEC,
+            f"method.prompt_tuning.initial_text is {text!r}, of which the base's tokenizer makes no tokens",
+            next_step="Write a text that says what is wanted, or leave initial_text out.",
+            field="method.prompt_tuning.initial_text",
         )
     return PromptTuningConfig(
         task_type=setting.task_type,
@@ -56,29 +70,59 @@ def p_tuning(
 
 
 def prefix_tuning(
-    model: Any, setting: Setting, virtual_tokens: int, encoder_hidden_size: int = 0
+    setting: Setting, virtual_tokens: int, encoder_hidden_size: int = 0
 ) -> PrefixTuningConfig:
-    """Prefix tuning; encoder_hidden_size 0 is without a network.
-
-    Raises:
-        GraftError: INVALID_SPEC, for a base whose heads PEFT takes for others.
-    """
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None)
-    if head_dim and head_dim * config.num_attention_heads != config.hidden_size:
-        raise GraftError(
-            Reason.INVALID_SPEC,
-            f"PEFT makes prefixes for heads of {config.hidden_size // config.num_attention_heads} "
-            f"features, and this {config.model_type}'s have {head_dim}",
-            next_step="Use method prompt_tuning or lora on this base.",
-            field="method",
-        )
+    """Prefix tuning; encoder_hidden_size 0 is without a network."""
     return PrefixTuningConfig(
         task_type=setting.task_type,
         num_virtual_tokens=virtual_tokens,
         prefix_projection=encoder_hidden_size > 0,
         encoder_hidden_size=encoder_hidden_size or None,
     )
+
+
+def adapt_inputs(model: Any, config: PeftConfig, setting: Setting) -> Any:
+    """The model with what is learned before its input.
+
+    Raises:
+        GraftError: INVALID_SPEC, when the base does not take it.
+    """
+    try:
+        adapted = adapt(model, config, setting)
+        if not hasattr(model, "quantization_method"):
+            # bitsandbytes would repack its weights for inference.
+            with torch.no_grad():
+                ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+                adapted(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise GraftError(
+            Reason.INVALID_SPEC,
+            f"A {model.config.model_type} does not take what PEFT would put before its input: {reason}",
+            next_step="Use method lora on this base.",
+            field="method",
+        ) from error
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        adapted.get_base_model().register_forward_pre_hook(_count_positions, with_kwargs=True)
+    return adapted
+
+
+def _count_positions(
+    _model: Any, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Positions without gaps: padding between what is learned and the input takes none.
+
+    PEFT drops those that are given, and transformers would count the padding of prompts of unequal lengths.
+    """
+    mask = named.get("attention_mask")
+    given = named.get("input_ids")
+    given = named.get("inputs_embeds") if given is None else given
+    if given is None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -given.shape[1] :]
+    return inputs, {**named, "position_ids": positions}
 
 
 def save(model: Any, folder: Path) -> None:

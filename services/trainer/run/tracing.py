@@ -19,7 +19,7 @@ from services.trainer.run.trainers.head_loss import _MOST_LOGITS, _chunk_loss
 _ATTENTION = "graft_plan"
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that operations make, as long as they live.
 
     Args:
@@ -27,7 +27,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         # Storages are kept, so that no other one gets the number of one of them.
         self._own = [one.untyped_storage() for one in (*model.parameters(), *model.buffers())]
@@ -96,7 +96,8 @@ def step_peak_bytes(
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     context = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
-    with torch.device("meta"), LiveBytes(model) as live, context:
+    live = LiveBytes(model)
+    with torch.device("meta"), live, context:
         for _ in range(min(passes, 2)):
             ids = torch.zeros(sequences, tokens, dtype=torch.long)
             if own_forward:

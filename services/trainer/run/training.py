@@ -85,7 +85,7 @@ class Training:
                 prepared=prepared,
                 total_steps=steps,
                 steps_per_epoch=epoch_steps,
-                max_tokens=longest_input_tokens(model, spec.hyperparameters.max_length_tokens),
+                max_tokens=reading.max_tokens,
                 method=method,
                 store=store,
                 progress=progress,
@@ -139,9 +139,13 @@ class Training:
 
     def _max_tokens(self, model: Any) -> int:
         wanted = self._spec.hyperparameters.max_length_tokens
-        longest = longest_input_tokens(model, wanted)
+        taken = self._spec.method.input_tokens
+        longest = longest_input_tokens(model, wanted, taken)
         if longest < wanted:
-            self._reporter.log(f"The base reads at most {longest} tokens, so rows are cut there.")
+            beside = f" beside the {taken} learned ones" if taken else ""
+            self._reporter.log(
+                f"The base reads at most {longest} tokens{beside}, so rows are cut there."
+            )
         return longest
 
     def _checkpoints(self, data: Data, base: BaseFolder) -> CheckpointStore:

@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[dict[str, object], int, str]] = {
     "P-tuning": ({"peft_type": "P_TUNING"}, 0, "it is P_TUNING"),
     "prefix tuning": ({"peft_type": "PREFIX_TUNING"}, 0, "it is PREFIX_TUNING"),
     "bottleneck": ({"peft_type": "BOTTLENECK", "size": 16}, 0, "it is BOTTLENECK"),
+    "AdaLoRA": ({"peft_type": "ADALORA", "init_r": 8}, 8, "it is ADALORA"),
     "DoRA": ({"peft_type": "LORA", "r": 8, "use_dora": True}, 8, "it is a DoRA"),
     "reward model": (
         {"peft_type": "LORA", "r": 8, "task_type": "SEQ_CLS", "modules_to_save": ["score"]},

@@ -78,18 +78,25 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         """The summed loss of the batch over the number of learned tokens of the whole step."""
         assert not return_outputs
         assert num_items_in_batch is not None
-        rows = inputs.pop("rows")
-        if self.graft_run.method.uses_own_forward():
-            # What comes before the input moves its positions; PEFT counts them itself.
-            positions = inputs.pop("position_ids")
-            lengths = torch.tensor([len(row) for row in rows], device=positions.device)
-            inputs["attention_mask"] = (positions < lengths[:, None]).long()
+        rows = self._take_rows(inputs)
         loss = self.batch_loss(model, inputs, num_items_in_batch)
         places = "; ".join(str(row.place) for row in rows[:_NAMED_ROWS])
         nats = self.check_loss(loss, places) * int(num_items_in_batch)
         learned = int((inputs["labels"][:, 1:] != IGNORED).sum())
         self.graft_run.progress.add_batch(nats, learned, sum(len(row) for row in rows))
         return loss
+
+    def _take_rows(self, inputs: dict[str, Any]) -> Any:
+        """The batch's rows, taken out of its inputs, which become what the model's own forward pass takes."""
+        rows = inputs.pop("rows")
+        if self.graft_run.method.uses_own_forward():
+            # What comes before the input moves its positions, which are counted from the mask.
+            positions = inputs.pop("position_ids")
+            lengths = torch.tensor([len(row) for row in rows], device=positions.device)
+            inputs["attention_mask"] = (positions < lengths[:, None]).long()
+            # Behind learned embeddings the first token is predicted, too; no other method learns it.
+            inputs["labels"][:, 0] = IGNORED
+        return rows
 
     def batch_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], learned_tokens: torch.Tensor
@@ -121,17 +128,13 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         order = sorted(range(len(batches.rows)), key=lambda row: -len(batches.rows[row]))
         for start in range(0, len(order), size):
             inputs = batches([{"row": row} for row in order[start : start + size]])
-            del inputs["rows"]
+            self._take_rows(inputs)
             yield self._prepare_inputs(inputs)
 
     def eval_loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The summed loss of a held-out batch, by whatever head the model needs."""
         if self._plain_head:
             return summed_loss(self.model, inputs)
-        if self.graft_run.method.uses_own_forward():
-            learned = (inputs["labels"][:, 1:] != IGNORED).sum()
-            mean: torch.Tensor = self.model(inputs["input_ids"], labels=inputs["labels"]).loss
-            return mean * learned
         outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
         loss: torch.Tensor = -outputs.log_probs.sum()
         return loss
