@@ -325,7 +325,7 @@ class Adapters:
         progress: Transferred | None = None,
         note: Note | None = None,
     ) -> Version:
-        """Writes a version to a new folder that PeftModel.from_pretrained and vLLM load.
+        """Writes a version to a new folder in PEFT's layout; docs/versions.md says what loads which kind.
 
         The folder appears only when every file is there and its digest is right.
 

@@ -10,6 +10,8 @@ import yaml
 
 from graft.results import Version
 
+# PEFT does not load it.
+_OURS = "BOTTLENECK"
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _BEGIN, _END = "<!-- graft: begin -->", "<!-- graft: end -->"
 _SECTION = re.compile(rf"\s*{_BEGIN}.*?{_END}\s*", re.DOTALL)
@@ -32,11 +34,11 @@ def model_card(readme: str, version: Version, base_model: str) -> str:
     metadata, body = _split(readme)
     tags = metadata.get("tags")
     tags = [tags] if isinstance(tags, str) else tags if isinstance(tags, list) else []
-    added = ["lora" if version.peft_type == "LORA" else version.peft_type.lower(), "graft"]
+    added = [tag for tag in (version.peft_type.lower(), version.kind, "graft") if tag]
     if base_model:
         metadata.setdefault("base_model", base_model)
         added.append(f"base_model:adapter:{base_model}")
-    metadata["library_name"] = "peft"
+    metadata["library_name"] = "graft" if version.peft_type == _OURS else "peft"
     metadata["tags"] = list(dict.fromkeys([*tags, *added]))
     metadata["graft"] = {
         "version": version.name,
@@ -73,7 +75,7 @@ def _facts(version: Version) -> Mapping[str, str]:
         "version": f"`{version.name}`",
         "digest": f"`{version.digest}`",
         "base": f"`{version.base}`, fingerprint `{version.base_fingerprint}`",
-        "method": f"{version.peft_type}, rank {version.rank}, alpha {version.alpha:g}",
+        "method": version.kind_in_words,
         "modules": ", ".join(version.target_modules),
         "job": f"`{lineage.job}`" if lineage.job else "",
         "data": f"{lineage.data_rows} rows, `{lineage.data_digest}`" if lineage.data_digest else "",

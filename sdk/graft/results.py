@@ -245,6 +245,19 @@ class Version:
         """Bytes of all its files."""
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def kind(self) -> str:
+        """What an adapter is, in lower case: "lora", "dora", "ia3", "prompt_tuning", "bottleneck"."""
+        return self.method or self.peft_type.lower()
+
+    @property
+    def kind_in_words(self) -> str:
+        """An adapter's kind, with rank and alpha where it has them."""
+        named = self.peft_type
+        if self.method and self.method != named.lower():
+            named = f"{named} ({self.method})"
+        return f"{named}, rank {self.rank}, alpha {self.alpha:g}" if self.rank else named
+
 
 @dataclass(frozen=True, slots=True)
 class Alias:

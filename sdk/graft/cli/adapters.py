@@ -117,7 +117,18 @@ def versions(
         for alias in await client.adapters.aliases(adapter):
             pointing[alias.version].append(short_id(alias.name))
         out.table(
-            ("VERSION", "ALIASES", "LABELS", "DIGEST", "RANK", "SIZE", "JOB", loss, "CREATED"),
+            (
+                "VERSION",
+                "ALIASES",
+                "LABELS",
+                "DIGEST",
+                "KIND",
+                "RANK",
+                "SIZE",
+                "JOB",
+                loss,
+                "CREATED",
+            ),
             (
                 version_row(version, pointing[version.name], metric, whole=adapter == "-")
                 for version in found

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,22 @@ def test_a_readme_without_sane_metadata_becomes_a_card(tiny_version: graft.Versi
         assert yaml.safe_load(front)["library_name"] == "peft"
         assert ("Words." in body) == ("Words." in readme)
         assert model_card(card, tiny_version, "") == card
+
+
+def test_a_card_says_what_kind_of_adapter_it_is(tiny_version: graft.Version) -> None:
+    def card(**changes: object) -> tuple[dict[str, object], str]:
+        text = model_card("", replace(tiny_version, **changes), "")  # type: ignore[arg-type]
+        return yaml.safe_load(text.split("---\n")[1]), text
+
+    metadata, text = card(method="dora")
+    assert metadata["tags"] == ["lora", "dora", "graft"]
+    assert "| method | LORA (dora), rank 8, alpha 16 |" in text
+    metadata, text = card(peft_type="IA3", method="ia3", rank=0, alpha=0)
+    assert (metadata["tags"], metadata["library_name"]) == (["ia3", "graft"], "peft")
+    assert "| method | IA3 |" in text
+    metadata, text = card(peft_type="BOTTLENECK", method="bottleneck", rank=0, alpha=0)
+    assert metadata["library_name"] == "graft"
+    assert "rank" not in text
 
 
 @pytest.mark.parametrize(
