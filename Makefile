@@ -4,12 +4,13 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(BIN)/python
 BUF := .tools/node_modules/.bin/buf
 PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
 SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
 CODE := sdk services tests bench examples
 
-.PHONY: help install reinstall demo test soak lint format proto check-proto docs bench lock clean
+.PHONY: help install reinstall demo test soak test-gpu bench-gpu lint format proto check-proto docs bench lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +33,10 @@ test: install  ## Run all tests, with the real engine and the real trainer
 
 soak: install  ## The long forms of random and slow tests (about half an hour)
 	$(BIN)/python -m pytest -m soak --timeout 3600
+
+# A GPU host may have no network and bring its own Python with torch for CUDA: make test-gpu GPU_PYTHON=python3
+test-gpu:  ## What must hold on a CUDA device, on random weights; fails where there is none
+	PYTHONPATH=sdk:. $(GPU_PYTHON) -m pytest -m gpu tests/gpu --timeout 900
 
 lint: install $(BUF)  ## ruff, mypy --strict, buf lint
 	$(BIN)/ruff check $(CODE)
@@ -62,6 +67,9 @@ docs: install  ## Write docs/methods.md again from the code
 
 bench: install  ## Ours beside its peers, in one run; writes out/bench/*.json
 	$(BIN)/python -m bench
+
+bench-gpu:  ## Training on a CUDA device beside its peers; writes out/bench/gpu-*.json
+	PYTHONPATH=sdk:. $(GPU_PYTHON) -m bench.gpu
 
 lock: install  ## Write requirements/*.lock again from what is installed
 	$(BIN)/python requirements/lock.py

@@ -1,0 +1,1 @@
+"""Benchmarks on one CUDA device, with random weights of published architectures and without a network."""
