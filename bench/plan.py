@@ -1,7 +1,7 @@
 """The plan against what happens: predicted and measured peak of memory, and time by the probe and in fact.
 
-Each point of the grid is planned, with its probe, in a process of its own; the peak is the kernel's
-(VmHWM: resident set, imports and all). Time compares the probe's speed with the median of a whole training's steps.
+Each point of the grid is planned, with its probe, and then trained by a worker as a job would be. The peak is
+the worker's own (VmHWM: resident set, imports and all), the time that from its first reported step to its last.
 """
 
 from __future__ import annotations
@@ -24,24 +24,50 @@ _TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
+    """A job on a Llama of random weights: hidden features, layers, sequences of a batch, tokens of each."""
+
     method: str
     hidden: int
     layers: int
     batch: int
     tokens: int
     checkpointing: bool = False
+    packing: bool = False
+    optimizer: str = "adamw"
+    objective: str = "sft"
+    steps: int = 16
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        words = [
+            f"{self.method} {self.hidden}x{self.layers} {self.batch}x{self.tokens}",
+            "checkpointing" if self.checkpointing else "",
+            "packed" if self.packing else "",
+            "" if self.optimizer == "adamw" else self.optimizer,
+            "" if self.objective == "sft" else self.objective,
+        ]
+        return " ".join(word for word in words if word)
 
 
-_GRID = (
-    _Point("lora", 256, 4, 4, 256),
-    _Point("lora", 512, 8, 8, 512),
-    _Point("lora", 512, 8, 8, 512, True),
-    _Point("qlora", 512, 8, 4, 256),
-    _Point("full", 256, 4, 8, 256),
-    _Point("full", 768, 12, 4, 256),
-    _Point("dora", 512, 8, 4, 256),
-    _Point("prompt_tuning", 512, 8, 4, 256),
+GRID = (
+    Point("lora", 64, 2, 4, 256),
+    Point("lora", 512, 8, 8, 512),
+    Point("lora", 512, 8, 8, 512, checkpointing=True),
+    Point("lora", 1024, 16, 2, 128),
+    Point("lora", 1024, 16, 4, 512, checkpointing=True),
+    Point("lora", 512, 8, 4, 512, packing=True),
+    Point("qlora", 512, 8, 4, 256),
+    Point("full", 256, 4, 8, 256),
+    Point("full", 768, 12, 4, 256),
+    Point("full", 768, 12, 2, 128, optimizer="adamw_8bit"),
+    Point("dora", 512, 8, 4, 256),
+    Point("ia3", 512, 8, 4, 256),
+    Point("prompt_tuning", 512, 8, 4, 256),
+    Point("prefix_tuning", 512, 8, 4, 256),
+    Point("bottleneck", 512, 8, 4, 256),
+    Point("lora", 512, 8, 4, 256, objective="dpo"),
 )
 
 
@@ -49,11 +75,10 @@ def run(short: bool = False) -> Report:
     """Measures the grid, or its first point."""
     report = Report("plan", {"threads": os.environ.get("OMP_NUM_THREADS", "all")})
     errors = []
-    for point in _GRID[: 1 if short else None]:
+    for point in GRID[: 1 if short else None]:
         with tempfile.TemporaryDirectory(prefix="graft-bench-") as folder:
-            measured = _measure(point, Path(folder))
-        name = f"{point.method} {point.hidden}x{point.layers} {point.batch}x{point.tokens}"
-        name += " checkpointing" if point.checkpointing else ""
+            measured = measure(point, Path(folder))
+        name = point.name
         report.rounds.append({name: measured})
         report.figures[name] = {key: Summary.of([one]) for key, one in measured.items()}
         print(f"   plan: {name}: {measured}", flush=True)
@@ -77,56 +102,79 @@ def run(short: bool = False) -> Report:
     return report
 
 
-def _measure(point: _Point, folder: Path) -> dict[str, float]:
+def measure(point: Point, folder: Path, *, probe: bool = True) -> dict[str, float]:
+    """A point's memory in MB and, with a probe, its time in seconds: as planned, and as it was in a new folder."""
     spec = _spec(point, folder)
     request = {
         "spec_json": json.dumps(spec),
         "accelerator": "",
         "memory_bytes": 0,
-        "skip_probe": False,
+        "skip_probe": not probe,
         "registry_address": "",
     }
     lines = _python("services.trainer.run.planning", "plan", given=json.dumps(request))
     plan = json.loads(lines[-1])["result"]
     (folder / "job.json").write_text(json.dumps(spec))
-    begin = time.time()
-    reports = [json.loads(one) for one in _python("services.trainer.run", str(folder / "job.json"))]
-    del begin
-    steps = [one["metrics"] for one in reports if "metrics" in one]
-    speeds = sorted(
-        float(one["tokens_per_second"]) for one in steps if one.get("tokens_per_second")
-    )
-    actual = speeds[len(speeds) // 2]
-    seconds = float(plan["time"]["total_seconds"])
-    return {
+    measured_bytes, measured_s, steps = _train(folder / "job.json")
+    found = {
         "predicted_mb": int(plan["memory"]["total_bytes"]) / 1e6,
-        "measured_mb": int(plan["measured_peak_bytes"]) / 1e6,
-        "predicted_s": seconds,
-        "measured_s": seconds * float(plan["time"]["tokens_per_second"]) / actual,
+        "measured_mb": measured_bytes / 1e6,
     }
+    if probe:
+        found["predicted_s"] = float(plan["time"]["total_seconds"]) * (steps - 1) / steps
+        found["measured_s"] = measured_s
+    return found
+
+
+def _train(job: Path) -> tuple[int, float, int]:
+    """A whole training: its peak of memory in bytes, seconds from the first step's end to the last's, and steps."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "services.trainer.run", str(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=_environment(),
+    )
+    assert worker.stdout is not None
+    status, peak_kib, times = Path(f"/proc/{worker.pid}/status"), 0, []
+    for line in worker.stdout:
+        now = time.perf_counter()
+        for field in status.read_text().splitlines():
+            if field.startswith("VmHWM:"):
+                peak_kib = max(peak_kib, int(field.split()[1]))
+        report = json.loads(line)
+        if "metrics" in report and "loss" in report["metrics"]:
+            times.append(now)
+    assert worker.wait(_TIMEOUT_S) == 0, job
+    return peak_kib * 1024, times[-1] - times[0], len(times)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(_ROOT), str(_ROOT / "sdk")))}
 
 
 def _python(*arguments: str, given: str = "") -> list[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(_ROOT), str(_ROOT / "sdk")))}
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         input=given,
         capture_output=True,
         text=True,
-        env=environment,
+        env=_environment(),
         timeout=_TIMEOUT_S,
     )
     assert done.stdout.strip(), done.stderr[-2000:]
     return done.stdout.strip().splitlines()
 
 
-def _spec(point: _Point, folder: Path) -> dict[str, Any]:
+def _spec(point: Point, folder: Path) -> dict[str, Any]:
     from tests.support.models import make_base
 
     base = make_base(folder / "base", hidden=point.hidden, layers=point.layers)
-    rows = [
-        {"text": "words and more words " * (point.tokens // 2)} for _ in range(10 * point.batch)
-    ]
+    text = "words and more words " * (point.tokens // 2)
+    row = {"text": text}
+    if point.objective == "dpo":
+        row = {"prompt": "Say words.", "chosen": text, "rejected": text[::-1]}
+    rows = [row] * (point.steps * point.batch)
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
@@ -138,6 +186,10 @@ def _spec(point: _Point, folder: Path) -> dict[str, Any]:
             "micro_batch_size": point.batch,
             "max_length_tokens": point.tokens,
             "gradient_checkpointing": point.checkpointing,
+            "packing": point.packing,
+            "optimizer": point.optimizer,
+            "report_every_steps": 1,
         },
+        "objective": {point.objective: {}},
         "output": {"base" if point.method == "full" else "adapter": "bench"},
     }

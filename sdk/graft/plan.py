@@ -192,6 +192,8 @@ async def recommend(
 def _spec(spec: SpecSource | None, options: TrainOptions) -> JobSpec:
     if spec is not None:
         return build_spec(spec, options)
+    if options.get("output_base"):
+        return build_spec(None, options)
     if options.get("method") == "full":
         return build_spec(None, {"output_base": _NOBODY, **options})
     return build_spec(None, {"adapter": _NOBODY, **options})

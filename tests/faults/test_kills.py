@@ -247,9 +247,12 @@ async def test_results_wait_for_a_killed_registry_and_are_committed_exactly_once
     """One job finds the registry away when it has trained, the other loses it while it commits."""
     first, second = await lab.create("commits", "packed"), await lab.create("waits")
     await lab.checkpoint(second)
+    (worker,) = lab.workers(second)
+    worker.suspend()  # It must not be through before the registry is away.
     async with lab.jobs() as stub:
         await until_state(stub, first, pb.JOB_STATE_FINALIZING)
         lab.registry.kill()
+        worker.resume()
         await until_state(stub, second, pb.JOB_STATE_FINALIZING)
         assert len(lab.workers(second)) == 1
     await lab.restart_registry()

@@ -102,6 +102,10 @@ def recommend(
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", help="What the spec calls the adapter.")
     ] = None,
+    output_base: Annotated[
+        str | None,
+        typer.Option(help="Name of a new base, when all parameters are to be trained."),
+    ] = None,
     spec: _Spec = None,
     objective: _Objective = None,
     accelerator: _Accelerator = "",

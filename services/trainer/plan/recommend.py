@@ -18,6 +18,17 @@ _SMALL_RANK, _USUAL_RANK, _LARGE_RANK = 8, 16, 64
 _SEQUENCES_PER_STEP = 16
 _LENGTH_STEP = 64
 _MOST_TOKENS = 8192
+_REASONS = {
+    "lora": (
+        "for fine-tuning it learns about as well as all parameters",
+        "Hu et al. 2021, arXiv:2106.09685",
+    ),
+    "qlora": ("LoRA on the whole base does not fit", "Dettmers et al. 2023, arXiv:2305.14314"),
+    "full": (
+        "a base is asked for, and only all parameters make one; from much raw text they also learn more",
+        "Biderman et al. 2024, arXiv:2405.09673",
+    ),
+}
 Estimate = Callable[[JobSpec, DataFigures], Memory]
 
 
@@ -27,7 +38,7 @@ def recommend(
     """A spec with the reason of each choice; its plan is still to be filled in.
 
     Args:
-        given: base, data, objective and output.
+        given: base, data, objective and output; an output.base asks for all parameters.
         data: figures of its rows, before any was cut.
         hardware: what it would run on.
         estimate: memory of a spec with data of such figures.
@@ -84,10 +95,13 @@ def _method(
     rank: int,
     choose: Callable[[str, object, str, str], None],
 ) -> None:
-    """LoRA where it fits, else QLoRA; within each the largest micro-batch, then checkpointing."""
+    """The first that fits; within each the largest micro-batch, then checkpointing."""
     hyper = spec.hyperparameters
-    for kind in ("lora", "qlora"):
-        getattr(spec.method, kind).rank = rank
+    for kind in ("full",) if spec.output.base else ("lora", "qlora"):
+        if kind == "full":
+            spec.method.full.SetInParent()
+        else:
+            getattr(spec.method, kind).rank = rank
         for checkpointing in (False, True):
             for size in (8, 4, 2, 1):
                 hyper.micro_batch_size = size
@@ -97,7 +111,7 @@ def _method(
                 if fits(memory, hardware.memory_bytes):
                     _explain(spec, kind, memory, hardware, choose)
                     return
-    _explain(spec, "qlora", memory, hardware, choose)
+    _explain(spec, kind, memory, hardware, choose)
 
 
 def _explain(
@@ -110,16 +124,8 @@ def _explain(
     gib = 1024**3
     enough = fits(memory, hardware.memory_bytes)
     need = f"needs {memory.total_bytes / gib:.1f} GiB of {hardware.memory_bytes / gib:.0f}"
-    why = (
-        f"it learns as well as all parameters on sets of this kind, and {need}"
-        if kind == "lora"
-        else f"LoRA on the whole base does not fit; this {need}"
-    )
-    source = (
-        "Hu et al. 2021, arXiv:2106.09685"
-        if kind == "lora"
-        else "Dettmers et al. 2023, arXiv:2305.14314"
-    )
+    reason, source = _REASONS[kind]
+    why = f"{reason}; it {need}"
     choose("method", kind, why if enough else f"the smallest there is, though it {need}", source)
     hyper = spec.hyperparameters
     choose(
@@ -143,10 +149,11 @@ def _finish(
 ) -> plan_pb2.Recommendation:
     chosen = parse_spec(spec)
     kind = chosen.method.kind
-    choose(
-        f"method.{kind}.rank", rank, "more rows have more to learn",
-        "Biderman et al. 2024, arXiv:2405.09673",
-    )  # fmt: skip
+    if kind != "full":
+        choose(
+            f"method.{kind}.rank", rank, "more rows have more to learn",
+            "Biderman et al. 2024, arXiv:2405.09673",
+        )  # fmt: skip
     info = OBJECTIVES[chosen.objective.kind].info
     spec.hyperparameters.learning_rate = chosen.hyperparameters.learning_rate
     choose(

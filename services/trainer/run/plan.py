@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from graft.trainer.v1.worker_service_pb2 import Finished, SessionRequest
 
 from services.trainer.methods import METHODS, Setting
 from services.trainer.objectives import OBJECTIVES, Prepared, Reading
+from services.trainer.objectives.distillation import DistillationConfig, teacher_folder
 from services.trainer.plan.accelerators import find_accelerator
 from services.trainer.plan.advice import cheapest_changes, fits
 from services.trainer.plan.domain import DataFigures, Hardware, Memory, Plan
 from services.trainer.plan.machine import this_cpu
 from services.trainer.run.bases import BaseFolder, find_folder
 from services.trainer.run.data import Data
+from services.trainer.run.heap import Asked, kept_bytes
 from services.trainer.run.models import compute_dtype, longest_input_tokens
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
-from services.trainer.run.tracing import empty_model, on_meta, step_peak_bytes
+from services.trainer.run.tracing import empty_model, on_meta, step_bytes
 from services.trainer.run.trainers.common import steps_per_epoch, total_steps
 from services.trainer.run.training import Training
 from services.trainer.spec import JobSpec
@@ -38,7 +40,14 @@ _CUDA_CONTEXT_BYTES = 600 * 1024**2
 _REACHED_SHARE = 0.35
 _PROBE_STEPS = 6
 _BLOCK = 64  # bitsandbytes' 4-bit blocks; double quantization keeps 1 byte and 4/256 per block.
-_PAIRED = ("dpo", "orpo", "kto", "reward")
+# Objectives whose rows are answers to compare, of which these learn from two at once; those that need the logits
+# of every position; those that are held against the base.
+_COMPARING = ("dpo", "orpo", "kto", "reward")
+_PAIRED = ("dpo", "orpo", "reward")
+_ALL_LOGITS = ("dpo", "orpo", "kto")
+_REFERENCED = ("dpo", "kto", "grpo")
+# Methods that leave no base to turn back to; see run/trainers/reference.py.
+_WITHOUT_BASE = ("full", "pissa", "bottleneck")
 Say = Callable[[str], None]
 # Tokens per second, and the peak of memory in bytes.
 TrySteps = Callable[[], tuple[float, int]]
@@ -63,8 +72,8 @@ class Planner:
         self._tokenizer: Any = None
         self._known: dict[object, Memory] = {}
 
-    def adapted(self, spec: JobSpec) -> tuple[tuple[int, int], Any, Any]:
-        """Bytes of the base and of its widest layer, the empty base with the method applied, and the method."""
+    def adapted(self, spec: JobSpec) -> tuple[_BaseBytes, Any, Any]:
+        """Bytes of the base, the empty base with the method applied, and the method."""
         device = torch.device("cuda" if self.hardware.cuda else "cpu")
         model = empty_model(self._folder, compute_dtype(self._folder, spec.base, device))
         if self._tokenizer is None:
@@ -78,7 +87,7 @@ class Planner:
             seed=spec.seed,
             base_folder=self._folder,
         )
-        weights = _weights_bytes(model, spec)
+        weights = _base_bytes(model, spec, self.hardware.cuda)
         method = METHODS[spec.method.kind].make(spec.method, setting)
         with on_meta():
             adapted = method.apply(model)
@@ -99,7 +108,7 @@ class Planner:
 
     def _memory(self, spec: JobSpec) -> Memory:
         hyper = spec.hyperparameters
-        (weights, widest), adapted, method = self.adapted(spec)
+        base, adapted, method = self.adapted(spec)
         trained = [p for p in adapted.parameters() if p.requires_grad]
         for parameter in trained:  # As the trainer's settle() does.
             parameter.data = parameter.data.float()
@@ -108,29 +117,60 @@ class Planner:
         gradients = 4 * count
         sequences = hyper.micro_batch_size * (2 if spec.objective.kind in _PAIRED else 1)
         tokens = min(self.data.longest_tokens, hyper.max_length_tokens)
-        peak = step_peak_bytes(
+        step = step_bytes(
             adapted,
             sequences,
             tokens,
             max(1, round(sequences * tokens * self.data.learned_share)),
             checkpointing=hyper.gradient_checkpointing,
             passes=hyper.gradient_accumulation_steps,
-            own_forward=method.uses_own_forward(),
+            own_forward=method.uses_own_forward() or spec.objective.kind in _ALL_LOGITS,
             autocast=self.hardware.cuda,
         )
         quantized = spec.base.quantization != "none"
+        kept = 0
+        if not self.hardware.cuda:
+            kept = kept_bytes(
+                Asked(
+                    step.heaped,
+                    base.linear_bytes if quantized else 0,
+                    0 if hyper.optimizer == "adamw" else count,
+                    hyper.gradient_checkpointing,
+                )
+            )
         return Memory(
-            weights_bytes=4 * count if full else weights,
+            weights_bytes=(4 * count if full else base.held_bytes)
+            + self._beside_bytes(spec, base.held_bytes),
             adapter_bytes=0 if full else 4 * count,
             gradients_bytes=gradients,
             optimizer_bytes=count * (8 if hyper.optimizer == "adamw" else 2),
-            activations_bytes=max(0, peak - gradients) + (2 * widest if quantized else 0),
-            overhead_bytes=self._overhead_bytes,
+            activations_bytes=max(0, step.peak - gradients)
+            + (2 * base.widest_bytes if quantized else 0),
+            overhead_bytes=self._overhead_bytes + kept,
         )
 
+    def _beside_bytes(self, spec: JobSpec, base_bytes: int) -> int:
+        """Bytes of further models: a teacher, or a copy of the base where its adapter cannot be turned off."""
+        objective, method = spec.objective, spec.method.kind
+        if isinstance(objective, DistillationConfig):
+            folder = teacher_folder(objective.teacher)
+            device = torch.device("cuda" if self.hardware.cuda else "cpu")
+            model = empty_model(folder, compute_dtype(folder, spec.base, device))
+            return sum(one.numel() * one.element_size() for one in model.parameters())
+        held = objective.kind in _REFERENCED and getattr(objective, "beta", 1.0) > 0
+        return base_bytes if held and method in _WITHOUT_BASE else 0
 
-def _weights_bytes(model: Any, spec: JobSpec) -> tuple[int, int]:
-    """Bytes of the base's numbers as they are held, and of its widest linear layer computed with."""
+
+@dataclass(frozen=True, slots=True)
+class _BaseBytes:
+    """A base's bytes: as it is held, and its linear layers and the widest of them as they are computed with."""
+
+    held_bytes: int
+    linear_bytes: int
+    widest_bytes: int
+
+
+def _base_bytes(model: Any, spec: JobSpec, cuda: bool) -> _BaseBytes:
     head = model.get_output_embeddings()
     linear = {
         id(module.weight): module.weight
@@ -141,13 +181,17 @@ def _weights_bytes(model: Any, spec: JobSpec) -> tuple[int, int]:
     numbers = sum(weight.numel() for weight in linear.values())
     size = next(model.parameters()).element_size()
     widest = max((weight.numel() for weight in linear.values()), default=0) * size
+    # On a CPU the file that they were quantized from stays mapped.
+    mapped = 0 if cuda else numbers * size
     match spec.base.quantization:
         case "none":
-            return kept + numbers * size, widest
+            held = numbers * size
         case "int8":
-            return kept + numbers, widest
-    scales = numbers / _BLOCK * (1 + 4 / 256 if spec.base.double_quantization else 4)
-    return kept + int(numbers / 2 + scales), widest
+            held = numbers + mapped
+        case _:
+            scales = numbers / _BLOCK * (1 + 4 / 256 if spec.base.double_quantization else 4)
+            held = int(numbers / 2 + scales) + mapped
+    return _BaseBytes(kept + held, numbers * size, widest)
 
 
 def find_hardware(accelerator: str, memory_bytes: int) -> Hardware:
@@ -190,6 +234,8 @@ def data_figures(spec: JobSpec, prepared: Prepared) -> DataFigures:
     """Figures of prepared rows; where an objective's rows are not token rows, the longest that the spec allows."""
     batches, most = prepared.train, spec.hyperparameters.max_length_tokens
     sequences = prepared.sequences or 0
+    if spec.objective.kind in _COMPARING:
+        return _paired_figures(prepared.train, sequences)
     rows = getattr(batches, "rows", None)
     if prepared.sequences is None or rows is None or not all(hasattr(r, "learned") for r in rows):
         return DataFigures(prepared.rows, prepared.rows * most, most, 1.0, sequences, most, most)
@@ -207,6 +253,27 @@ def data_figures(spec: JobSpec, prepared: Prepared) -> DataFigures:
         tokens=int(lengths.sum()),
         longest_tokens=int(max(batches.lengths)),
         learned_share=float(share),
+        sequences=sequences,
+        p95_tokens=int(np.percentile(lengths, 95, method="inverted_cdf")),
+        mean_tokens=float(lengths.mean()),
+    )
+
+
+def _paired_figures(rows: Sequence[Mapping[str, Any]], sequences: int) -> DataFigures:
+    """Of rows with two answers to a prompt, or with one that has a label."""
+    lengths = np.array(
+        [
+            len(row.get("prompt_ids", ())) + len(ids)
+            for row in rows
+            for name, ids in row.items()
+            if name.endswith("_ids") and name != "prompt_ids"
+        ]
+    )
+    return DataFigures(
+        rows=len(rows),
+        tokens=int(lengths.sum()),
+        longest_tokens=int(lengths.max()),
+        learned_share=1.0,
         sequences=sequences,
         p95_tokens=int(np.percentile(lengths, 95, method="inverted_cdf")),
         mean_tokens=float(lengths.mean()),
@@ -311,10 +378,8 @@ def plan_prepared(
         notes.append(
             f"The time is a rough figure: {_REACHED_SHARE:.0%} of {hardware.name}'s published speed."
         )
-    if spec.objective.kind not in ("sft", "cpt"):
-        notes.append(
-            f"Memory is that of the passes over tokens: what {spec.objective.kind} holds beside them is not in it."
-        )
+    if spec.objective.kind == "grpo":
+        notes.append("Memory is that of learning: what sampling the answers holds is not in it.")
     hyper = spec.hyperparameters
     per_step = figures.tokens / max(1, steps_per_epoch(spec, figures.sequences))
     seconds = steps * per_step / speed if speed else 0.0

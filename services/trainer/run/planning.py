@@ -73,6 +73,8 @@ def _recommend(request_json: str, progress: Report) -> dict[str, Any]:
     # Lengths are looked at before anything is cut.
     given.hyperparameters.max_length_tokens = 1_000_000
     given.hyperparameters.packing = False
+    if given.output.base:
+        given.method.full.SetInParent()
     spec = parse_spec(given)
     with tempfile.TemporaryDirectory(prefix="graft-plan-") as folder:
         data = _read(spec, request, Path(folder), progress)

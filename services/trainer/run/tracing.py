@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +17,15 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from services.trainer.run.trainers.head_loss import _MOST_LOGITS, _chunk_loss
 
 _ATTENTION = "graft_plan"
+# Larger ones glibc's malloc always maps by themselves.
+_MAPPED_BYTES = 32 * 1024**2
+
+
+class StepBytes(NamedTuple):
+    """What a step's tensors take; see LiveBytes."""
+
+    peak: int
+    heaped: int
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -24,11 +33,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         model: its own numbers do not count, nor do views of them.
+
+    Attributes:
+        peak: the most at once.
+        heaped: all that were made, but for those so large that an allocator gives them back at once.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.peak = self.heaped = 0
         # Storages are kept, so that no other one gets the number of one of them.
         self._own = [one.untyped_storage() for one in (*model.parameters(), *model.buffers())]
         self._seen = {storage._cdata for storage in self._own}
@@ -48,6 +61,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self._seen.add(key)
         self.now += size_bytes
+        self.heaped += size_bytes if size_bytes < _MAPPED_BYTES else 0
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, key, size_bytes)
 
@@ -69,7 +83,7 @@ def empty_model(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def step_peak_bytes(
+def step_bytes(
     model: Any,
     sequences: int,
     tokens: int,
@@ -79,8 +93,8 @@ def step_peak_bytes(
     passes: int,
     own_forward: bool,
     autocast: bool,
-) -> int:
-    """Most bytes that forward and backward passes hold at once beside the parameters; gradients are among them.
+) -> StepBytes:
+    """What forward and backward passes hold and make beside the parameters; gradients are among it.
 
     Args:
         model: on the meta device, with the method applied.
@@ -108,7 +122,7 @@ def step_peak_bytes(
             del loss
     for parameter in model.parameters():
         parameter.grad = None
-    return live.peak
+    return StepBytes(live.peak, live.heaped)
 
 
 def _head_loss(model: Any, ids: torch.Tensor, learned: int) -> torch.Tensor:

@@ -164,7 +164,7 @@ async def test_bad_adapters_fail_by_name_and_harm_nobody(
         stop.set()
         await asyncio.gather(*innocents)
     assert service.engine.healthy
-    assert {versions[name] for name in tried} == {"truncated", "empty", "dora", "wide"}
+    assert {versions[name] for name in tried} == {"truncated", "empty", "wide"}
 
 
 async def test_swaps_under_load_fail_nothing_and_mix_nothing(

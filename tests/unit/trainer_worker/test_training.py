@@ -156,6 +156,35 @@ def test_what_cannot_work_ends_with_its_code_and_a_next_step(
     assert not (outcome.work_dir / "result").exists()
 
 
+def test_one_row_is_trained_on_and_can_hold_nothing_out(train: Train, tmp_path: Path) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"prompt": "Which colour?", "completion": "red"}\n')
+    alone = train("alone", dataset={"path": str(one)}, hyperparameters={"max_steps": 2})
+    assert alone.code == 0, alone.message
+    split = train("split", dataset={"path": str(one), "eval_fraction": 0.1})
+    assert split.code == 65
+    assert "holds out 0" in split.message
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_set_without_rows_is_refused(train: Train, tmp_path: Path, text: str) -> None:
+    (tmp_path / "none.jsonl").write_text(text)
+    outcome = train(dataset={"path": str(tmp_path / "none.jsonl")})
+    assert outcome.code == 65
+    assert "none.jsonl" in outcome.message
+    assert "no rows" in outcome.message
+
+
+def test_rows_of_another_format_in_the_middle_are_named(train: Train, tmp_path: Path) -> None:
+    rows = ['{"prompt": "Which colour?", "completion": "red"}'] * 6
+    rows[3] = '{"instruction": "Which colour?", "output": "red"}'
+    (tmp_path / "mixed.jsonl").write_text("\n".join(rows))
+    outcome = train(dataset={"path": str(tmp_path / "mixed.jsonl")})
+    assert outcome.code == 65
+    assert "mixed.jsonl, row 4" in outcome.message
+    assert not (outcome.work_dir / "result").exists()
+
+
 def test_a_pickled_base_is_refused(train: Train, tiny_base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     folder.mkdir()
