@@ -59,6 +59,7 @@ GRID = (
     Point("lora", 1024, 16, 4, 512, checkpointing=True),
     Point("lora", 512, 8, 4, 512, packing=True),
     Point("qlora", 512, 8, 4, 256),
+    Point("qlora", 1024, 16, 4, 256),
     Point("full", 256, 4, 8, 256),
     Point("full", 768, 12, 4, 256),
     Point("full", 768, 12, 2, 128, optimizer="adamw_8bit"),

@@ -16,7 +16,7 @@ _KEPT_SHARE_RECOMPUTED = 0.065
 # What the first step brings with it, whatever its size: threads, kernels and their caches.
 _FIRST_STEP_BYTES = 45_000_000
 # Asked for per byte of a quantized base's layers as they are computed with, forward and backward together.
-_DEQUANTIZED = 10
+_DEQUANTIZED = 25
 # Asked for by the 8-bit optimizer, per number.
 _EIGHT_BIT_BYTES = 24
 
