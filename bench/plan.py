@@ -138,14 +138,15 @@ def _train(job: Path) -> tuple[int, float, int]:
     )
     assert worker.stdout is not None
     status, peak_kib, times = Path(f"/proc/{worker.pid}/status"), 0, []
-    for line in worker.stdout:
-        now = time.perf_counter()
-        for field in status.read_text().splitlines():
-            if field.startswith("VmHWM:"):
-                peak_kib = max(peak_kib, int(field.split()[1]))
-        report = json.loads(line)
-        if "metrics" in report and "loss" in report["metrics"]:
-            times.append(now)
+    with worker.stdout:
+        for line in worker.stdout:
+            now = time.perf_counter()
+            for field in status.read_text().splitlines():
+                if field.startswith("VmHWM:"):
+                    peak_kib = max(peak_kib, int(field.split()[1]))
+            report = json.loads(line)
+            if "metrics" in report and "loss" in report["metrics"]:
+                times.append(now)
     assert worker.wait(_TIMEOUT_S) == 0, job
     return peak_kib * 1024, times[-1] - times[0], len(times)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
+from graft.errors import GraftError
 from graft.trainer.v1 import job_spec_pb2, plan_pb2
 
 from services.trainer.objectives import OBJECTIVES
@@ -29,6 +31,8 @@ _REASONS = {
         "Biderman et al. 2024, arXiv:2405.09673",
     ),
 }
+# Gradient checkpointing and micro-batch, from what is best to what needs least.
+_SETTINGS = tuple(product((False, True), (8, 4, 2, 1)))
 Estimate = Callable[[JobSpec, DataFigures], Memory]
 
 
@@ -38,7 +42,7 @@ def recommend(
     """A spec with the reason of each choice; its plan is still to be filled in.
 
     Args:
-        given: base, data, objective and output; an output.base asks for all parameters.
+        given: base, data, objective and output; method full with an output.base, which only that makes.
         data: figures of its rows, before any was cut.
         hardware: what it would run on.
         estimate: memory of a spec with data of such figures.
@@ -95,23 +99,45 @@ def _method(
     rank: int,
     choose: Callable[[str, object, str, str], None],
 ) -> None:
-    """The first that fits; within each the largest micro-batch, then checkpointing."""
-    hyper = spec.hyperparameters
-    for kind in ("full",) if spec.output.base else ("lora", "qlora"):
+    """The first method that fits; within it the largest micro-batch, then checkpointing."""
+    kinds = ("full",) if spec.output.base else ("lora", "qlora")
+    for kind in kinds:
         if kind == "full":
             spec.method.full.SetInParent()
         else:
             getattr(spec.method, kind).rank = rank
-        for checkpointing in (False, True):
-            for size in (8, 4, 2, 1):
-                hyper.micro_batch_size = size
-                hyper.gradient_accumulation_steps = _SEQUENCES_PER_STEP // size
-                hyper.gradient_checkpointing = checkpointing
-                memory = estimate(parse_spec(spec), data)
+        settings = [one for one in _SETTINGS if _is_allowed(spec, one)]
+        # The one that needs least says whether there is any that fits.
+        memory = _with(spec, data, estimate, settings[-1])
+        if fits(memory, hardware.memory_bytes):
+            for setting in settings:
+                memory = _with(spec, data, estimate, setting)
                 if fits(memory, hardware.memory_bytes):
-                    _explain(spec, kind, memory, hardware, choose)
-                    return
+                    break
+            break
     _explain(spec, kind, memory, hardware, choose)
+
+
+def _set(spec: job_spec_pb2.JobSpec, setting: tuple[bool, int]) -> JobSpec:
+    hyper = spec.hyperparameters
+    hyper.gradient_checkpointing, hyper.micro_batch_size = setting
+    hyper.gradient_accumulation_steps = _SEQUENCES_PER_STEP // hyper.micro_batch_size
+    return parse_spec(spec)
+
+
+def _is_allowed(spec: job_spec_pb2.JobSpec, setting: tuple[bool, int]) -> bool:
+    """Whether the objective takes such batches: KTO compares within one, and GRPO samples several answers."""
+    try:
+        _set(spec, setting)
+    except GraftError:
+        return setting == _SETTINGS[0]  # What is wrong with everything is told by the first.
+    return True
+
+
+def _with(
+    spec: job_spec_pb2.JobSpec, data: DataFigures, estimate: Estimate, setting: tuple[bool, int]
+) -> Memory:
+    return estimate(_set(spec, setting), data)
 
 
 def _explain(
