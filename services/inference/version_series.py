@@ -64,14 +64,15 @@ class VersionSeriesTable(Collector):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most, self._linger_s, self._clock = most, linger_s, clock
-        self._metrics = _Metrics(registry)
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._resident: set[tuple[str, str]] = set()
         # A scrape comes in a thread of its own.
         self._lock = threading.Lock()
+        # Before the metrics themselves: a scrape asks in this order, and shows nothing that is due.
+        registry.register(self)
+        self._metrics = _Metrics(registry)
         self._other: VersionSeries | None = None
         self._bases: dict[str, VersionSeries] = {}
-        registry.register(self)
 
     def base(self, base_id: str) -> VersionSeries:
         """The series of the base alone: its id and an empty version; never removed."""
