@@ -94,6 +94,7 @@ class InferenceMetrics:
         )
         self.slot_waiters = _gauge(registry, "slot_waiters", "Loads that wait for a slot")
         self.queued = _gauge(registry, "queued", "Requests that wait for their turn")
+        self._begin_at_zero()
         self.revision = _gauge(registry, "watch_revision", "Last registry revision acted upon")
         self.watch_lag = _gauge(
             registry, "watch_lag_seconds", "Age of the last event when it was acted upon; while the "
@@ -102,6 +103,17 @@ class InferenceMetrics:
         self.watch_connected = _gauge(
             registry, "watch_connected", "1 while the registry's events arrive"
         )
+
+    def _begin_at_zero(self) -> None:
+        """Prometheus sees the first of a kind as an increase only where it has seen none before."""
+        for reason in (Reason.OVERLOADED, Reason.ENGINE_DEAD):
+            self.refusals.labels(reason.value)
+        for outcome in ("moved", "failed"):
+            self.swaps.labels(outcome)
+        for tier in Tier:
+            self._thrashed.labels(tier.value)
+            for why in Why:
+                self._evictions.labels(tier.value, why.value)
 
     def series(self, adapter: str, version: str) -> VersionSeries:
         """The series of a version; of the base with its id and an empty version."""

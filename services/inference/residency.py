@@ -21,7 +21,7 @@ from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Engine, EngineAdapter
 from services.inference.failures import Failure, Failures, anew
 from services.inference.fitness import check_config, check_version
-from services.inference.metrics import InferenceMetrics, Why
+from services.inference.metrics import InferenceMetrics, Tier, Why
 from services.inference.residents import Resident, Slots, State
 from services.inference.trust import Trust
 
@@ -262,6 +262,8 @@ class Residency:
         counts[State.FAILED] = len(self._failures)
         for state, count in counts.items():
             self._metrics.residency.labels(state.value).set(count)
+        held = [each.version.size_bytes for each in self.instances() if each.adapter is not None]
+        self._metrics.show_tier(Tier.GPU, len(held), sum(held))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
