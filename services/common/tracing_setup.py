@@ -21,14 +21,15 @@ def tracing_from_environment(service: str) -> Tracing:
         service: the spans' service is graft-{service} where OTEL_SERVICE_NAME does not name another.
 
     Raises:
-        GraftError: INVALID_REQUEST when they ask for what is not installed or not known.
+        GraftError: NOT_INSTALLED, or INVALID_REQUEST when they ask for what is not known.
     """
     if not traces_wanted(os.environ):
         return Tracing.off()
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        raise _wrong(
+        raise GraftError(
+            Reason.NOT_INSTALLED,
             "The OTEL_ variables ask for traces, and opentelemetry is not installed",
-            "Install graft-adapters[tracing], or set OTEL_SDK_DISABLED=true.",
+            next_step="Install graft-adapters[tracing], or set OTEL_SDK_DISABLED=true.",
         )
     from opentelemetry import trace
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -110,10 +111,11 @@ def _exporter(kind: str, environment: Mapping[str, str]) -> Any:
 
             return by_http.OTLPSpanExporter()
     except ImportError as error:
-        raise _wrong(
+        raise GraftError(
+            Reason.NOT_INSTALLED,
             f"The OTEL_ variables ask for traces over {protocol}, whose exporter is not installed "
             f"({error})",
-            "Install graft-adapters[tracing], or set OTEL_TRACES_EXPORTER=none.",
+            next_step="Install graft-adapters[tracing], or set OTEL_TRACES_EXPORTER=none.",
         ) from error
     raise _wrong(
         f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}, which this service does not know",

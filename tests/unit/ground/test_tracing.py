@@ -96,24 +96,45 @@ def test_the_sdk_imports_nothing_of_opentelemetry() -> None:
     )
 
 
+def test_a_service_needs_no_opentelemetry_until_traces_are_wanted() -> None:
+    program = (
+        "import os, sys\n"
+        "sys.modules['opentelemetry'] = None\n"
+        "import services.inference.server\n"
+        "from graft.channel import call_metadata\n"
+        "from services.common.tracing_setup import tracing_from_environment\n"
+        "assert not tracing_from_environment('inference').on and call_metadata()\n"
+        f"os.environ[{ENDPOINT!r}] = 'http://127.0.0.1:1'\n"
+        "try:\n"
+        "    tracing_from_environment('inference')\n"
+        "except Exception as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True, env=process_environment(), timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "graft-adapters[tracing]" in done.stdout
+
+
 def test_a_call_carries_the_callers_span_and_none_where_there_is_none() -> None:
     assert "traceparent" not in dict(call_metadata())
     with Kept().provider.get_tracer("application").start_as_current_span("work") as span:
         context = span.get_span_context()
         parent = dict(call_metadata())["traceparent"]
-    assert parent == f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+    assert parent.startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
     assert not trace.get_current_span().get_span_context().is_valid
 
 
 async def test_a_service_sends_its_spans_to_the_collector_that_the_environment_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     ready = tmp_path / "ready.json"
     async with otlp_receiver() as receiver:
         monkeypatch.setenv(ENDPOINT, receiver.address)
         settings = {"engine": "fake", "base_name": "tiny", "ready_file": ready}
-        async with inference_process(Path("tiny"), tmp_path, **settings) as process:
+        async with inference_process(tiny_base, tmp_path, **settings) as process:
             ended = asyncio.ensure_future(process.wait())
             await eventually(lambda: ready.exists() or ended.done(), "serving", within_s=60)
             async with open_channel(json.loads(ready.read_bytes())["address"]) as channel:
