@@ -15,12 +15,12 @@ _PREFIX = "vllm:"
 
 
 def stat_loggers(metrics: bool) -> list[Any] | None:
-    """What vLLM is given to count with: its Prometheus logger alone, without its log lines."""
+    """What vLLM is given to count with: its Prometheus metrics alone, without its log lines."""
     if not metrics:
         return None
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
+    from services.inference.engines.vllm_stat_logger import BoundedStatLogger
 
-    return [PrometheusStatLogger]
+    return [BoundedStatLogger]
 
 
 def vllm_metrics() -> Iterable[Metric]:
