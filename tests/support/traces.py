@@ -24,6 +24,7 @@ class Seen:
     span: str
     parent: str
     service: str
+    seconds: float
     attributes: dict[str, object]
 
 
@@ -95,6 +96,7 @@ def _kept(span: ReadableSpan) -> Seen:
         f"{context.span_id:016x}",
         "" if span.parent is None else f"{span.parent.span_id:016x}",
         str(span.resource.attributes["service.name"]),
+        ((span.end_time or 0) - (span.start_time or 0)) / 1e9,
         dict(span.attributes or {}),
     )
 
@@ -110,5 +112,6 @@ def _received(span: Span, service: str) -> Seen:
         span.span_id.hex(),
         span.parent_span_id.hex(),
         service,
+        (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
         values,
     )

@@ -7,9 +7,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from graft.channel import call_metadata, open_channel
+from graft.channel import call_metadata, open_channel, rpc_errors
 from graft.errors import GraftError, Reason
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from opentelemetry import trace
@@ -17,11 +18,16 @@ from opentelemetry import trace
 from services.common.tracing_setup import otlp_endpoint, traces_wanted, tracing_from_environment
 from tests.support.inference import question
 from tests.support.inference_process import exit_code, inference_process
-from tests.support.processes import process_environment
+from tests.support.processes import ServiceProcess, process_environment
 from tests.support.traces import Kept, children, one, otlp_receiver
 from tests.support.waiting import eventually
 
+if TYPE_CHECKING:
+    from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
+
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+PARENT = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+OTHER = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 CALL = "graft.inference.v1.InferenceService/Generate"
 
 
@@ -126,23 +132,34 @@ def test_a_call_carries_the_callers_span_and_none_where_there_is_none() -> None:
     assert not trace.get_current_span().get_span_context().is_valid
 
 
-async def test_a_service_sends_its_spans_to_the_collector_that_the_environment_names(
+async def test_spans_of_all_services_come_to_the_collector_that_the_environment_names(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parent = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     ready = tmp_path / "ready.json"
     async with otlp_receiver() as receiver:
         monkeypatch.setenv(ENDPOINT, receiver.address)
-        settings = {"engine": "fake", "base_name": "tiny", "ready_file": ready}
-        async with inference_process(tiny_base, tmp_path, **settings) as process:
-            ended = asyncio.ensure_future(process.wait())
-            await eventually(lambda: ready.exists() or ended.done(), "serving", within_s=60)
-            async with open_channel(json.loads(ready.read_bytes())["address"]) as channel:
-                await InferenceServiceStub(channel).Generate(question("tiny"), metadata=(parent,))
-            # What is left is sent before it ends.
-            assert await exit_code(process) == 0
-        call = one(receiver.spans(), CALL)
-        assert call.service == "graft-inference"
-        assert call.trace == "0af7651916cd43dd8448eb211c80319c"
-        assert call.parent == "b7ad6b7169203331"
-        assert children(receiver.spans(), call) == {"resolve", "generation"}
+        with ServiceProcess("registry", tmp_path / "registry").wait_ready() as registry:
+            settings = {
+                "engine": "fake",
+                "base_name": "tiny",
+                "ready_file": ready,
+                "registry_address": registry.address,
+            }
+            async with inference_process(tiny_base, tmp_path, **settings) as process:
+                ended = asyncio.ensure_future(process.wait())
+                await eventually(lambda: ready.exists() or ended.done(), "serving", within_s=60)
+                async with open_channel(json.loads(ready.read_bytes())["address"]) as channel:
+                    stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
+                    await stub.Generate(question("tiny"), metadata=(PARENT,))
+                    with pytest.raises(GraftError), rpc_errors("the service"):
+                        await stub.Generate(question("absent"), metadata=(OTHER,))
+                # What is left is sent before a service ends.
+                assert await exit_code(process) == 0
+            assert await registry.stop() == 0
+        answered = [span for span in receiver.spans() if span.trace == PARENT[1].split("-")[1]]
+        refused = [span for span in receiver.spans() if span.trace == OTHER[1].split("-")[1]]
+    call = one(answered, CALL)
+    assert (call.service, call.parent) == ("graft-inference", PARENT[1].split("-")[2])
+    assert children(answered, call) == {"resolve", "generation"}
+    asked = [span for span in refused if span.service == "graft-registry"]
+    assert {span.parent for span in asked} == {one(refused, "resolve").span}

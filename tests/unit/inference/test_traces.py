@@ -10,9 +10,11 @@ import graft
 import pytest
 from graft.errors import GraftError
 from opentelemetry import trace
+from prometheus_client import CollectorRegistry
 
 from services.common.tracing import Tracing
 from services.inference.engines.fake import FakeEngine
+from services.inference.metrics import InferenceMetrics
 from tests.support.inference import RunningInference, start_inference
 from tests.support.traces import Kept, Seen, children, one
 from tests.support.waiting import eventually
@@ -97,6 +99,16 @@ async def test_a_refused_request_has_its_status_in_its_span(
     call = one(spans, CALL)
     assert call.attributes["rpc.grpc.status_code"] == "NOT_FOUND"
     assert call.parent == ""
+
+
+def test_a_wait_for_a_turn_is_a_span_of_the_request_that_waited(kept: Kept) -> None:
+    tracing = Tracing(kept.provider)
+    metrics = InferenceMetrics(CollectorRegistry(), tracing=tracing)
+    with tracing.span("request"):
+        metrics.waited_turn("bot", "1", 0.25)
+    queue, request = one(kept.spans(), "queue"), one(kept.spans(), "request")
+    assert queue.parent == request.span
+    assert queue.seconds == pytest.approx(0.25)
 
 
 async def test_requests_at_once_keep_their_traces_apart(
