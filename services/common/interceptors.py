@@ -38,8 +38,8 @@ _QUIET = ("/grpc.health.", "/grpc.reflection.")
 class CallInterceptor(_Interceptor):
     """Wraps every handler of a server."""
 
-    def __init__(self, metrics: RpcMetrics, tracing: Tracing) -> None:
-        self._metrics, self._tracing = metrics, tracing
+    def __init__(self, metrics: RpcMetrics, tracing: Tracing | None = None) -> None:
+        self._metrics, self._tracing = metrics, tracing or Tracing.off()
 
     async def intercept_service(
         self,

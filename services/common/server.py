@@ -57,7 +57,7 @@ class GrpcServer:
         self._metrics = metrics
         self._health = HealthServicer()
         self.grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(RpcMetrics(metrics), tracing or Tracing.off())],
+            interceptors=[CallInterceptor(RpcMetrics(metrics), tracing)],
             options=_OPTIONS,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)

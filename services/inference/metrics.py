@@ -67,6 +67,12 @@ class InferenceMetrics:
         self.refusals = _counter(
             registry, "refusals", "Requests that the engine never saw", "reason"
         )
+        self.queue_wait = _histogram(
+            registry, "queue_wait_seconds", "From a request's arrival in the queue to its turn, by what "
+            "it waited for last: nothing, capacity, slot or limit", "cause",
+        )  # fmt: skip
+        self._queued = _gauge(registry, "queue_waiting", "Requests that wait for their turn")
+        self.watch_queue = self._queued.set_function
         self._stages = _histogram(
             registry,
             "swap_stage_seconds",
@@ -92,8 +98,11 @@ class InferenceMetrics:
             "Versions brought back within the window after their eviction",
             "tier",
         )
+        self.engine_up = _gauge(registry, "engine_up", "1 while the engine can answer")
+        self.engine_starts = _counter(
+            registry, "engine_restarts", "Tries to start a dead engine anew", "outcome"
+        )
         self.slot_waiters = _gauge(registry, "slot_waiters", "Loads that wait for a slot")
-        self.queued = _gauge(registry, "queued", "Requests that wait for their turn")
         self._begin_at_zero()
         self.revision = _gauge(registry, "watch_revision", "Last registry revision acted upon")
         self.watch_lag = _gauge(
@@ -106,10 +115,14 @@ class InferenceMetrics:
 
     def _begin_at_zero(self) -> None:
         """Prometheus sees the first of a kind as an increase only where it has seen none before."""
-        for reason in (Reason.OVERLOADED, Reason.ENGINE_DEAD):
+        for reason in (Reason.OVERLOADED, Reason.ENGINE_DEAD, Reason.INTERNAL):
             self.refusals.labels(reason.value)
         for outcome in ("moved", "failed"):
             self.swaps.labels(outcome)
+        for outcome in ("started", "failed"):
+            self.engine_starts.labels(outcome)
+        for cause in ("nothing", "capacity", "slot", "limit"):
+            self.queue_wait.labels(cause)
         for tier in Tier:
             self._thrashed.labels(tier.value)
             for why in Why:

@@ -65,6 +65,7 @@ class InferenceServer:
         self._metrics = make_metrics(settings, self.metrics_registry, self._tracing)
         self.engine = engine or make_engine(settings)
         EngineCollector(self.engine, self.metrics_registry)
+        self._metrics.engine_up.set_function(lambda: self.engine.healthy)
         self.registry = registry or make_registry(settings)
         self.grpc = GrpcServer(settings, [SERVICE], self.metrics_registry, self._tracing)
         self._watching: asyncio.Task[None] | None = None

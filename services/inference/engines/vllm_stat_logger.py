@@ -20,7 +20,8 @@ class BoundedStatLogger(PrometheusStatLogger):  # type: ignore[misc]
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int] | None = None) -> None:
         super().__init__(vllm_config, engine_indexes)
-        unbounded: Any = self.gauge_lora_info
+        # None where no adapters are served.
+        unbounded: Any = getattr(self, "gauge_lora_info")  # noqa: B009
         if unbounded is not None:
             REGISTRY.unregister(unbounded)
-            self.gauge_lora_info = None
+            self.gauge_lora_info: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,8 @@ async def value(service: RunningInference, name: str, **labels: str) -> float | 
     return (await scrape(service)).get((name, frozenset(labels.items())))
 
 
-async def stream(service: RunningInference, model: str, **sampling: object) -> None:
-    async for _ in service.stub.StreamGenerate(question(model, **sampling)):
+async def stream(service: RunningInference, model: str, *, max_tokens: int = 8) -> None:
+    async for _ in service.stub.StreamGenerate(question(model, max_tokens=max_tokens)):
         pass
 
 
@@ -156,7 +157,7 @@ async def test_a_version_that_was_replaced_is_no_thrash(service: RunningInferenc
     await service.publish("bot", "one", "two")
     for number in (1, 2):
         await service.promote("bot", number)
-        await eventually(lambda number=number: _serves(service, number), "the swap")
+        await eventually(partial(_serves, service, number), "the swap")
     await eventually(lambda: len(service.fake.loaded) == 1, "the unload")
     assert await value(service, "evictions_total", tier="gpu", why="retired") == 1
     assert await value(service, "thrash_total", tier="gpu") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ async def _traffic(service: RunningInference) -> None:
     await service.publish("moved", "one", "two")
     for number in (1, 2):
         await service.promote("moved", number)
-        await eventually(lambda number=number: _serves(service, number), "the swap")
+        await eventually(partial(_serves, service, number), "the swap")
     with pytest.raises(GraftError), rpc_errors("the service"):
         await service.ask("absent")
 
