@@ -17,13 +17,12 @@ from graft.errors import GraftError, Reason
 from services.common.tracing import Tracing
 from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling, engine_dead
-from services.inference.metrics import InferenceMetrics
+from services.inference.metrics import InferenceMetrics, VersionSeries
 from services.inference.pace import Pace
 from services.inference.prompts import Conversation, Prompt, Prompts
 from services.inference.residency import Residency
 from services.inference.residents import Resident
 from services.inference.router import Router
-from services.inference.version_series import VersionSeries
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +150,11 @@ class Answers:
         base: Base,
         metrics: InferenceMetrics,
         pace: Pace,
-        tracing: Tracing | None = None,
     ) -> None:
-        self._tracing = tracing or Tracing.off()
         self._engine, self._router, self._residency = engine, router, residency
         self._prompts, self._base = prompts, base
         self._metrics, self._pace = metrics, pace
+        self._tracing = metrics.tracing
 
     @asynccontextmanager
     async def admit(self, question: Question) -> AsyncIterator[Answer]:

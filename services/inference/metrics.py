@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from services.common.tracing import Tracing
 from services.inference.domain import AdapterVersion
 from services.inference.thrash import Thrash
-from services.inference.version_series import LATENCY_S, VersionSeries, VersionSeriesTable
+from services.inference.version_series import LATENCY_S, VersionSeriesTable
+from services.inference.version_series import VersionSeries as VersionSeries
 
 
 class Tier(Enum):
@@ -61,7 +62,7 @@ class InferenceMetrics:
         tracing: Tracing | None = None,
     ) -> None:
         options = options or MetricsOptions()
-        self._tracing = tracing or Tracing.off()
+        self.tracing = tracing or Tracing.off()
         self._versions = VersionSeriesTable(registry, options.max_versions, options.linger_s)
         self._thrash = Thrash(options.thrash_window_s)
         self.refusals = _counter(
@@ -143,7 +144,7 @@ class InferenceMetrics:
     def waited_turn(self, adapter: str, version: str, seconds: float) -> None:
         """A request waited so long for its turn among others, until now. Call it within the request."""
         self.series(adapter, version).fairness_wait.observe(seconds)
-        self._tracing.passed("queue", seconds)
+        self.tracing.passed("queue", seconds)
 
     def brought(self, version: AdapterVersion, tier: Tier = Tier.GPU) -> None:
         """A version came into a tier; soon after it was evicted there, that counts as thrash."""
@@ -171,7 +172,7 @@ class InferenceMetrics:
         """Times what is inside as a stage, with a span of its name."""
         began_s = time.perf_counter()
         try:
-            with self._tracing.span(stage):
+            with self.tracing.span(stage):
                 yield
         finally:
             self.observe_stage(stage, time.perf_counter() - began_s)

@@ -131,9 +131,7 @@ class InferenceServer:
         self._follower = Follower(self.registry, base, catalogue, swaps, metrics, limit)
         pace = Pace(settings.max_flush_interval_s)
         prompts = Prompts(self.engine, base)
-        answers = Answers(
-            self.engine, router, residency, prompts, base, metrics, pace, self._tracing
-        )
+        answers = Answers(self.engine, router, residency, prompts, base, metrics, pace)
         models = Models(base, catalogue, swaps, residency)
         servicer = InferenceServicer(answers, prompts, models, residency, self._follower, base)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self.grpc.grpc)
