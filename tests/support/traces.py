@@ -87,6 +87,12 @@ def children(spans: list[Seen], of: Seen) -> set[str]:
     return {span.name for span in spans if span.parent == of.span}
 
 
+def below(spans: list[Seen], of: Seen) -> set[str]:
+    """Names of all spans below one, however deep."""
+    nearest = [span for span in spans if span.parent == of.span]
+    return {span.name for span in nearest}.union(*(below(spans, span) for span in nearest))
+
+
 def _kept(span: ReadableSpan) -> Seen:
     context = span.get_span_context()
     assert context is not None

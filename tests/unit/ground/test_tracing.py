@@ -160,6 +160,6 @@ async def test_spans_of_all_services_come_to_the_collector_that_the_environment_
         refused = [span for span in receiver.spans() if span.trace == OTHER[1].split("-")[1]]
     call = one(answered, CALL)
     assert (call.service, call.parent) == ("graft-inference", PARENT[1].split("-")[2])
-    assert children(answered, call) == {"resolve", "generation"}
+    assert children(answered, call) >= {"resolve", "generation"}
     asked = [span for span in refused if span.service == "graft-registry"]
     assert {span.parent for span in asked} == {one(refused, "resolve").span}
