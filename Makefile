@@ -10,7 +10,7 @@ PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
 SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
 CODE := sdk services tests bench examples
 
-.PHONY: help install reinstall demo test soak test-gpu bench-gpu lint format proto check-proto docs bench lock clean
+.PHONY: help install reinstall demo test soak test-gpu bench-gpu lint format proto check-proto docs bench lock promtool clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,13 @@ docs: install  ## Write docs/methods.md again from the code
 
 bench: install  ## Ours beside its peers, in one run; writes out/bench/*.json
 	$(BIN)/python -m bench
+
+promtool: .tools/promtool  ## What checks the alert rules, from Debian's package prometheus
+
+.tools/promtool:
+	mkdir -p .tools/prometheus
+	cd .tools/prometheus && apt-get download prometheus && dpkg -x prometheus_*.deb .
+	cp .tools/prometheus/usr/bin/promtool $@
 
 bench-gpu:  ## Training on a CUDA device beside its peers; writes out/bench/gpu-*.json
 	PYTHONPATH=sdk:. $(GPU_PYTHON) -m bench.gpu

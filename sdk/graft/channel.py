@@ -6,6 +6,7 @@ Only UNAVAILABLE is tried again by itself, and only while no byte of an answer h
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,14 +57,28 @@ def open_channel(address: str, options: Sequence[tuple[str, str | int]] = ()) ->
 def call_metadata(
     request_id: str | None = None, actor: str | None = None
 ) -> tuple[tuple[str, str], ...]:
-    """Metadata of a call: a request id that every service on its way logs, and who asks.
+    """Metadata of a call: a request id that every service on its way logs, who asks, and the trace.
 
     Without one of its own, a call made while another is answered carries that one's id.
     """
     pairs = [(REQUEST_ID_HEADER, request_id or REQUEST_ID.get() or uuid.uuid4().hex)]
     if actor:
         pairs.append((ACTOR_HEADER, actor))
-    return tuple(pairs)
+    return (*pairs, *_trace_context())
+
+
+def _trace_context() -> tuple[tuple[str, str], ...]:
+    """W3C traceparent of the caller's current span, where the caller makes any.
+
+    Who has a span has imported opentelemetry: without it there is nothing to ask, and nothing to import.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry.propagate import inject
+
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return tuple((name.lower(), value) for name, value in carrier.items())
 
 
 @contextmanager

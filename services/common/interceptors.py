@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from services.common.caller import CALLER, Caller
 from services.common.logs import get_logger
 from services.common.metrics import RpcMetrics
+from services.common.tracing import Tracing
 
 if TYPE_CHECKING:
     # The stubs' classes take type arguments, the real ones do not.
@@ -37,8 +38,8 @@ _QUIET = ("/grpc.health.", "/grpc.reflection.")
 class CallInterceptor(_Interceptor):
     """Wraps every handler of a server."""
 
-    def __init__(self, metrics: RpcMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: RpcMetrics, tracing: Tracing | None = None) -> None:
+        self._metrics, self._tracing = metrics, tracing or Tracing.off()
 
     async def intercept_service(
         self,
@@ -63,9 +64,12 @@ class CallInterceptor(_Interceptor):
             response_serializer=handler.response_serializer,
         )
 
+    def _observed(self, method: str, context: Context) -> _Observed:
+        return _Observed(self._metrics, self._tracing, method, context)
+
     def _unary(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Context) -> Any:
-            async with _Observed(self._metrics, method, context):
+            async with self._observed(method, context):
                 return await handler(request, context)
 
         return call
@@ -76,7 +80,7 @@ class CallInterceptor(_Interceptor):
             return self._unary(method, handler)
 
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with _Observed(self._metrics, method, context):
+            async with self._observed(method, context):
                 async for answer in handler(request, context):
                     yield answer
 
@@ -86,8 +90,11 @@ class CallInterceptor(_Interceptor):
 class _Observed:
     """One call: binds its request id, counts and logs it, and turns errors into statuses."""
 
-    def __init__(self, metrics: RpcMetrics, method: str, context: Context) -> None:
-        self._metrics, self._method, self._context = metrics, method, context
+    def __init__(
+        self, metrics: RpcMetrics, tracing: Tracing, method: str, context: Context
+    ) -> None:
+        self._metrics, self._tracing = metrics, tracing
+        self._method, self._context = method, context
 
     async def __aenter__(self) -> None:
         metadata = dict(self._context.invocation_metadata() or ())
@@ -97,12 +104,16 @@ class _Observed:
         CALLER.set(Caller(actor, self._method.rpartition("/")[2], request_id))
         structlog.contextvars.bind_contextvars(request_id=request_id, actor=actor)
         self._began_s = time.perf_counter()
+        self._span = self._tracing.call(self._method, metadata, request_id)
+        self._span.__enter__()
         self._metrics.in_flight.labels(self._method).inc()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
         seconds = time.perf_counter() - self._began_s
         refused = _as_graft_error(error)
         code = _code(error, refused)
+        self._tracing.describe(**{"rpc.grpc.status_code": code})
+        self._span.__exit__(kind, error, trace)
         self._metrics.in_flight.labels(self._method).dec()
         self._metrics.calls.labels(self._method, code).inc()
         self._metrics.seconds.labels(self._method).observe(seconds)

@@ -24,6 +24,7 @@ from services.common.config import ServiceSettings
 from services.common.interceptors import CallInterceptor
 from services.common.logs import get_logger
 from services.common.metrics import MetricsEndpoint, RpcMetrics
+from services.common.tracing import Tracing
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -41,17 +42,23 @@ class GrpcServer:
         settings: where to listen and how long to drain.
         service_names: full protobuf names, for health and reflection.
         metrics: registry that is shown at the metrics endpoint.
+        tracing: gets a span for each call.
     """
 
     def __init__(
-        self, settings: ServiceSettings, service_names: Sequence[str], metrics: CollectorRegistry
+        self,
+        settings: ServiceSettings,
+        service_names: Sequence[str],
+        metrics: CollectorRegistry,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._names = tuple(service_names)
         self._metrics = metrics
         self._health = HealthServicer()
         self.grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(RpcMetrics(metrics))], options=_OPTIONS
+            interceptors=[CallInterceptor(RpcMetrics(metrics), tracing)],
+            options=_OPTIONS,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from graft.errors import GraftError, Reason
 
+from services.common.tracing import Tracing
 from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling, engine_dead
 from services.inference.metrics import InferenceMetrics, VersionSeries
@@ -54,6 +55,7 @@ class Answer:
         series: VersionSeries,
         pace: Pace,
         arrived_s: float,
+        tracing: Tracing,
     ) -> None:
         self.provenance = provenance
         self.prompt_tokens = len(prompt_token_ids)
@@ -61,6 +63,7 @@ class Answer:
         self._engine, self._adapter, self._series = engine, adapter, series
         self._prompt_token_ids, self._sampling = prompt_token_ids, sampling
         self._pace, self._arrived_s = pace, arrived_s
+        self._tracing = tracing
 
     async def whole(self) -> Delta:
         """All of it at once."""
@@ -88,17 +91,29 @@ class Answer:
             pace.streams -= 1
 
     async def _deltas(self, *, stream: bool) -> AsyncGenerator[Delta, None]:
-        series, outcome, first_s = self._series, "error", 0.0
+        series, outcome, first_s, last_s, gap_s = self._series, "error", 0.0, 0.0, 0.0
         series.prompt_tokens.inc(self.prompt_tokens)
+        series.queue.observe(time.perf_counter() - self._arrived_s)
+        spans = self._tracing.answering()
         deltas = self._engine.generate(
-            uuid.uuid4().hex, self._prompt_token_ids, self._sampling, self._adapter, stream=stream
+            uuid.uuid4().hex,
+            self._prompt_token_ids,
+            self._sampling,
+            self._adapter,
+            stream=stream,
+            trace_headers=spans.headers,
         )
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
-                    if not first_s:
-                        first_s = time.perf_counter()
+                    now_s = time.perf_counter()
+                    if first_s:
+                        gap_s = max(gap_s, now_s - last_s)
+                    else:
+                        first_s = now_s
                         series.first_token.observe(first_s - self._arrived_s)
+                        spans.first_token()
+                    last_s = now_s
                     self.completion_tokens += len(delta.token_ids)
                     yield delta
             outcome = "ok"
@@ -111,6 +126,8 @@ class Answer:
             if stream and self.completion_tokens > 1:
                 passed_s = time.perf_counter() - first_s
                 series.per_token.observe(passed_s / (self.completion_tokens - 1))
+                series.longest_gap.observe(gap_s)
+            spans.end(outcome, self.prompt_tokens, self.completion_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +154,7 @@ class Answers:
         self._engine, self._router, self._residency = engine, router, residency
         self._prompts, self._base = prompts, base
         self._metrics, self._pace = metrics, pace
+        self._tracing = metrics.tracing
 
     @asynccontextmanager
     async def admit(self, question: Question) -> AsyncIterator[Answer]:
@@ -152,10 +170,11 @@ class Answers:
                 raise engine_dead()
             admitted = await self._admit(question)
         except GraftError as error:
-            self._metrics.refusals.labels(error.reason.value).inc()
+            self._metrics.refused(error.reason)
             raise
         version, resident = admitted.version, admitted.resident
         series = self._metrics.series(*_labels(self._base, version))
+        self._describe(version)
         series.in_flight.inc()
         try:
             yield Answer(
@@ -167,6 +186,7 @@ class Answers:
                 series,
                 self._pace,
                 arrived_s,
+                self._tracing,
             )
         finally:
             series.in_flight.dec()
@@ -198,8 +218,21 @@ class Answers:
         return _Admitted(prompt_token_ids, sampling, version, resident)
 
     async def _take(self, model: str) -> tuple[AdapterVersion | None, Resident | None]:
-        version = await self._router.resolve(model)
-        return version, None if version is None else await self._residency.acquire(version)
+        with self._tracing.span("resolve"):
+            version = await self._router.resolve(model)
+        if version is None:
+            return None, None
+        with self._tracing.span("acquire"):
+            return version, await self._residency.acquire(version)
+
+    def _describe(self, version: AdapterVersion | None) -> None:
+        """Says in the call's span who answers."""
+        if version is None:
+            self._tracing.describe(**{"graft.base": self._base.name})
+        else:
+            self._tracing.describe(
+                **{"graft.version": version.name, "graft.version_digest": version.digest}
+            )
 
     def _complete(self, sampling: Sampling, prompt_tokens: int) -> Sampling:
         limits = self._engine.limits

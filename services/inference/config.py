@@ -93,6 +93,24 @@ class InferenceSettings(ServiceSettings):
         ge=0,
         description="how long a version that failed to load is refused without a try",
     )
+    metric_versions: int = Field(
+        default=128,
+        ge=0,
+        description='adapter versions with metrics of their own; more are counted under "other"',
+    )
+    metric_linger_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="how long the metrics of a version are shown after it has left the engine",
+    )
+    thrash_window_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="a version that is loaded again so soon after its eviction counts as thrash",
+    )
+    engine_metrics: bool = Field(
+        default=True, description="show vLLM's own metrics (vllm:*) beside those of the service"
+    )
     max_flush_interval_s: float = Field(
         default=0.02,
         ge=0,

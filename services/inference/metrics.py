@@ -1,7 +1,6 @@
 """Prometheus metrics of the inference service. Nothing here is called per token.
 
-Series carry adapter and version, and go when the version leaves the engine, so that their number is
-bounded by the engine's slots and not by time.
+Series by adapter and version are bounded (version_series.py); all other labels are from short lists.
 """
 
 from __future__ import annotations
@@ -10,36 +9,71 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 
+from graft.errors import Reason
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
-_OUTCOMES = ("ok", "cancelled", "error")
-_LABELS = ("adapter", "version")
+from services.common.tracing import Tracing
+from services.inference.domain import AdapterVersion
+from services.inference.thrash import Thrash
+from services.inference.version_series import LATENCY_S, VersionSeriesTable
+from services.inference.version_series import VersionSeries as VersionSeries
+
+
+class Tier(Enum):
+    """Where an adapter version is kept, the nearest first."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+    DISK = "disk"
+
+
+class Why(Enum):
+    """Why a version left a tier."""
+
+    ROOM = "room"
+    RETIRED = "retired"
+    ASKED = "asked"
 
 
 @dataclass(frozen=True, slots=True)
-class VersionSeries:
-    """The series of one version, looked up once."""
+class MetricsOptions:
+    """See InferenceSettings."""
 
-    outcomes: dict[str, Counter]
-    first_token: Histogram
-    per_token: Histogram
-    prompt_tokens: Counter
-    completion_tokens: Counter
-    in_flight: Gauge
+    max_versions: int = 128
+    linger_s: float = 300.0
+    thrash_window_s: float = 60.0
 
 
 class InferenceMetrics:
-    """Everything that this service counts."""
+    """Everything that this service counts.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._versions = _Versions(registry)
-        self.series, self.forget = self._versions.series, self._versions.forget
+    Args:
+        registry: where it is shown.
+        options: bounds and windows.
+        tracing: what is timed as a stage, or waited for in a queue, is a span too.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        options: MetricsOptions | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        options = options or MetricsOptions()
+        self.tracing = tracing or Tracing.off()
+        self._versions = VersionSeriesTable(registry, options.max_versions, options.linger_s)
+        self._thrash = Thrash(options.thrash_window_s)
         self.refusals = _counter(
             registry, "refusals", "Requests that the engine never saw", "reason"
         )
+        self.queue_wait = _histogram(
+            registry, "queue_wait_seconds", "From a request's arrival in the queue to its turn, by what "
+            "it waited for last: nothing, capacity, slot or limit", "cause",
+        )  # fmt: skip
+        self._queued = _gauge(registry, "queue_waiting", "Requests that wait for their turn")
+        self.watch_queue = self._queued.set_function
         self._stages = _histogram(
             registry,
             "swap_stage_seconds",
@@ -54,7 +88,23 @@ class InferenceMetrics:
             "failure to move it", "outcome",
         )  # fmt: skip
         self.residency = _gauge(registry, "residency", "Versions on the engine", "state")
+        self._tier_versions = _gauge(registry, "tier_versions", "Versions kept in a tier", "tier")
+        self._tier_bytes = _gauge(registry, "tier_bytes", "Bytes of versions in a tier", "tier")
+        self._evictions = _counter(
+            registry, "evictions", "Versions that left a tier, and why", "tier", "why"
+        )
+        self._thrashed = _counter(
+            registry,
+            "thrash",
+            "Versions brought back within the window after their eviction",
+            "tier",
+        )
+        self.engine_up = _gauge(registry, "engine_up", "1 while the engine can answer")
+        self.engine_starts = _counter(
+            registry, "engine_restarts", "Tries to start a dead engine anew", "outcome"
+        )
         self.slot_waiters = _gauge(registry, "slot_waiters", "Loads that wait for a slot")
+        self._begin_at_zero()
         self.revision = _gauge(registry, "watch_revision", "Last registry revision acted upon")
         self.watch_lag = _gauge(
             registry, "watch_lag_seconds", "Age of the last event when it was acted upon; while the "
@@ -64,71 +114,68 @@ class InferenceMetrics:
             registry, "watch_connected", "1 while the registry's events arrive"
         )
 
+    def _begin_at_zero(self) -> None:
+        """Prometheus sees the first of a kind as an increase only where it has seen none before."""
+        for reason in (Reason.OVERLOADED, Reason.ENGINE_DEAD, Reason.INTERNAL):
+            self.refusals.labels(reason.value)
+        for outcome in ("moved", "failed"):
+            self.swaps.labels(outcome)
+        for outcome in ("started", "failed"):
+            self.engine_starts.labels(outcome)
+        for cause in ("nothing", "capacity", "slot", "limit"):
+            self.queue_wait.labels(cause)
+        for tier in Tier:
+            self._thrashed.labels(tier.value)
+            for why in Why:
+                self._evictions.labels(tier.value, why.value)
+
+    def series(self, adapter: str, version: str) -> VersionSeries:
+        """The series of a version; of the base with its id and an empty version."""
+        return self._versions.series(adapter, version)
+
+    def forget(self, adapter: str, version: str) -> None:
+        """The version left the engine: its series go after a while."""
+        self._versions.release(adapter, version)
+
+    def refused(self, reason: Reason) -> None:
+        """A request was refused before the engine saw it."""
+        self.refusals.labels(reason.value).inc()
+
+    def waited_turn(self, adapter: str, version: str, seconds: float) -> None:
+        """A request waited so long for its turn among others, until now. Call it within the request."""
+        self.series(adapter, version).fairness_wait.observe(seconds)
+        self.tracing.passed("queue", seconds)
+
+    def brought(self, version: AdapterVersion, tier: Tier = Tier.GPU) -> None:
+        """A version came into a tier; soon after it was evicted there, that counts as thrash."""
+        if self._thrash.brought(tier.value, version.name):
+            self._thrashed.labels(tier.value).inc()
+        if tier is Tier.GPU:
+            self._versions.hold(version.adapter_id, str(version.number)).loads.inc()
+
+    def evicted(self, version: AdapterVersion, why: Why, tier: Tier = Tier.GPU) -> None:
+        """A version left a tier."""
+        self._evictions.labels(tier.value, why.value).inc()
+        self._thrash.evicted(tier.value, version.name)
+
+    def show_tier(self, tier: Tier, versions: int, size_bytes: int) -> None:
+        """What a tier holds now."""
+        self._tier_versions.labels(tier.value).set(versions)
+        self._tier_bytes.labels(tier.value).set(size_bytes)
+
     def observe_stage(self, stage: str, seconds: float) -> None:
         """One stage took so long: resolve, fetch, verify, load, switch, drain or unload."""
         self._stages.labels(stage).observe(seconds)
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:
-        """Times what is inside as a stage."""
+        """Times what is inside as a stage, with a span of its name."""
         began_s = time.perf_counter()
         try:
-            yield
+            with self.tracing.span(stage):
+                yield
         finally:
             self.observe_stage(stage, time.perf_counter() - began_s)
-
-
-class _Versions:
-    """What is counted for each version by itself."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = _counter(
-            registry, "requests", "Requests that reached the engine", *_LABELS, "outcome"
-        )
-        self._first_token = _histogram(
-            registry, "time_to_first_token_seconds", "From a request's arrival to its first token",
-            *_LABELS,
-        )  # fmt: skip
-        self._per_token = _histogram(
-            registry, "time_per_output_token_seconds", "Mean time between the tokens of a request",
-            *_LABELS, buckets=_TOKEN,
-        )  # fmt: skip
-        self._prompt_tokens = _counter(registry, "prompt_tokens", "Tokens of prompts", *_LABELS)
-        self._completion_tokens = _counter(
-            registry, "completion_tokens", "Tokens of answers", *_LABELS
-        )
-        self._in_flight = _gauge(registry, "in_flight", "Requests on the engine", *_LABELS)
-        self._series: dict[tuple[str, str], VersionSeries] = {}
-
-    def series(self, adapter: str, version: str) -> VersionSeries:
-        """The series of a version; of the base with its id and an empty version."""
-        key = adapter, version
-        found = self._series.get(key)
-        if found is None:
-            found = self._series[key] = VersionSeries(
-                {outcome: self._requests.labels(*key, outcome) for outcome in _OUTCOMES},
-                self._first_token.labels(*key),
-                self._per_token.labels(*key),
-                self._prompt_tokens.labels(*key),
-                self._completion_tokens.labels(*key),
-                self._in_flight.labels(*key),
-            )
-        return found
-
-    def forget(self, adapter: str, version: str) -> None:
-        """Removes the series of a version that left the engine."""
-        if self._series.pop((adapter, version), None) is None:
-            return
-        for outcome in _OUTCOMES:
-            self._requests.remove(adapter, version, outcome)
-        for metric in (
-            self._first_token,
-            self._per_token,
-            self._prompt_tokens,
-            self._completion_tokens,
-            self._in_flight,
-        ):
-            metric.remove(adapter, version)
 
 
 def _counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:
@@ -144,6 +191,6 @@ def _histogram(
     name: str,
     what: str,
     *labels: str,
-    buckets: Sequence[float] = _LATENCY,
+    buckets: Sequence[float] = LATENCY_S,
 ) -> Histogram:
     return Histogram(f"graft_inference_{name}", what, labels, registry=registry, buckets=buckets)

@@ -21,7 +21,7 @@ from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Engine, EngineAdapter
 from services.inference.failures import Failure, Failures, anew
 from services.inference.fitness import check_config, check_version
-from services.inference.metrics import InferenceMetrics
+from services.inference.metrics import InferenceMetrics, Tier, Why
 from services.inference.residents import Resident, Slots, State
 from services.inference.trust import Trust
 
@@ -121,7 +121,7 @@ class Residency:
         """Takes nothing new onto a version's instance and unloads it when its last request ends."""
         resident = self._current.get(version.name)
         if resident is not None and resident.state is State.READY:
-            self._drain(resident)
+            self._drain(resident, Why.RETIRED)
 
     def reconsider(self, version: AdapterVersion) -> None:
         """It may be tried again at once: something was said of it that may change the answer."""
@@ -164,6 +164,7 @@ class Residency:
             self._fail(resident, _failed_inside(version, error))
         else:
             resident.state = State.READY
+            self._metrics.brought(version)
             resident.ready.set_result(None)
             get_logger().info("adapter loaded", version=version.name, digest=version.digest)
             if self._slots.waiting:
@@ -206,7 +207,7 @@ class Residency:
             victim = self._victim()
             if victim is None:
                 break
-            self._drain(victim)
+            self._drain(victim, Why.ROOM)
         self._metrics.slot_waiters.set(self._slots.waiting)
 
     def _victim(self) -> Resident | None:
@@ -222,8 +223,9 @@ class Residency:
 
         return min(ready, key=order, default=None)
 
-    def _drain(self, resident: Resident) -> None:
+    def _drain(self, resident: Resident, why: Why) -> None:
         resident.state = State.DRAINING
+        self._metrics.evicted(resident.version, why)
         resident.drain_began_s = time.perf_counter()
         del self._current[resident.version.name]
         self._draining.add(resident)
@@ -260,6 +262,8 @@ class Residency:
         counts[State.FAILED] = len(self._failures)
         for state, count in counts.items():
             self._metrics.residency.labels(state.value).set(count)
+        held = [each.version.size_bytes for each in self.instances() if each.adapter is not None]
+        self._metrics.show_tier(Tier.GPU, len(held), sum(held))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

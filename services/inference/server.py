@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 from graft.channel import open_channel
@@ -16,6 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from services.common.logs import get_logger
 from services.common.server import GrpcServer
+from services.common.tracing import Tracing
+from services.common.tracing_setup import otlp_endpoint, tracing_from_environment
 from services.inference.answers import Answers
 from services.inference.cache import AdapterCache
 from services.inference.catalogue import Catalogue
@@ -23,10 +26,11 @@ from services.inference.config import InferenceSettings
 from services.inference.domain import Base
 from services.inference.engines.base import Engine
 from services.inference.engines.fake import FakeEngine
+from services.inference.engines.metrics import EngineCollector
 from services.inference.engines.vllm import VllmEngine
 from services.inference.engines.vllm_arguments import VllmOptions
 from services.inference.follower import Follower
-from services.inference.metrics import InferenceMetrics
+from services.inference.metrics import InferenceMetrics, MetricsOptions
 from services.inference.models import Models
 from services.inference.pace import Pace
 from services.inference.prompts import Prompts
@@ -52,14 +56,18 @@ class InferenceServer:
         *,
         engine: Engine | None = None,
         registry: Registry | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._trusted = _trusted(settings)
         self.metrics_registry = CollectorRegistry()
-        self._metrics = InferenceMetrics(self.metrics_registry)
+        self._tracing = tracing or tracing_from_environment("inference")
+        self._metrics = make_metrics(settings, self.metrics_registry, self._tracing)
         self.engine = engine or make_engine(settings)
+        EngineCollector(self.engine, self.metrics_registry)
+        self._metrics.engine_up.set_function(lambda: self.engine.healthy)
         self.registry = registry or make_registry(settings)
-        self.grpc = GrpcServer(settings, [SERVICE], self.metrics_registry)
+        self.grpc = GrpcServer(settings, [SERVICE], self.metrics_registry, self._tracing)
         self._watching: asyncio.Task[None] | None = None
         self._close: list[Swaps | Residency] = []
         self._follower: Follower | None = None
@@ -145,6 +153,7 @@ class InferenceServer:
         finally:
             await self.engine.stop()
             await self.registry.close()
+            await asyncio.to_thread(self._tracing.close)
 
     async def _stop_serving(self) -> None:
         if self._watching is not None:
@@ -175,6 +184,16 @@ def cache_dir(settings: InferenceSettings) -> Path:
     return settings.cache_dir or settings.data_dir / "inference" / "adapters"
 
 
+def make_metrics(
+    settings: InferenceSettings, registry: CollectorRegistry, tracing: Tracing
+) -> InferenceMetrics:
+    """The service's metrics with the configured bounds."""
+    options = MetricsOptions(
+        settings.metric_versions, settings.metric_linger_s, settings.thrash_window_s
+    )
+    return InferenceMetrics(registry, options, tracing)
+
+
 def make_registry(settings: InferenceSettings) -> Registry:
     """The registry at the configured address, or an empty one for a base alone."""
     if not settings.registry_address:
@@ -201,5 +220,7 @@ def make_engine(settings: InferenceSettings) -> Engine:
             enable_prefix_caching=settings.enable_prefix_caching,
             seed=settings.seed,
             trust_remote_code=settings.trust_remote_code,
+            metrics=settings.engine_metrics,
+            traces_endpoint=otlp_endpoint(os.environ),
         )
     )

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.common.server import GrpcServer
+from services.common.tracing_setup import tracing_from_environment
 from services.registry.admission.admit import Admission, Limits
 from services.registry.blob_servicer import BlobServicer
 from services.registry.blobs.base import BlobStore
@@ -107,13 +108,15 @@ class RegistryServer:
         settings = self._settings
         changed, prometheus = Pulse(), CollectorRegistry()
         metrics = RegistryMetrics(prometheus)
+        tracing = tracing_from_environment("registry")
+        self._opened.push_async_callback(asyncio.to_thread, tracing.close)
         database = Database(await self._open_engine(changed), changed)
         catalogue = SqlCatalogue(database)
         self._opened.push_async_callback(catalogue.close)
         blobs = self._given_blobs or _open_blobs(settings)
         self._opened.push_async_callback(blobs.close)
         feed = ChangeFeed(catalogue, changed, settings.bookmark_interval_s, metrics.count)
-        server = GrpcServer(settings, _SERVICES, prometheus)
+        server = GrpcServer(settings, _SERVICES, prometheus, tracing)
         committer = VersionCommitter(catalogue, Admission(blobs, _limits(settings)), metrics)
         lives = Lives(database, timedelta(seconds=settings.undelete_window_s))
         lookup = VersionLookup(database, version_message)

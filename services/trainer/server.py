@@ -16,6 +16,7 @@ from graft.trainer.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_t
 from prometheus_client import CollectorRegistry
 
 from services.common.server import GrpcServer
+from services.common.tracing_setup import tracing_from_environment
 from services.trainer.attendance import Limits
 from services.trainer.config import TrainerSettings
 from services.trainer.journal import Journal
@@ -56,7 +57,8 @@ class TrainerServer:
         self._launcher = launcher or _local_launcher(settings, self._devices)
         self._preflight = preflight or ProcessPreflight(settings.preflight_timeout_s)
         self._registry = CollectorRegistry()
-        self._server = GrpcServer(settings, SERVICES, self._registry)
+        self._tracing = tracing_from_environment("trainer")
+        self._server = GrpcServer(settings, SERVICES, self._registry, self._tracing)
         self._undo = AsyncExitStack()
 
     @property
@@ -75,6 +77,7 @@ class TrainerServer:
         Raises:
             GraftError: ALREADY_EXISTS, when another trainer works in the same folder.
         """
+        self._undo.push_async_callback(asyncio.to_thread, self._tracing.close)
         self._undo.callback(_lock(self._folder).close)
         self._store = await SqliteJobStore.open(self._folder / "jobs.sqlite")
         self._undo.push_async_callback(self._store.close)

@@ -37,6 +37,8 @@ FIGURES = {
         'graft_inference_residency{state="ready"}',
         "graft_inference_watch_revision",
         "graft_inference_watch_lag_seconds",
+        "vllm:num_requests_running{",
+        "vllm:kv_cache_usage_perc{",
     ),
 }
 

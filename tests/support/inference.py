@@ -13,6 +13,7 @@ from graft.channel import open_channel
 from graft.inference.v1 import inference_service_pb2 as pb
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
+from services.common.tracing import Tracing
 from services.inference.config import InferenceSettings
 from services.inference.domain import AdapterVersion
 from services.inference.engines.base import Engine
@@ -103,6 +104,7 @@ async def start_inference(
     engine: Engine | None = None,
     registry: Registry | None = None,
     base: Path = Path("tiny"),
+    tracing: Tracing | None = None,
     **settings: object,
 ) -> AsyncIterator[RunningInference]:
     """Starts a service on a free port and stops it at the end."""
@@ -113,6 +115,7 @@ async def start_inference(
         InferenceSettings(**values),  # type: ignore[arg-type]
         engine=engine,
         registry=registry,
+        tracing=tracing,
     )
     await server.start()
     channel = open_channel(server.address)

@@ -7,13 +7,14 @@ adapter is loaded and when is decided by the residency.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 from graft.errors import GraftError, Reason
+from prometheus_client.metrics_core import Metric
 
 
 class Finish(Enum):
@@ -155,11 +156,13 @@ class Engine(ABC):
         adapter: EngineAdapter | None,
         *,
         stream: bool,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Continues a prompt; adapter must be loaded, None is the base.
 
         What accumulates while the caller is busy comes as one delta; without stream everything comes
-        as one. Closing or cancelling the generator aborts the request in the engine.
+        as one. Closing or cancelling the generator aborts the request in the engine. trace_headers is
+        the W3C context below which the engine's own spans belong.
 
         Raises:
             GraftError: ENGINE_DEAD, INVALID_REQUEST where the engine refuses the request.
@@ -186,6 +189,10 @@ class Engine(ABC):
     @abstractmethod
     def special_tokens(self) -> Mapping[str, str]:
         """What chat templates know of the tokenizer: "eos_token", "bos_token" and others, once it has started."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """What the engine counts itself, for Prometheus. Called in any thread, at every scrape."""
+        return ()
 
     @abstractmethod
     def unfinished(self) -> int:

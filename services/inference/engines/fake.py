@@ -117,6 +117,7 @@ class FakeEngine(Engine):
         adapter: EngineAdapter | None,
         *,
         stream: bool,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         self._check_alive()
         ids, finish = self._answer(prompt_token_ids, sampling, adapter)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError, Reason
+from prometheus_client.metrics_core import Metric
 
 from services.inference.engines.base import (
     Delta,
@@ -24,6 +25,7 @@ from services.inference.engines.base import (
     engine_dead,
 )
 from services.inference.engines.vllm_arguments import VllmOptions, engine_arguments, set_environment
+from services.inference.engines.vllm_observability import stat_loggers, vllm_metrics
 from services.inference.engines.vllm_params import delta_of, sampling_params
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
 
@@ -99,7 +101,10 @@ class VllmEngine(Engine):
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._options)))
+        arguments = AsyncEngineArgs(**engine_arguments(self._options))
+        return AsyncLLM.from_engine_args(
+            arguments, stat_loggers=stat_loggers(self._options.metrics)
+        )
 
     async def stop(self) -> None:
         engine, self._engine = self._engine, None
@@ -154,6 +159,7 @@ class VllmEngine(Engine):
         adapter: EngineAdapter | None,
         *,
         stream: bool,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         engine = self._running()
         lora = None if adapter is None else self._requests[adapter]
@@ -161,7 +167,10 @@ class VllmEngine(Engine):
         prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}
         with _translated():
             params = sampling_params(sampling, stream)
-            answers = engine.generate(prompt, params, request_id, lora_request=lora)
+            answers = engine.generate(
+                prompt, params, request_id, lora_request=lora,
+                trace_headers=trace_headers if self._options.traces_endpoint else None,
+            )  # fmt: skip
             # Closed now and not by the garbage collector: it aborts what is unfinished.
             async with aclosing(answers):
                 async for answer in answers:
@@ -181,6 +190,9 @@ class VllmEngine(Engine):
     def special_tokens(self) -> Mapping[str, str]:
         assert self._tokenizer is not None, "the engine has not started"
         return self._tokenizer.special_tokens
+
+    def metrics(self) -> Iterable[Metric]:
+        return vllm_metrics() if self._options.metrics and self._engine is not None else ()
 
     def unfinished(self) -> int:
         return (

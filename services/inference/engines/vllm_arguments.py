@@ -29,6 +29,8 @@ class VllmOptions:
     enable_prefix_caching: bool
     seed: int
     trust_remote_code: bool
+    metrics: bool = True
+    traces_endpoint: str | None = None
 
 
 def engine_arguments(options: VllmOptions) -> dict[str, Any]:
@@ -46,7 +48,10 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
         "enable_prefix_caching": options.enable_prefix_caching,
         "seed": options.seed,
         "trust_remote_code": options.trust_remote_code,
+        # Its log lines; what it counts is said by vllm_observability.py.
         "disable_log_stats": True,
+        # vLLM takes the times of its spans from its metrics, and asserts that these are on.
+        "otlp_traces_endpoint": options.traces_endpoint if options.metrics else None,
         # A request gets the defaults of the contract, not those of a file beside the base.
         "generation_config": "vllm",
     }
@@ -82,5 +87,11 @@ def set_environment(options: VllmOptions) -> None:
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    if options.traces_endpoint:
+        # The engine's processes send spans of their own start.
+        defaults["OTEL_SERVICE_NAME"] = "graft-inference-engine"
+        if protocol := os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL"):
+            # The only one of the two that vLLM reads.
+            defaults["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = protocol
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

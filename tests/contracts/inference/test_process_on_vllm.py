@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.inference import question
 from tests.support.inference_process import exit_code, inference_process
+from tests.support.traces import Receiver, one, otlp_receiver
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
 
 pytestmark = pytest.mark.engine
+CALL = "graft.inference.v1.InferenceService/StreamGenerate"
 LONG: dict[str, Any] = {"max_tokens": 800, "ignore_eos": True}
 
 
@@ -63,6 +65,14 @@ async def service(example_base: Path, tmp_path: Path) -> AsyncIterator[Serving]:
         yield running
 
 
+@pytest_asyncio.fixture
+async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Receiver]:
+    """Where the services of a test send their spans; asked for before the service."""
+    async with otlp_receiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.address)
+        yield receiver
+
+
 def children(process: Process) -> list[psutil.Process]:
     found: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
     return found
@@ -74,7 +84,8 @@ async def assert_gone(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
-async def test_on_sigterm_what_is_in_flight_ends_whole_and_nothing_is_left_behind(
+async def test_on_sigterm_what_is_in_flight_ends_whole_with_its_trace_and_nothing_is_left_behind(
+    collector: Receiver,
     service: Serving,
 ) -> None:
     process, channel = service.process, service.channel
@@ -91,6 +102,10 @@ async def test_on_sigterm_what_is_in_flight_ends_whole_and_nothing_is_left_behin
     assert parts[-1].finish_reason == pb.FINISH_REASON_LENGTH
     assert await ending == 0
     await assert_gone(started)
+    spans = [span for span in collector.spans() if span.service == "graft-inference"]
+    generation = one(spans, "generation")
+    assert one(spans, "llm_request").parent == generation.span
+    assert generation.parent == one(spans, CALL).span
 
 
 async def test_when_the_engine_is_killed_everybody_hears_it_and_the_service_stays_to_say_so(

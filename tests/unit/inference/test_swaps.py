@@ -274,14 +274,15 @@ async def test_a_damaged_cache_is_fetched_again(service: RunningInference) -> No
     assert (await service.ask("bot:1")).text == expected
 
 
-async def test_series_of_an_unloaded_version_are_gone(service: RunningInference) -> None:
-    await service.publish("bot", "one", "two")
-    await service.promote("bot", 1)
-    await serves(service, "bot", 1)
-    await service.promote("bot", 2)
-    await serves(service, "bot", 2)
-    await eventually(lambda: len(service.fake.loaded) == 1, "the unload")
-    text = generate_latest(service.server.metrics_registry).decode()
+async def test_series_of_an_unloaded_version_are_gone(tmp_path: Path) -> None:
+    async with start_inference(tmp_path, metric_linger_s=0.0) as service:
+        await service.publish("bot", "one", "two")
+        await service.promote("bot", 1)
+        await serves(service, "bot", 1)
+        await service.promote("bot", 2)
+        await serves(service, "bot", 2)
+        await eventually(lambda: len(service.fake.loaded) == 1, "the unload")
+        text = generate_latest(service.server.metrics_registry).decode()
     assert 'graft_inference_requests_total{adapter="bot",outcome="ok",version="2"}' in text
     assert 'version="1"' not in text
 

@@ -78,6 +78,7 @@ class Asked(FakeEngine):
         adapter: EngineAdapter | None,
         *,
         stream: bool,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         self.prompts.append(list(prompt_token_ids))
         return super().generate(request_id, prompt_token_ids, sampling, adapter, stream=stream)
