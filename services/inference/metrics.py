@@ -10,13 +10,32 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from services.inference.domain import AdapterVersion
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _OUTCOMES = ("ok", "cancelled", "error")
 _LABELS = ("adapter", "version")
+
+
+class Tier(Enum):
+    """Where an adapter version is kept, the nearest first."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+    DISK = "disk"
+
+
+class Why(Enum):
+    """Why a version left a tier."""
+
+    ROOM = "room"
+    RETIRED = "retired"
+    ASKED = "asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +73,15 @@ class InferenceMetrics:
             "failure to move it", "outcome",
         )  # fmt: skip
         self.residency = _gauge(registry, "residency", "Versions on the engine", "state")
+        self._tier_versions = _gauge(registry, "tier_versions", "Versions kept in a tier", "tier")
+        self._tier_bytes = _gauge(registry, "tier_bytes", "Bytes of versions in a tier", "tier")
+        self._evictions = _counter(
+            registry, "evictions", "Versions that left a tier, and why", "tier", "why"
+        )
+        self.engine_up = _gauge(registry, "engine_up", "1 while the engine can answer")
+        self.engine_starts = _counter(
+            registry, "engine_restarts", "Tries to start a dead engine anew", "outcome"
+        )
         self.slot_waiters = _gauge(registry, "slot_waiters", "Loads that wait for a slot")
         self.revision = _gauge(registry, "watch_revision", "Last registry revision acted upon")
         self.watch_lag = _gauge(
@@ -63,6 +91,18 @@ class InferenceMetrics:
         self.watch_connected = _gauge(
             registry, "watch_connected", "1 while the registry's events arrive"
         )
+
+    def brought(self, version: AdapterVersion, tier: Tier = Tier.GPU) -> None:
+        """A version came into a tier."""
+
+    def evicted(self, version: AdapterVersion, why: Why, tier: Tier = Tier.GPU) -> None:
+        """A version left a tier."""
+        self._evictions.labels(tier.value, why.value).inc()
+
+    def show_tier(self, tier: Tier, versions: int, size_bytes: int) -> None:
+        """What a tier holds now."""
+        self._tier_versions.labels(tier.value).set(versions)
+        self._tier_bytes.labels(tier.value).set(size_bytes)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """One stage took so long: resolve, fetch, verify, load, switch, drain or unload."""

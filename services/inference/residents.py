@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
+from services.inference.cache import Held
 from services.inference.domain import AdapterVersion
 from services.inference.engines.base import EngineAdapter
 from services.inference.templates import ChatTemplate
@@ -26,6 +27,7 @@ class Resident:
     """One load of one version; in_flight counts requests on it and those that wait for its load.
 
     template, once it is loaded, is what its conversations are rendered with; None is the base's own.
+    held keeps its folder for as long as the engine may read it.
     """
 
     version: AdapterVersion
@@ -36,7 +38,13 @@ class Resident:
     used: int = 0
     drain_began_s: float = 0.0
     adapter: EngineAdapter | None = None
+    held: Held | None = None
     template: ChatTemplate | None = None
+
+    def let_go(self) -> None:
+        """The engine reads its folder no more."""
+        if self.held is not None:
+            self.held.release()
 
 
 class Slots:

@@ -116,11 +116,11 @@ class Engine(ABC):
     @property
     @abstractmethod
     def healthy(self) -> bool:
-        """Whether it can answer: false before it has started and for ever after it died."""
+        """Whether it can answer: false before it has started, and after it died until it is started anew."""
 
     @abstractmethod
     async def start(self) -> None:
-        """Loads the base.
+        """Loads the base. After its death it may be started anew, and then holds no adapter.
 
         Raises:
             GraftError: NOT_A_MODEL when the base cannot be served, with the engine's reason.
@@ -144,7 +144,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def unload(self, adapter: EngineAdapter) -> None:
-        """Frees an adapter's slot. No request may be on it."""
+        """Frees an adapter's slot. No request may be on it; nothing is done if it died with its engine.
+
+        Raises:
+            GraftError: ENGINE_DEAD.
+        """
 
     @abstractmethod
     def generate(
@@ -162,7 +166,8 @@ class Engine(ABC):
         as one. Closing or cancelling the generator aborts the request in the engine.
 
         Raises:
-            GraftError: ENGINE_DEAD, INVALID_REQUEST where the engine refuses the request.
+            GraftError: ENGINE_DEAD, also where the adapter died with its engine; INVALID_REQUEST where
+                the engine refuses the request.
         """
 
     @abstractmethod
@@ -192,10 +197,15 @@ class Engine(ABC):
         """Requests that the engine still works on."""
 
 
-def engine_dead() -> GraftError:
-    """ENGINE_DEAD, in the same words wherever it shows."""
+def engine_dead(retry_after_s: float = 5.0) -> GraftError:
+    """ENGINE_DEAD, in the same words wherever it shows.
+
+    Args:
+        retry_after_s: when another try is worth it.
+    """
     return GraftError(
         Reason.ENGINE_DEAD,
-        "The engine of this service has died",
-        next_step="Try again on another replica; restart this one, and read its log.",
+        "The engine of this service has died, and is being started anew",
+        next_step="Try again in a few seconds, or on another replica; the service's log says why.",
+        retry_after_s=f"{retry_after_s:g}",
     )

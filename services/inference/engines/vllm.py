@@ -62,6 +62,9 @@ class VllmEngine(Engine):
         return self._requests.keys()
 
     async def start(self) -> None:
+        # Of an engine that died: its processes and sockets, and the adapters that went with it.
+        await self.stop()
+        self._requests.clear()
         # Blocks for many seconds; signals and health checks go on meanwhile.
         building = asyncio.create_task(asyncio.to_thread(self._build))
         try:
@@ -121,8 +124,8 @@ class VllmEngine(Engine):
         try:
             added = await engine.add_lora(request)
         except BaseException as error:
-            del self._requests[adapter]
-            if not self.healthy:
+            self._requests.pop(adapter, None)
+            if engine.errored:
                 raise engine_dead() from error
             # A failed add may leave its number registered, and garbage would be served under it.
             await asyncio.shield(engine.remove_lora(adapter.number))
@@ -130,19 +133,20 @@ class VllmEngine(Engine):
                 raise
             raise _unusable(adapter, str(error)) from error
         if not added:
-            del self._requests[adapter]
+            self._requests.pop(adapter, None)
             raise _unusable(adapter, f"its number {adapter.number} is taken")
 
     async def unload(self, adapter: EngineAdapter) -> None:
         engine = self._running()
-        self._requests.pop(adapter, None)
+        if self._requests.pop(adapter, None) is None:
+            return
         try:
             await engine.remove_lora(adapter.number)
             # A step that was under way may have brought it back.
             while adapter.number in await engine.list_loras():
                 await engine.remove_lora(adapter.number)
         except Exception as error:
-            if not self.healthy:
+            if engine.errored:
                 raise engine_dead() from error
             raise
 
@@ -156,6 +160,8 @@ class VllmEngine(Engine):
         stream: bool,
     ) -> AsyncGenerator[Delta, None]:
         engine = self._running()
+        if adapter is not None and adapter not in self._requests:
+            raise engine_dead()
         lora = None if adapter is None else self._requests[adapter]
         # "type" marks the prompt as rendered: vLLM then neither tokenizes nor copies it.
         prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}

@@ -77,6 +77,9 @@ def set_environment(options: VllmOptions) -> None:
         "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_kv_cache_gib),
         "GOMP_SPINCOUNT": "1000",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        # A forked engine would keep the sockets of callers open, which it inherits when it is started
+        # anew while the service serves.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # Nothing is reported to anybody, nothing fetched from anywhere.
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
