@@ -50,6 +50,13 @@ class InferenceSettings(ServiceSettings):
         le=1024,
         description="adapter versions loaded at once; 0 serves the base alone",
     )
+    max_cpu_adapters: int | None = Field(
+        default=None,
+        ge=0,
+        le=65536,
+        description="adapter versions kept in main memory, those included that are on the engine's "
+        "slots; max_adapters if not set",
+    )
     max_lora_rank: int = Field(default=64, ge=1, le=512, description="largest rank that is served")
     max_model_len: int | None = Field(
         default=None, ge=1, description="prompt and answer in tokens; what the base says if not set"

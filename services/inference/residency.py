@@ -24,7 +24,7 @@ from services.inference.failures import Failure, Failures, anew
 from services.inference.gate import Gate
 from services.inference.loading import Preparation
 from services.inference.metrics import InferenceMetrics, Tier, Why
-from services.inference.residents import Resident, Slots, State
+from services.inference.residents import Resident, Slots, State, Wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,7 @@ class Residency:
         self._numbers, self._ticks = itertools.count(1), itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
-        # Names of versions: the pinned never make room, the preferred only when no other can.
-        self.pinned: frozenset[str] = frozenset()
-        self.preferred: frozenset[str] = frozenset()
+        self.wishes = Wishes()
         # Called when instances() may be others.
         self.on_change: Callable[[], None] = lambda: None
 
@@ -129,20 +127,15 @@ class Residency:
 
     def lost(self) -> list[AdapterVersion]:
         """The engine died, and with it what it held; returns that, what is wanted most first."""
-
-        def worth(each: Resident) -> tuple[bool, bool, int]:
-            name = each.version.name
-            return name in self.pinned, name in self.preferred, each.used
-
         ready = [each for each in self._current.values() if each.state is State.READY]
         for resident in ready:
             self._drain(resident)
-        return [each.version for each in sorted(ready, key=worth, reverse=True)]
+        return [each.version for each in self.wishes.by_worth(ready)]
 
     async def warm(self, version: AdapterVersion) -> None:
         """Brings a version in where that takes nobody's slot; what fails is said by its next request."""
         # What drains frees its slot by itself.
-        if version.name in self._current or len(self._current) >= self._engine.limits.max_adapters:
+        if version.name in self._current or len(self._current) >= self._engine.limits.max_loaded:
             return
         with suppress(GraftError):
             self.release(await self.acquire(version))
@@ -238,31 +231,14 @@ class Residency:
 
     def _make_room(self) -> None:
         """Gives free slots to those who wait, in order, and drains as many instances as are short."""
-        self._slots.give(self._engine.limits.max_adapters)
+        self._slots.give(self._engine.limits.max_loaded)
         for _ in range(self._slots.waiting - len(self._draining)):
-            victim = self._victim()
+            victim = self.wishes.victim(self._current.values())
             if victim is None:
                 break
             self._metrics.evicted(victim.version, Why.ROOM)
             self._drain(victim)
         self._metrics.slot_waiters.set(self._slots.waiting)
-
-    def _victim(self) -> Resident | None:
-        """Idle before busy, on demand before preferred; then the one least recently used or loaded.
-
-        A busy one takes nothing new from here on, so that a flood on it cannot keep others out.
-        """
-        ready = [
-            each
-            for each in self._current.values()
-            if each.state is State.READY and each.version.name not in self.pinned
-        ]
-
-        def order(each: Resident) -> tuple[bool, bool, int]:
-            busy = each.in_flight > 0
-            return busy, each.version.name in self.preferred, each.number if busy else each.used
-
-        return min(ready, key=order, default=None)
 
     def _drain(self, resident: Resident) -> None:
         resident.state = State.DRAINING
@@ -281,10 +257,13 @@ class Residency:
             with self._metrics.stage("unload"):
                 await self._engine.unload(resident.adapter)
             get_logger().info("adapter unloaded", version=version.name)
+            resident.let_go()
         except Exception as error:
-            if not (isinstance(error, GraftError) and error.reason is Reason.ENGINE_DEAD):
+            if isinstance(error, GraftError) and error.reason is Reason.ENGINE_DEAD:
+                resident.let_go()
+            else:
+                # The engine may still read its folder: it stays in use.
                 get_logger().error("adapter not unloaded", version=version.name, exc_info=error)
-        resident.let_go()
         self._draining.discard(resident)
         if version.name not in self._current:
             self._metrics.forget(version.adapter_id, str(version.number))
@@ -303,8 +282,12 @@ class Residency:
         counts[State.FAILED] = len(self._failures)
         for state, count in counts.items():
             self._metrics.residency.labels(state.value).set(count)
-        held = [each.version.size_bytes for each in self.instances() if each.adapter is not None]
-        self._metrics.show_tier(Tier.GPU, len(held), sum(held))
+        loaded = [each for each in self.instances() if each.adapter is not None]
+        # On its slots are the last used, as in the engine's own order.
+        on_slots = self.wishes.by_use(loaded)[: self._engine.limits.max_adapters]
+        for tier, residents in ((Tier.CPU, loaded), (Tier.GPU, on_slots)):
+            size_bytes = sum(each.version.size_bytes for each in residents)
+            self._metrics.show_tier(tier, len(residents), size_bytes)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -45,6 +46,50 @@ class Resident:
         """The engine reads its folder no more."""
         if self.held is not None:
             self.held.release()
+
+
+class Wishes:
+    """Which versions are wanted more than others, by name; it orders residents by that.
+
+    Attributes:
+        pinned: never make room.
+        preferred: make room when no other can.
+    """
+
+    def __init__(self) -> None:
+        self.pinned: frozenset[str] = frozenset()
+        self.preferred: frozenset[str] = frozenset()
+
+    def victim(self, residents: Iterable[Resident]) -> Resident | None:
+        """Idle before busy, on demand before preferred; then the one least recently used or loaded.
+
+        A busy one takes nothing new from here on, so that a flood on it cannot keep others out.
+        """
+
+        def order(each: Resident) -> tuple[bool, bool, int]:
+            busy = each.in_flight > 0
+            return busy, each.version.name in self.preferred, each.number if busy else each.used
+
+        may_go = (
+            each
+            for each in residents
+            if each.state is State.READY and each.version.name not in self.pinned
+        )
+        return min(may_go, key=order, default=None)
+
+    def by_worth(self, residents: Iterable[Resident]) -> list[Resident]:
+        """Pinned first, then preferred, then the last used."""
+
+        def worth(each: Resident) -> tuple[bool, bool, int]:
+            name = each.version.name
+            return name in self.pinned, name in self.preferred, each.used
+
+        return sorted(residents, key=worth, reverse=True)
+
+    @staticmethod
+    def by_use(residents: Iterable[Resident]) -> list[Resident]:
+        """The last used first."""
+        return sorted(residents, key=lambda each: each.used, reverse=True)
 
 
 class Slots:

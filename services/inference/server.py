@@ -150,7 +150,7 @@ class InferenceServer:
         router = Router(base, catalogue, self.registry, swaps)
         self._required = Required(settings.required, router, residency)
         self._supervise(residency, self._required)
-        limit = self.engine.limits.max_adapters
+        limit = self.engine.limits.max_loaded
         self._follower = Follower(self.registry, base, catalogue, swaps, metrics, limit)
         pace = Pace(settings.max_flush_interval_s)
         prompts = Prompts(self.engine, base)
@@ -229,7 +229,11 @@ def make_registry(settings: InferenceSettings) -> Registry:
 def make_engine(settings: InferenceSettings) -> Engine:
     """The configured engine."""
     if settings.engine == "fake":
-        return FakeEngine(settings.max_adapters, settings.max_lora_rank)
+        return FakeEngine(
+            settings.max_adapters,
+            settings.max_lora_rank,
+            max_cpu_adapters=settings.max_cpu_adapters or 0,
+        )
     return VllmEngine(
         VllmOptions(
             base=settings.base,
@@ -245,5 +249,6 @@ def make_engine(settings: InferenceSettings) -> Engine:
             enable_prefix_caching=settings.enable_prefix_caching,
             seed=settings.seed,
             trust_remote_code=settings.trust_remote_code,
+            max_cpu_adapters=settings.max_cpu_adapters,
         )
     )

@@ -188,10 +188,10 @@ class Swaps:
 
     def _note(self) -> None:
         """Tells the residency what is wanted more than other versions."""
-        self._residency.preferred = frozenset(
+        self._residency.wishes.preferred = frozenset(
             each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
         )
-        self._residency.pinned = self.pins(self._routes)
+        self._residency.wishes.pinned = self.pins(self._routes)
 
     async def describe(self, name: str) -> AdapterVersion:
         """A version by its resource name, from what is known or from the registry."""

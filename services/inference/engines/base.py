@@ -29,11 +29,12 @@ class Limits:
     """What an engine can take.
 
     Attributes:
-        max_adapters: adapters that may be loaded at once; 0 when it serves the base alone.
+        max_adapters: adapters that are computed at once; 0 when it serves the base alone.
         max_rank: largest LoRA rank.
         max_context_tokens: prompt and answer together.
         vocab_size: token ids are below it.
         max_token_characters: characters of text that one token stands for, at most.
+        max_cpu_adapters: adapters that may be loaded at once, where that is more.
     """
 
     max_adapters: int
@@ -41,6 +42,12 @@ class Limits:
     max_context_tokens: int
     vocab_size: int
     max_token_characters: int
+    max_cpu_adapters: int = 0
+
+    @property
+    def max_loaded(self) -> int:
+        """Adapters that may be loaded at once; those that are not computed wait in main memory."""
+        return max(self.max_adapters, self.max_cpu_adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def load(self, adapter: EngineAdapter) -> None:
-        """Loads an adapter into a free slot. After an error nothing of it is left in the engine.
+        """Loads an adapter, while fewer than max_loaded are. After an error nothing of it is left in the engine.
 
         Raises:
             GraftError: ADAPTER_UNUSABLE with the engine's reason, ENGINE_DEAD.

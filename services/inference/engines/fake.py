@@ -36,6 +36,7 @@ class FakeEngine(Engine):
         max_rank: as of a real engine.
         max_context_tokens: as of a real engine.
         token_s: time that every token takes.
+        max_cpu_adapters: as of a real engine.
     """
 
     def __init__(
@@ -44,9 +45,15 @@ class FakeEngine(Engine):
         max_rank: int = 64,
         max_context_tokens: int = 512,
         token_s: float = 0.0,
+        max_cpu_adapters: int = 0,
     ) -> None:
         self._limits = Limits(
-            max_adapters, max_rank, max_context_tokens, _VOCAB_SIZE, max_token_characters=1
+            max_adapters,
+            max_rank,
+            max_context_tokens,
+            _VOCAB_SIZE,
+            max_token_characters=1,
+            max_cpu_adapters=max_cpu_adapters,
         )
         self._token_s = token_s
         self._died = asyncio.Event()
@@ -124,7 +131,7 @@ class FakeEngine(Engine):
         if self.load_failures:
             raise self.load_failures.pop(0)
         assert adapter.number not in self.loaded, "a number is used once"
-        assert len(self.loaded) < self._limits.max_adapters, "more adapters than slots"
+        assert len(self.loaded) < self._limits.max_loaded, "more adapters than slots"
         weights = adapter.folder / "adapter_model.safetensors"
         digest = await asyncio.to_thread(digest_file, weights)
         if life != self._lives:

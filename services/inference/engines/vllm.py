@@ -23,7 +23,12 @@ from services.inference.engines.base import (
     Sampling,
     engine_dead,
 )
-from services.inference.engines.vllm_arguments import VllmOptions, engine_arguments, set_environment
+from services.inference.engines.vllm_arguments import (
+    VllmOptions,
+    cpu_adapters,
+    engine_arguments,
+    set_environment,
+)
 from services.inference.engines.vllm_params import delta_of, sampling_params
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
 
@@ -95,6 +100,7 @@ class VllmEngine(Engine):
             max_context_tokens=model.max_model_len,
             vocab_size=model.get_vocab_size(),
             max_token_characters=self._tokenizer.max_token_characters,
+            max_cpu_adapters=cpu_adapters(self._options),
         )
 
     def _build(self) -> AsyncLLM:
@@ -118,7 +124,7 @@ class VllmEngine(Engine):
         from vllm.lora.request import LoRARequest
 
         engine = self._running()
-        assert len(self._requests) < self.limits.max_adapters, "more adapters than slots"
+        assert len(self._requests) < self.limits.max_loaded, "more adapters than slots"
         request = LoRARequest(adapter.name, adapter.number, str(adapter.folder))
         self._requests[adapter] = request
         try:
