@@ -74,8 +74,11 @@ class AdapterCache:
             held.release()
         return self._taken.setdefault(version.digest, held).folder
 
-    async def hold(self, version: AdapterVersion) -> Held:
+    async def hold(self, version: AdapterVersion, *, make_room: bool = True) -> Held:
         """The version's folder, fetched if it is not there or not right; release() it in any case.
+
+        Args:
+            make_room: folders that nobody uses may go for it.
 
         Raises:
             GraftError: DIGEST_MISMATCH, BLOB_NOT_FOUND, ADAPTER_UNUSABLE, STORAGE_FULL, UNAVAILABLE.
@@ -88,7 +91,7 @@ class AdapterCache:
         try:
             kept = await self._folders.use(key)
             try:
-                await self._ensure(version, files, key)
+                await self._ensure(version, files, key, make_room=make_room)
                 usage = await asyncio.to_thread(self._folders.usage)
             except BaseException:
                 kept.release()
@@ -109,18 +112,22 @@ class AdapterCache:
         for held in tuple(self._held):
             held.release()
 
-    async def _ensure(self, version: AdapterVersion, files: list[AdapterFile], key: str) -> None:
+    async def _ensure(
+        self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
+    ) -> None:
         folder = self._folders.folder(key)
         if await self._verify(folder, files):
             return
         async with self._folders.alone(key):
             # Another process may have fetched it meanwhile.
             if not await self._verify(folder, files):
-                await self._fetch(version, files, key)
+                await self._fetch(version, files, key, make_room=make_room)
 
-    async def _fetch(self, version: AdapterVersion, files: list[AdapterFile], key: str) -> None:
+    async def _fetch(
+        self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
+    ) -> None:
         size_bytes = sum(file.size_bytes for file in files)
-        async with self._folders.filling(key, size_bytes) as part:
+        async with self._folders.filling(key, size_bytes, make_room=make_room) as part:
             with self._metrics.stage("fetch"):
                 await asyncio.gather(
                     *(self._registry.fetch(file, part / file.path) for file in files)

@@ -41,6 +41,11 @@ class InferenceSettings(ServiceSettings):
         description="bound of what is kept there; the least recently used make room",
     )
 
+    prefetch: bool = Field(
+        default=True,
+        description="fetch what any alias names before it is asked for, while there is free room",
+    )
+
     engine: Literal["vllm", "fake"] = Field(
         default="vllm", description="vllm, or fake for tests of clients: it answers without a model"
     )

@@ -61,15 +61,20 @@ class Folders:
         return held
 
     @asynccontextmanager
-    async def filling(self, key: str, size_bytes: int) -> AsyncIterator[Path]:
+    async def filling(
+        self, key: str, size_bytes: int, *, make_room: bool = True
+    ) -> AsyncIterator[Path]:
         """An empty folder to fill; commit() makes it the key's. What is left of it goes at the end.
+
+        Args:
+            make_room: folders that nobody uses may go for it.
 
         Raises:
             GraftError: STORAGE_FULL when what is in use leaves no room for it.
         """
         part = self._root / f".{key}.{size_bytes}.part"
         try:
-            await self._reserve(part, size_bytes)
+            await self._reserve(part, size_bytes, make_room=make_room)
             yield part
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, part, ignore_errors=True))
@@ -84,10 +89,10 @@ class Folders:
             held.remove()
             held.release()
 
-    async def _reserve(self, part: Path, size_bytes: int) -> None:
+    async def _reserve(self, part: Path, size_bytes: int, *, make_room: bool) -> None:
         room = await lock(self._locks / "room", alone=True)
         try:
-            await asyncio.to_thread(self._make_room, size_bytes)
+            await asyncio.to_thread(self._find_room, size_bytes, evict=make_room)
             # What an ended process left of the same.
             await asyncio.to_thread(shutil.rmtree, part, ignore_errors=True)
             part.mkdir()
@@ -108,14 +113,14 @@ class Folders:
         sizes = self._sizes()
         return Usage(len(sizes), sum(sizes.values()) + self._filling_bytes())
 
-    def _make_room(self, size_bytes: int) -> None:
+    def _find_room(self, size_bytes: int, *, evict: bool) -> None:
         self._clear_leftovers()
         if self._max_bytes is None:
             return
         sizes = self._sizes()
         kept_bytes = sum(sizes.values()) + self._filling_bytes()
         excess = kept_bytes + size_bytes - self._max_bytes
-        if size_bytes <= self._max_bytes:
+        if evict and size_bytes <= self._max_bytes:
             for key in sorted(sizes, key=self._used_s):
                 if excess <= 0:
                     break

@@ -27,8 +27,13 @@ class Preparation:
     def __init__(self, cache: AdapterCache, base: Base, trust: Trust | None) -> None:
         self._cache, self._base, self._trust = cache, base, trust
 
-    async def prepare(self, version: AdapterVersion, limits: Limits) -> Prepared:
+    async def prepare(
+        self, version: AdapterVersion, limits: Limits, *, make_room: bool = True
+    ) -> Prepared:
         """Checks a version and brings its files to this machine.
+
+        Args:
+            make_room: other folders may go for it; see AdapterCache.hold.
 
         Raises:
             GraftError: of check_version, Trust.check, AdapterCache.hold, check_config, read_template.
@@ -36,7 +41,7 @@ class Preparation:
         check_version(version, self._base, limits)
         if self._trust is not None:
             await self._trust.check(version)
-        held = await self._cache.hold(version)
+        held = await self._cache.hold(version, make_room=make_room)
         try:
             check_config(version, read_config(version, held.folder), limits)
             template = await asyncio.to_thread(read_template, version, held.folder)

@@ -31,6 +31,7 @@ from services.inference.loading import Preparation
 from services.inference.metrics import InferenceMetrics
 from services.inference.models import Models
 from services.inference.pace import Pace
+from services.inference.prefetch import Prefetch
 from services.inference.prompts import Prompts
 from services.inference.registry.base import Registry
 from services.inference.registry.memory import MemoryRegistry
@@ -76,7 +77,7 @@ class InferenceServer:
         self._supervisor: Supervisor | None = None
         self._required: Required | None = None
         self._serving = False
-        self._close: list[Swaps | Residency] = []
+        self._close: list[Swaps | Residency | Prefetch] = []
         self._follower: Follower | None = None
         self.residency: Residency | None = None
         self._lease: LeaseKeeper | None = None
@@ -151,12 +152,21 @@ class InferenceServer:
         self._required = Required(settings.required, router, residency)
         self._supervise(residency, self._required)
         limit = self.engine.limits.max_loaded
-        self._follower = Follower(self.registry, base, catalogue, swaps, metrics, limit)
+        prefetch = Prefetch(self.engine, preparation, swaps.describe)
+        self._follower = Follower(
+            self.registry,
+            base,
+            catalogue,
+            swaps,
+            metrics,
+            limit,
+            prefetch.want if settings.prefetch else lambda _: None,
+        )
         pace = Pace(settings.max_flush_interval_s)
         prompts = Prompts(self.engine, base)
         answers = Answers(self.engine, gate, router, residency, prompts, base, metrics, pace)
         models = Models(base, catalogue, swaps, residency)
-        self._close, self.residency = [swaps, residency], residency
+        self._close, self.residency = [prefetch, swaps, residency], residency
         return InferenceServicer(answers, prompts, models, residency, self._follower, base)
 
     def _supervise(self, residency: Residency, required: Required) -> None:

@@ -142,6 +142,17 @@ async def test_a_version_larger_than_the_bound_evicts_nobody(lab: Lab) -> None:
     assert lab.kept() == {"a"}
 
 
+async def test_what_may_not_make_room_takes_only_what_is_free(lab: Lab) -> None:
+    cache = lab.cache(room_for=2)
+    a, b, c = [await lab.version(name) for name in "abc"]
+    for version in (a, b):
+        (await cache.hold(version, make_room=False)).release()
+    with pytest.raises(GraftError) as caught:
+        await cache.hold(c, make_room=False)
+    assert caught.value.reason is Reason.STORAGE_FULL
+    assert lab.kept() == {"a", "b"}
+
+
 async def test_what_another_process_uses_stays_until_it_ends(lab: Lab) -> None:
     cache = lab.cache(room_for=1)
     a, b = [await lab.version(name) for name in "ab"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from services.inference.engines.fake import FakeEngine
 from tests.support.inference import RunningInference, start_inference
+from tests.support.waiting import eventually
 
 
 def tier(service: RunningInference, name: str) -> float | None:
@@ -54,3 +55,30 @@ async def test_the_disk_is_bounded_and_what_is_loaded_stays_on_it(tmp_path: Path
         await service.ask("bot-3")
         assert len(service.memory.fetched) == fetched
         assert (await service.ask("bot-0")).text
+
+
+async def test_what_an_alias_names_is_on_disk_before_anybody_asks(
+    service: RunningInference,
+) -> None:
+    await service.publish("bot", "one", "two")
+    await service.promote("bot", 2, alias="canary")
+    await eventually(lambda: len(service.memory.fetched) == 2, "the prefetch of its two files")
+    assert not service.fake.loaded
+    assert (await service.ask("bot@canary")).text
+    assert len(service.memory.fetched) == 2
+
+
+async def test_production_beyond_the_slots_is_on_disk_after_the_start(tmp_path: Path) -> None:
+    async with start_inference(tmp_path / "first") as first:
+        for number in range(4):
+            await first.publish(f"bot-{number}", str(number))
+            await first.promote(f"bot-{number}", 1)
+        engine = FakeEngine(max_adapters=1)
+        async with start_inference(
+            tmp_path / "second", registry=first.registry, engine=engine
+        ) as second:
+            assert len(engine.loaded) == 1
+            kept = tmp_path / "second/data/inference/adapters"
+            await eventually(lambda: len(list(kept.glob("[!.]*"))) == 4, "the prefetch")
+            assert len(engine.loaded) == 1
+            assert (await second.ask("bot-0")).text
