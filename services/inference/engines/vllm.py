@@ -68,7 +68,7 @@ class VllmEngine(Engine):
 
     async def start(self) -> None:
         # Of an engine that died: its processes and sockets, and the adapters that went with it.
-        await self.stop()
+        await self._end()
         self._requests.clear()
         # Blocks for many seconds; signals and health checks go on meanwhile.
         building = asyncio.create_task(asyncio.to_thread(self._build))
@@ -111,6 +111,9 @@ class VllmEngine(Engine):
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._options)))
 
     async def stop(self) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
             await _shut_down(engine)
