@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from services.inference.cache import AdapterCache
 from services.inference.domain import AdapterVersion
+from services.inference.file_locks import try_lock
 from services.inference.metrics import InferenceMetrics
 from services.inference.registry.memory import MemoryRegistry
 from tests.support.inference import BASE, FINGERPRINT, adapter_resource, write_adapter
@@ -89,13 +90,14 @@ async def test_the_least_recently_used_make_room(lab: Lab) -> None:
     assert evicted == 1
 
 
-async def test_the_order_of_use_survives_a_restart(lab: Lab) -> None:
-    a, b, c = [await lab.version(name) for name in "abc"]
-    for ago_s, version in ((10, a), (20, b)):
-        (await lab.cache(room_for=2).hold(version)).release()
-        age(lab, version, ago_s)
-    (await lab.cache(room_for=2).hold(c)).release()
-    assert lab.kept() == {"a", "c"}
+@pytest.mark.parametrize("oldest", "abc")
+async def test_the_order_of_use_survives_a_restart(lab: Lab, oldest: str) -> None:
+    for name in "abc":
+        version = await lab.version(name)
+        (await lab.cache(room_for=3).hold(version)).release()
+        age(lab, version, 20 if name == oldest else 10)
+    (await lab.cache(room_for=3).hold(await lab.version("d"))).release()
+    assert lab.kept() == set("abcd") - {oldest}
 
 
 async def test_what_is_kept_is_not_fetched_again(lab: Lab) -> None:
@@ -244,3 +246,26 @@ async def test_a_cancelled_fetch_leaves_no_bytes_and_another_goes_on(
     gate.set()
     (await second).release()
     assert lab.kept() == {"a"}
+
+
+async def test_a_lock_that_is_let_go_is_free_though_a_forked_process_has_it_open(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "lock"
+    held = try_lock(path, alone=False)
+    assert held is not None
+    (descriptor,) = [
+        int(each.name)
+        for each in Path("/proc/self/fd").iterdir()
+        if each.is_symlink() and each.readlink() == path
+    ]
+    # What a fork does to a descriptor.
+    copy = os.dup(descriptor)
+    try:
+        assert try_lock(path, alone=True) is None
+        held.release()
+        alone = try_lock(path, alone=True)
+        assert alone is not None
+        alone.release()
+    finally:
+        os.close(copy)

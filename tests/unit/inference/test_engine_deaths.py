@@ -141,6 +141,27 @@ async def test_probes_tell_startup_readiness_and_liveness_apart(
     assert await health(service.channel, SERVICE)
 
 
+async def test_after_a_death_readiness_waits_for_the_required_again(tmp_path: Path) -> None:
+    async with start_inference(tmp_path / "first") as first:
+        await first.publish("bot", "one")
+        async with start_inference(
+            tmp_path / "second", registry=first.registry, required=("bot",)
+        ) as service:
+            service.fake.load_gate.clear()
+            service.fake.die()
+            await eventually(lambda: service.fake.loading == 1, "the load")
+            assert await probes(service.channel) == (True, False, True)
+            # It serves already who needs nothing else.
+            assert (await service.ask("tiny")).text
+            service.fake.load_gate.set()
+
+            async def ready() -> bool:
+                return await health(service.channel, "readiness")
+
+            await eventually(ready, "readiness")
+            assert len(service.fake.loaded) == 1
+
+
 async def test_an_engine_that_does_not_start_is_tried_again_and_at_last_not_alive(
     tmp_path: Path,
 ) -> None:

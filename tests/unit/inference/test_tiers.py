@@ -38,7 +38,7 @@ async def test_the_disk_is_bounded_and_what_is_loaded_stays_on_it(tmp_path: Path
     # One is {"peft_type": "LORA", "r": 8} and a letter.
     size_bytes = 30
     async with start_inference(
-        tmp_path, engine=engine, cache_max_bytes=3 * size_bytes + 5
+        tmp_path, engine=engine, cache_max_bytes=3 * size_bytes + 5, pinned=("bot-0",)
     ) as service:
         for number in range(6):
             await service.publish(f"bot-{number}", str(number))
@@ -50,11 +50,12 @@ async def test_the_disk_is_bounded_and_what_is_loaded_stays_on_it(tmp_path: Path
             for folder in root.iterdir()
             if not folder.name.startswith(".")
         }
-        assert kept == {"3", "4", "5"}
+        # The first is the least recently used by far, and the engine may read it again.
+        assert kept == {"0", "4", "5"}
         fetched = len(service.memory.fetched)
-        await service.ask("bot-3")
+        await service.ask("bot-4")
         assert len(service.memory.fetched) == fetched
-        assert (await service.ask("bot-0")).text
+        assert (await service.ask("bot-1")).text
 
 
 async def test_what_an_alias_names_is_on_disk_before_anybody_asks(
