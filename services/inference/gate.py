@@ -13,13 +13,17 @@ class Gate:
     Args:
         wait_s: longest wait of one request.
         max_waiting: more are refused at once.
+
+    Attributes:
+        waiting: how many wait now.
+        retry_after_s: what those that are refused are told.
     """
 
     def __init__(self, engine: Engine, wait_s: float, max_waiting: int) -> None:
         self._engine, self._wait_s, self._max_waiting = engine, wait_s, max_waiting
         self._opened = asyncio.Event()
         self._opened.set()
-        self._waiting = 0
+        self.waiting = 0
         self.retry_after_s = 5.0
 
     @property
@@ -45,9 +49,9 @@ class Gate:
             return
         # It died a moment ago, and its supervisor has not seen it yet.
         self.close()
-        if self._waiting >= self._max_waiting:
+        if self.waiting >= self._max_waiting:
             raise engine_dead(self.retry_after_s)
-        self._waiting += 1
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 while not self.is_open:
@@ -57,4 +61,4 @@ class Gate:
         except TimeoutError:
             raise engine_dead(self.retry_after_s) from None
         finally:
-            self._waiting -= 1
+            self.waiting -= 1

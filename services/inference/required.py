@@ -59,27 +59,27 @@ class Required:
 
     def __init__(self, references: Sequence[str], router: Router, residency: Residency) -> None:
         self._references, self._router, self._residency = tuple(references), router, residency
-        self.missing: tuple[str, ...] = ()
+        self._told = ""
 
     async def settle(self) -> None:
-        """Returns once all of them are on the engine; missing names those that are not yet."""
-        delay_s, told = _FIRST_RETRY_S, ""
-        while True:
-            failed = await asyncio.gather(*(self._bring(each) for each in self._references))
-            failures = {
-                reference: error
-                for reference, error in zip(self._references, failed, strict=True)
-                if error is not None
-            }
-            self.missing = tuple(failures)
-            if not failures:
-                return
-            why = "; ".join(f"{reference}: {error}" for reference, error in failures.items())
-            if why != told:
-                get_logger().warning("not ready: required models are missing", missing=why)
-                told = why
+        """Returns once all of them are on the engine; the log says which are not yet, and why."""
+        delay_s = _FIRST_RETRY_S
+        while not await self.attempt():
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LAST_RETRY_S)
+
+    async def attempt(self) -> bool:
+        """Tries once for each; whether all of them are on the engine."""
+        failed = await asyncio.gather(*(self._bring(each) for each in self._references))
+        why = "; ".join(
+            f"{reference}: {error}"
+            for reference, error in zip(self._references, failed, strict=True)
+            if error is not None
+        )
+        if why and why != self._told:
+            get_logger().warning("not ready: required models are missing", missing=why)
+        self._told = why
+        return not why
 
     async def _bring(self, reference: str) -> GraftError | None:
         try:

@@ -186,18 +186,23 @@ class Residency:
     async def _load_into_engine(self, resident: Resident, folder: Path) -> None:
         version = resident.version
         name = f"{version.adapter_id}@{version.digest}"
-        # One after the other, as in the engine itself: when it dies of a load, that one is known.
-        async with self._engine_loads:
+        resident.adapter = EngineAdapter(resident.number, name, folder)
+        while True:
             await self._gate.passed()
-            resident.adapter = EngineAdapter(resident.number, name, folder)
-            try:
-                with self._metrics.stage("load"):
-                    await self._engine.load(resident.adapter)
-            except GraftError as error:
-                if error.reason is not Reason.ENGINE_DEAD:
-                    raise
+            # One after the other, as in the engine itself: when it dies of a load, that one is known.
+            async with self._engine_loads:
+                if self._gate.is_open:
+                    await self._load_now(version, resident.adapter)
+                    return
+
+    async def _load_now(self, version: AdapterVersion, adapter: EngineAdapter) -> None:
+        try:
+            with self._metrics.stage("load"):
+                await self._engine.load(adapter)
+        except GraftError as error:
+            if error.reason is Reason.ENGINE_DEAD:
                 self._failures.record(version, _died_loading(version), suspect=True)
-                raise
+            raise
 
     def _fail(self, resident: Resident, error: GraftError) -> None:
         version = resident.version
@@ -282,7 +287,7 @@ class Residency:
         counts[State.FAILED] = len(self._failures)
         for state, count in counts.items():
             self._metrics.residency.labels(state.value).set(count)
-        loaded = [each for each in self.instances() if each.adapter is not None]
+        loaded = [each for each in self.instances() if each.state in (State.READY, State.DRAINING)]
         # On its slots are the last used, as in the engine's own order.
         on_slots = self.wishes.by_use(loaded)[: self._engine.limits.max_adapters]
         for tier, residents in ((Tier.CPU, loaded), (Tier.GPU, on_slots)):

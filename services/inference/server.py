@@ -70,7 +70,7 @@ class InferenceServer:
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
             self._front, self.grpc.grpc
         )
-        self._gate = Gate(self.engine, settings.engine_wait_s, settings.max_waiting)
+        self.gate = Gate(self.engine, settings.engine_wait_s, settings.max_waiting)
         self._cache = AdapterCache(
             cache_dir(settings), self.registry, self._metrics, settings.cache_max_bytes
         )
@@ -113,7 +113,7 @@ class InferenceServer:
         await self._required.settle()
         await self.grpc.start()
         self._serving = True
-        await self._set_ready(self._gate.is_open)
+        await self._set_ready(self.gate.is_open)
 
     async def _record_base(self, name: str) -> str:
         while True:
@@ -135,7 +135,7 @@ class InferenceServer:
             await self._lease.start()
 
     def _build(self, base: Base) -> InferenceServicer:
-        settings, metrics, gate = self._settings, self._metrics, self._gate
+        settings, metrics, gate = self._settings, self._metrics, self.gate
         options = ResidencyOptions(
             settings.max_waiting,
             settings.slot_timeout_s,
@@ -173,7 +173,7 @@ class InferenceServer:
         settings = self._settings
         self._supervisor = Supervisor(
             self.engine,
-            self._gate,
+            self.gate,
             residency,
             required,
             self._metrics,

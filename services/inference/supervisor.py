@@ -131,9 +131,14 @@ class Supervisor:
         return min(doubled_s, self._options.max_delay_s)
 
     async def _bring_back(self) -> None:
-        await self._required.settle()
-        await self._probes.ready(True)
+        # What is required and cannot be had must not keep the rest away.
+        whole = await self._required.attempt()
+        if whole:
+            await self._probes.ready(True)
         while self._lost:
             # One after the other: the order is what they are worth.
             await self._residency.warm(self._lost[0])
             del self._lost[0]
+        if not whole:
+            await self._required.settle()
+            await self._probes.ready(True)

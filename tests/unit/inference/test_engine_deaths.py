@@ -16,6 +16,7 @@ from graft.errors import GraftError, Reason, from_rpc_error
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from grpc_status import rpc_status
 
+from services.inference.engines.base import EngineAdapter
 from services.inference.server import SERVICE
 from tests.support.health import health, probes
 from tests.support.inference import RunningInference, question, start_inference
@@ -160,6 +161,58 @@ async def test_after_a_death_readiness_waits_for_the_required_again(tmp_path: Pa
 
             await eventually(ready, "readiness")
             assert len(service.fake.loaded) == 1
+
+
+async def test_a_required_version_that_does_not_come_back_keeps_no_other_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start_inference(tmp_path / "first") as first:
+        for adapter in ("must", "other"):
+            await first.publish(adapter, adapter)
+        async with start_inference(
+            tmp_path / "second",
+            registry=first.registry,
+            required=("must",),
+            retry_failed_after_s=0.1,
+        ) as service:
+            await service.ask("other")
+            load, mended = service.fake.load, asyncio.Event()
+
+            async def load_or_not(adapter: EngineAdapter) -> None:
+                if adapter.name.startswith("must@") and not mended.is_set():
+                    raise GraftError(Reason.ADAPTER_UNUSABLE, "rotten")
+                await load(adapter)
+
+            monkeypatch.setattr(service.fake, "load", load_or_not)
+            service.fake.die()
+            await eventually(lambda: len(service.fake.loaded) == 1, "the other one")
+            assert not await health(service.channel, "readiness")
+            mended.set()
+
+            async def ready() -> bool:
+                return await health(service.channel, "readiness")
+
+            await eventually(ready, "readiness")
+            assert len(service.fake.loaded) == 2
+
+
+async def test_loads_wait_for_a_dead_engine_side_by_side(tmp_path: Path) -> None:
+    async with start_inference(tmp_path) as service:
+        for adapter in "abcd":
+            await service.publish(adapter, adapter)
+        service.fake.load_gate.clear()
+        async with once(service) as stub:
+            calls = [asyncio.ensure_future(stub.Generate(question(each))) for each in "abcd"]
+            await eventually(lambda: service.fake.loading == 1, "a load")
+            service.fake.start_gate.clear()
+            service.fake.die()
+            service.fake.load_gate.set()
+            # The one that was being loaded has failed with the engine.
+            await eventually(lambda: service.server.gate.waiting == 3, "the other three")
+            service.fake.start_gate.set()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            failed = [each for each in answers if isinstance(each, BaseException)]
+            assert len(failed) == 1
 
 
 async def test_an_engine_that_does_not_start_is_tried_again_and_at_last_not_alive(
