@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from services.inference.cache import AdapterCache, Held, read_config, read_template
 from services.inference.domain import AdapterVersion, Base
-from services.inference.engines.base import Limits
+from services.inference.engines.base import Engine
 from services.inference.fitness import check_config, check_version
 from services.inference.templates import ChatTemplate
 from services.inference.trust import Trust
@@ -24,12 +24,11 @@ class Prepared:
 class Preparation:
     """The checks of one service, from the cheap to the dear."""
 
-    def __init__(self, cache: AdapterCache, base: Base, trust: Trust | None) -> None:
-        self._cache, self._base, self._trust = cache, base, trust
+    def __init__(self, engine: Engine, cache: AdapterCache, base: Base, trust: Trust) -> None:
+        self._engine, self._cache = engine, cache
+        self._base, self._trust = base, trust
 
-    async def prepare(
-        self, version: AdapterVersion, limits: Limits, *, make_room: bool = True
-    ) -> Prepared:
+    async def prepare(self, version: AdapterVersion, *, make_room: bool = True) -> Prepared:
         """Checks a version and brings its files to this machine.
 
         Args:
@@ -38,9 +37,9 @@ class Preparation:
         Raises:
             GraftError: of check_version, Trust.check, AdapterCache.hold, check_config, read_template.
         """
+        limits = self._engine.limits
         check_version(version, self._base, limits)
-        if self._trust is not None:
-            await self._trust.check(version)
+        await self._trust.check(version)
         held = await self._cache.hold(version, make_room=make_room)
         try:
             check_config(version, read_config(version, held.folder), limits)

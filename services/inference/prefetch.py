@@ -12,7 +12,6 @@ from graft.errors import GraftError
 
 from services.common.logs import get_logger
 from services.inference.domain import AdapterVersion
-from services.inference.engines.base import Engine
 from services.inference.loading import Preparation
 
 
@@ -24,12 +23,9 @@ class Prefetch:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        preparation: Preparation,
-        describe: Callable[[str], Awaitable[AdapterVersion]],
+        self, preparation: Preparation, describe: Callable[[str], Awaitable[AdapterVersion]]
     ) -> None:
-        self._engine, self._preparation, self._describe = engine, preparation, describe
+        self._preparation, self._describe = preparation, describe
         self._wanted: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -61,6 +57,6 @@ class Prefetch:
 
     async def _fetch(self, name: str) -> None:
         version = await self._describe(name)
-        prepared = await self._preparation.prepare(version, self._engine.limits, make_room=False)
+        prepared = await self._preparation.prepare(version, make_room=False)
         prepared.held.release()
         get_logger().info("adapter prefetched", version=name)

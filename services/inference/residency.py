@@ -157,7 +157,7 @@ class Residency:
     async def _load(self, resident: Resident) -> None:
         version = resident.version
         try:
-            prepared = await self._preparation.prepare(version, self._engine.limits)
+            prepared = await self._preparation.prepare(version)
             resident.held, resident.template = prepared.held, prepared.template
             await self._take_slot()
             try:

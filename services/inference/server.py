@@ -143,7 +143,7 @@ class InferenceServer:
             settings.retry_failed_max_s,
         )
         trust = Trust(self.registry, settings.signature_policy, self._trusted)
-        preparation = Preparation(self._cache, base, trust)
+        preparation = Preparation(self.engine, self._cache, base, trust)
         residency = Residency(self.engine, gate, preparation, metrics, options)
         catalogue = Catalogue()
         swaps = Swaps(catalogue, self.registry, residency, metrics)
@@ -152,7 +152,7 @@ class InferenceServer:
         self._required = Required(settings.required, router, residency)
         self._supervise(residency, self._required)
         limit = self.engine.limits.max_loaded
-        prefetch = Prefetch(self.engine, preparation, swaps.describe)
+        prefetch = Prefetch(preparation, swaps.describe)
         self._follower = Follower(
             self.registry,
             base,
