@@ -35,8 +35,13 @@ _OPTIONS = (
 )
 
 
+# Different questions, each a name at grpc.health.v1: whether it has started once, whether it should get
+# calls now, and whether there is hope for this process. "" and each service's name ask the second.
+STARTUP, READINESS, LIVENESS = "startup", "readiness", "liveness"
+
+
 class GrpcServer:
-    """Listens as soon as it starts, and answers SERVING to health checks until it drains.
+    """Listens from listen() on, gets calls from start() on, until it drains.
 
     Args:
         settings: where to listen and how long to drain.
@@ -54,6 +59,7 @@ class GrpcServer:
     ) -> None:
         self._settings = settings
         self._names = tuple(service_names)
+        self._draining = False
         self._metrics = metrics
         self._health = HealthServicer()
         self.grpc = grpc.aio.server(
@@ -69,8 +75,10 @@ class GrpcServer:
         self.address = ""
         self.metrics_address = ""
 
-    async def start(self) -> None:
-        """Binds, serves, and writes the ready file."""
+    async def listen(self) -> None:
+        """Binds and answers: it is alive, and not ready. Servicers are added before."""
+        if self.address:
+            return
         host, _, _port = self._settings.listen.rpartition(":")
         try:
             port = self.grpc.add_insecure_port(self._settings.listen)
@@ -82,8 +90,16 @@ class GrpcServer:
                 f"{self._settings.metrics_listen} ({error})",
                 next_step="End what listens there, or set other addresses.",
             ) from None
+        for name in (STARTUP, READINESS, "", *self._names):
+            await self._set(name, serving=False)
+        await self.set_alive(True)
         await self.grpc.start()
         self.address, self.metrics_address = f"{host}:{port}", self._endpoint.address
+
+    async def start(self) -> None:
+        """Listens if it does not yet, serves, and writes the ready file."""
+        await self.listen()
+        await self.set_started()
         await self.set_serving(True)
         # What was made at the start stays to the end: looking through it again at every full
         # collection would stop all calls for tens of milliseconds.
@@ -95,14 +111,27 @@ class GrpcServer:
         get_logger().info("serving", address=self.address, metrics_address=self.metrics_address)
 
     async def set_serving(self, serving: bool) -> None:
-        """What health checks are told, for the server as a whole and for each service."""
+        """Whether it should get calls: readiness, the server as a whole, and each service."""
+        for name in (READINESS, "", *self._names):
+            await self._set(name, serving=serving and not self._draining)
+
+    async def set_started(self) -> None:
+        """Its start is over, whatever comes."""
+        await self._set(STARTUP, serving=True)
+
+    async def set_alive(self, alive: bool) -> None:
+        """Whether there is hope: who watches liveness ends a process that says no."""
+        await self._set(LIVENESS, serving=alive)
+
+    async def _set(self, name: str, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        for name in ("", *self._names):
-            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+        await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def drain(self) -> None:
         """Takes no new calls, lets those in flight end within the drain time, then stops."""
-        await self._health.enter_graceful_shutdown()
+        self._draining = True
+        # It stays alive: it must not be killed for draining.
+        await self.set_serving(False)
         await self.grpc.stop(self._settings.drain_timeout_s)
         self._endpoint.close()
 

@@ -16,7 +16,8 @@ from graft.errors import GraftError, Reason
 
 from services.common.tracing import Tracing
 from services.inference.domain import AdapterVersion, Base
-from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling, engine_dead
+from services.inference.engines.base import Delta, Engine, EngineAdapter, Sampling
+from services.inference.gate import Gate
 from services.inference.metrics import InferenceMetrics, VersionSeries
 from services.inference.pace import Pace
 from services.inference.prompts import Conversation, Prompt, Prompts
@@ -144,6 +145,7 @@ class Answers:
     def __init__(
         self,
         engine: Engine,
+        gate: Gate,
         router: Router,
         residency: Residency,
         prompts: Prompts,
@@ -151,7 +153,8 @@ class Answers:
         metrics: InferenceMetrics,
         pace: Pace,
     ) -> None:
-        self._engine, self._router, self._residency = engine, router, residency
+        self._engine, self._gate = engine, gate
+        self._router, self._residency = router, residency
         self._prompts, self._base = prompts, base
         self._metrics, self._pace = metrics, pace
         self._tracing = metrics.tracing
@@ -166,8 +169,7 @@ class Answers:
         """
         arrived_s = time.perf_counter()
         try:
-            if not self._engine.healthy:
-                raise engine_dead()
+            await self._gate.passed()
             admitted = await self._admit(question)
         except GraftError as error:
             self._metrics.refused(error.reason)

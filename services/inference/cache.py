@@ -1,31 +1,47 @@
 """Adapter files on this machine's disk, by digest: a folder is whole and right, or it is not there.
 
 A folder's name is its version's digest and its content never changes. It is verified when it is made
-and again every time it is taken.
+and again every time it is taken. Room, and who uses what, is the business of folders.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from graft.digests import digest_file, is_digest
 from graft.errors import GraftError, Reason
 
+from services.common.logs import get_logger
 from services.inference.domain import AdapterFile, AdapterVersion
+from services.inference.file_locks import FileLock
 from services.inference.fitness import unusable
-from services.inference.metrics import InferenceMetrics
+from services.inference.folders import Folders
+from services.inference.metrics import InferenceMetrics, Tier, Why
 from services.inference.registry.base import Registry
 from services.inference.templates import FILE as TEMPLATE
 from services.inference.templates import MAX_BYTES, ChatTemplate
 
 # Nothing else of a version comes near the engine.
 _NEEDED = ("adapter_config.json", "adapter_model.safetensors")
+_MAX_KNOWN = 4096
+
+
+class Held:
+    """A version's folder, whole and right, which no process removes until it is let go."""
+
+    def __init__(self, folder: Path, kept: FileLock, let_go: Callable[[Held], None]) -> None:
+        self.folder = folder
+        self._kept, self._let_go = kept, let_go
+
+    def release(self) -> None:
+        """Nothing reads it any more; may be called again."""
+        self._kept.touch()
+        self._kept.release()
+        self._let_go(self)
 
 
 class AdapterCache:
@@ -34,17 +50,35 @@ class AdapterCache:
     Args:
         root: made when it does not exist.
         registry: where missing files are fetched.
-        metrics: gets the seconds of fetching and verifying.
+        metrics: gets the seconds of fetching and verifying, and what the tier holds.
+        max_bytes: bound of all folders; the least recently used make room. None for no bound.
     """
 
-    def __init__(self, root: Path, registry: Registry, metrics: InferenceMetrics) -> None:
-        self._root = root
-        self._registry = registry
-        self._metrics = metrics
-        self._numbers = itertools.count(1)
+    def __init__(
+        self,
+        root: Path,
+        registry: Registry,
+        metrics: InferenceMetrics,
+        max_bytes: int | None = None,
+    ) -> None:
+        self._folders = Folders(root, max_bytes, self._note_eviction)
+        self._root, self._registry, self._metrics = root, registry, metrics
+        self._held: set[Held] = set()
+        self._taken: dict[str, Held] = {}
+        self._known: dict[str, AdapterVersion] = {}
 
     async def take(self, version: AdapterVersion) -> Path:
-        """The version's folder, fetched if it is not there.
+        """As hold(), for as long as this process lives."""
+        held = await self.hold(version)
+        if version.digest in self._taken:
+            held.release()
+        return self._taken.setdefault(version.digest, held).folder
+
+    async def hold(self, version: AdapterVersion, *, make_room: bool = True) -> Held:
+        """The version's folder, fetched if it is not there or not right; release() it in any case.
+
+        Args:
+            make_room: folders that nobody uses may go for it.
 
         Raises:
             GraftError: DIGEST_MISMATCH, BLOB_NOT_FOUND, ADAPTER_UNUSABLE, STORAGE_FULL, UNAVAILABLE.
@@ -52,39 +86,76 @@ class AdapterCache:
         if not is_digest(version.digest):
             raise unusable(version, f"its digest {version.digest!r} is none")
         files = _needed_files(version)
-        folder = self._root / version.digest.removeprefix("sha256:")
-        with self._metrics.stage("verify"):
-            if await asyncio.to_thread(_is_right, folder, files):
-                return folder
-        with self._metrics.stage("fetch"):
-            part = await self._fetch(version, files, folder)
-        with self._metrics.stage("verify"):
-            right = await asyncio.to_thread(_is_right, part, files)
-        if not right:
-            await asyncio.to_thread(shutil.rmtree, part)
-            raise GraftError(
-                Reason.DIGEST_MISMATCH,
-                f"The files of {version.name} arrived with other bytes than its manifest says",
-                next_step="Check the registry's store with `graft doctor`.",
-            )
-        await asyncio.to_thread(_put_in_place, part, folder)
-        return folder
-
-    async def _fetch(self, version: AdapterVersion, files: list[AdapterFile], folder: Path) -> Path:
-        part = self._root / f".{folder.name}.{os.getpid()}.{next(self._numbers)}.part"
+        key = version.digest.removeprefix("sha256:")
+        self._remember(key, version)
         try:
-            part.mkdir(parents=True)
-            await asyncio.gather(*(self._registry.fetch(file, part / file.path) for file in files))
-        except BaseException as error:
-            await asyncio.to_thread(shutil.rmtree, part, ignore_errors=True)
-            if isinstance(error, OSError):
+            kept = await self._folders.use(key)
+            try:
+                await self._ensure(version, files, key, make_room=make_room)
+                usage = await asyncio.to_thread(self._folders.usage)
+            except BaseException:
+                kept.release()
+                raise
+        except OSError as error:
+            raise GraftError(
+                Reason.STORAGE_FULL,
+                f"The files of {version.name} cannot be kept in {self._root}: {error.strerror}",
+                next_step="Free space there, or set GRAFT_INFERENCE_CACHE_DIR.",
+            ) from error
+        held = Held(self._folders.folder(key), kept, self._held.discard)
+        self._held.add(held)
+        self._metrics.show_tier(Tier.DISK, usage.folders, usage.size_bytes)
+        return held
+
+    def close(self) -> None:
+        """Lets everything go: for the end, when nothing reads the folders any more."""
+        for held in tuple(self._held):
+            held.release()
+
+    async def _ensure(
+        self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
+    ) -> None:
+        folder = self._folders.folder(key)
+        if await self._verify(folder, files):
+            return
+        async with self._folders.alone(key):
+            # Another process may have fetched it meanwhile.
+            if not await self._verify(folder, files):
+                await self._fetch(version, files, key, make_room=make_room)
+
+    async def _fetch(
+        self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
+    ) -> None:
+        size_bytes = sum(file.size_bytes for file in files)
+        async with self._folders.filling(key, size_bytes, make_room=make_room) as part:
+            with self._metrics.stage("fetch"):
+                await asyncio.gather(
+                    *(self._registry.fetch(file, part / file.path) for file in files)
+                )
+            if not await self._verify(part, files):
                 raise GraftError(
-                    Reason.STORAGE_FULL,
-                    f"The files of {version.name} cannot be kept in {self._root}: {error.strerror}",
-                    next_step="Free space there, or set GRAFT_INFERENCE_CACHE_DIR.",
-                ) from error
-            raise
-        return part
+                    Reason.DIGEST_MISMATCH,
+                    f"The files of {version.name} arrived with other bytes than its manifest says",
+                    next_step="Check the registry's store with `graft doctor`.",
+                )
+            await asyncio.to_thread(self._folders.commit, part, key)
+        self._metrics.brought(version, Tier.DISK)
+
+    async def _verify(self, folder: Path, files: list[AdapterFile]) -> bool:
+        with self._metrics.stage("verify"):
+            return await asyncio.to_thread(_is_right, folder, files)
+
+    def _remember(self, key: str, version: AdapterVersion) -> None:
+        self._known.pop(key, None)
+        self._known[key] = version
+        if len(self._known) > _MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def _note_eviction(self, key: str) -> None:
+        version = self._known.get(key)
+        get_logger().info("folder evicted", digest=key, version=version and version.name)
+        if version is not None:
+            self._metrics.evicted(version, Why.ROOM, Tier.DISK)
 
 
 def read_config(version: AdapterVersion, folder: Path) -> dict[str, Any]:
@@ -140,16 +211,5 @@ def _needed_files(version: AdapterVersion) -> list[AdapterFile]:
 def _is_right(folder: Path, files: list[AdapterFile]) -> bool:
     try:
         return all(digest_file(folder / file.path) == file.digest for file in files)
-    except FileNotFoundError:
-        return False
-
-
-def _put_in_place(part: Path, folder: Path) -> None:
-    """Renames part to folder; what lies there was found wrong, or another process was faster."""
-    try:
-        part.rename(folder)
     except OSError:
-        aside = part.with_suffix(".old")
-        folder.rename(aside)
-        part.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        return False

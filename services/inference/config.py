@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from graft.names import DEFAULT_NAMESPACE
+from graft.errors import GraftError
+from graft.names import DEFAULT_NAMESPACE, ModelReference
 from graft.signatures import SignaturePolicy
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.config import ServiceSettings
@@ -34,6 +35,17 @@ class InferenceSettings(ServiceSettings):
         description="fetched adapters by digest; {data_dir}/inference/adapters if not set",
     )
 
+    cache_max_bytes: int | None = Field(
+        default=16 * 1024**3,
+        ge=1,
+        description="bound of what is kept there; the least recently used make room",
+    )
+
+    prefetch: bool = Field(
+        default=True,
+        description="fetch what any alias names before it is asked for, while there is free room",
+    )
+
     engine: Literal["vllm", "fake"] = Field(
         default="vllm", description="vllm, or fake for tests of clients: it answers without a model"
     )
@@ -42,6 +54,13 @@ class InferenceSettings(ServiceSettings):
         ge=0,
         le=1024,
         description="adapter versions loaded at once; 0 serves the base alone",
+    )
+    max_cpu_adapters: int | None = Field(
+        default=None,
+        ge=0,
+        le=65536,
+        description="adapter versions kept in main memory, those included that are on the engine's "
+        "slots; max_adapters if not set",
     )
     max_lora_rank: int = Field(default=64, ge=1, le=512, description="largest rank that is served")
     max_model_len: int | None = Field(
@@ -91,7 +110,29 @@ class InferenceSettings(ServiceSettings):
     retry_failed_after_s: float = Field(
         default=10.0,
         ge=0,
-        description="how long a version that failed to load is refused without a try",
+        description="how long a version that failed to load is refused without a try; doubles each time",
+    )
+    retry_failed_max_s: float = Field(default=600.0, ge=0, description="but no longer than this")
+    required: tuple[str, ...] = Field(
+        default=(),
+        description='models that readiness waits for and that stay loaded: ["bot", "bot@canary"]',
+    )
+    pinned: tuple[str, ...] = Field(
+        default=(), description="models that, once loaded, never make room for others"
+    )
+    engine_wait_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="longest wait of a request for an engine that is being started anew",
+    )
+    engine_restart_delay_s: float = Field(
+        default=1.0, gt=0, description="before the second try to start a dead engine; then doubles"
+    )
+    engine_restart_max_s: float = Field(default=60.0, gt=0, description="but no longer than this")
+    engine_restart_limit: int = Field(
+        default=5,
+        ge=1,
+        description="tries in a row after which liveness says that there is no hope",
     )
     metric_versions: int = Field(
         default=128,
@@ -116,3 +157,20 @@ class InferenceSettings(ServiceSettings):
         ge=0,
         description="longest time for which tokens of a stream are collected under load",
     )
+
+    @model_validator(mode="after")
+    def _leave_a_slot(self) -> Self:
+        """Were every slot pinned, nothing else could ever be served, nor a pinned alias be moved."""
+        pinned = sorted({*self.required, *self.pinned})
+        if pinned and len(pinned) >= self.max_adapters:
+            raise ValueError(
+                f"required and pinned name {len(pinned)} models ({', '.join(pinned)}), and at most "
+                f"max_adapters - 1 = {max(0, self.max_adapters - 1)} may be: one slot stays free for "
+                "others and for moves"
+            )
+        for reference in pinned:
+            try:
+                ModelReference.parse(reference, self.namespace)
+            except GraftError as error:
+                raise ValueError(f"required and pinned: {error}") from None
+        return self

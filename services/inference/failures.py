@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from graft.errors import GraftError, Reason
@@ -25,10 +25,11 @@ _MAX_FAILURES = 256
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A version, why it could not be loaded, and until when nobody tries again."""
+    """A version, why it could not be loaded, how often in a row, and until when nobody tries again."""
 
     version: AdapterVersion
     error: GraftError
+    times: int
     until_s: float
 
 
@@ -36,11 +37,21 @@ class Failures:
     """The last failures, by version.
 
     Args:
-        retry_after_s: how long a version is refused without a try.
+        retry_after_s: how long a version is refused without a try after its first failure; each
+            further one doubles it.
+        max_retry_after_s: but never longer than this.
+        clock: for tests.
     """
 
-    def __init__(self, retry_after_s: float) -> None:
+    def __init__(
+        self,
+        retry_after_s: float,
+        max_retry_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._retry_after_s = retry_after_s
+        self._max_retry_after_s = max(retry_after_s, max_retry_after_s)
+        self._clock = clock
         self._failures: dict[str, Failure] = {}
 
     def __iter__(self) -> Iterator[Failure]:
@@ -49,23 +60,30 @@ class Failures:
     def __len__(self) -> int:
         return len(self._failures)
 
-    def record(self, version: AdapterVersion, error: GraftError) -> None:
-        """Remembers a failure that is the version's own."""
-        if error.reason in TEMPORARY:
+    def record(self, version: AdapterVersion, error: GraftError, *, suspect: bool = False) -> None:
+        """Remembers a failure that is the version's own.
+
+        Args:
+            suspect: it may be the version's own though its reason is temporary: the engine died of it.
+        """
+        if error.reason in TEMPORARY and not suspect:
             return
-        until_s = time.monotonic() + self._retry_after_s
-        self._failures[version.name] = Failure(version, error, until_s)
+        before = self._failures.pop(version.name, None)
+        times = 1 if before is None else before.times + 1
+        # 2**32 times anything is past every bound.
+        delay_s = min(self._retry_after_s * 2 ** min(times - 1, 32), self._max_retry_after_s)
+        self._failures[version.name] = Failure(version, error, times, self._clock() + delay_s)
         while len(self._failures) > _MAX_FAILURES:
             del self._failures[next(iter(self._failures))]
 
     def refuse(self, version: AdapterVersion) -> None:
         """Raises the version's error again while it is not to be tried."""
         failure = self._failures.get(version.name)
-        if failure is not None and time.monotonic() < failure.until_s:
+        if failure is not None and self._clock() < failure.until_s:
             raise anew(failure.error)
 
     def forget(self, version: AdapterVersion) -> None:
-        """It is tried again."""
+        """It was loaded, or may be another case now: nothing is held against it."""
         self._failures.pop(version.name, None)
 
 

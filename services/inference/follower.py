@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from graft.errors import GraftError, Reason
@@ -28,6 +29,7 @@ class Follower:
 
     Args:
         warm_limit: production versions that are made resident at start, those moved last first.
+        prefetch: told of versions, by name, that an alias names and that nobody has asked for yet.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class Follower:
         swaps: Swaps,
         metrics: InferenceMetrics,
         warm_limit: int,
+        prefetch: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._registry, self._base = registry, base
         self._catalogue, self._swaps = catalogue, swaps
         self._metrics, self._warm_limit = metrics, warm_limit
+        self._prefetch = prefetch
         self._task: asyncio.Task[None] | None = None
         self._connected, self._event_lag_s, self._heard_s = False, 0.0, time.monotonic()
         metrics.watch_lag.set_function(lambda: self.lag_s)
@@ -89,6 +93,7 @@ class Follower:
             if first and alias.alias == DEFAULT_ALIAS and self._is_ours(alias.adapter):
                 warmed += 1
                 if warmed > self._warm_limit:
+                    self._prefetch(alias.version)
                     continue
             self._act_on_alias(alias)
         self._seen(snapshot.revision)
@@ -136,6 +141,8 @@ class Follower:
             return
         if alias.alias == DEFAULT_ALIAS or self._swaps.route(key) is not None:
             self._swaps.want(key, alias.version)
+        else:
+            self._prefetch(alias.version)
 
     def _act_on_end(self, gone: Gone) -> None:
         self._catalogue.apply(gone)

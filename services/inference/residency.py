@@ -11,19 +11,20 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from graft.errors import GraftError, Reason
 
 from services.common.logs import get_logger
-from services.inference.cache import AdapterCache, read_config, read_template
-from services.inference.domain import AdapterVersion, Base
+from services.inference.domain import AdapterVersion
 from services.inference.engines.base import Engine, EngineAdapter
 from services.inference.failures import Failure, Failures, anew
-from services.inference.fitness import check_config, check_version
+from services.inference.gate import Gate
+from services.inference.loading import Preparation
 from services.inference.metrics import InferenceMetrics, Tier, Why
-from services.inference.residents import Resident, Slots, State
-from services.inference.trust import Trust
+from services.inference.residents import Resident, Slots, State, Wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class ResidencyOptions:
     max_waiting: int = 1024
     slot_timeout_s: float = 30.0
     retry_failed_after_s: float = 10.0
+    retry_failed_max_s: float = 600.0
 
 
 class Residency:
@@ -41,22 +43,21 @@ class Residency:
     def __init__(
         self,
         engine: Engine,
-        cache: AdapterCache,
-        base: Base,
+        gate: Gate,
+        preparation: Preparation,
         metrics: InferenceMetrics,
         options: ResidencyOptions,
-        trust: Trust | None = None,
     ) -> None:
-        self._engine, self._cache, self._base = engine, cache, base
-        self._trust = trust
+        self._engine, self._gate, self._preparation = engine, gate, preparation
         self._metrics, self._options = metrics, options
         self._current: dict[str, Resident] = {}
         self._draining: set[Resident] = set()
-        self._failures, self._slots = Failures(options.retry_failed_after_s), Slots()
+        self._failures = Failures(options.retry_failed_after_s, options.retry_failed_max_s)
+        self._slots, self._engine_loads = Slots(), asyncio.Lock()
         self._numbers, self._ticks = itertools.count(1), itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
-        self.preferred: frozenset[str] = frozenset()
+        self.wishes = Wishes()
         # Called when instances() may be others.
         self.on_change: Callable[[], None] = lambda: None
 
@@ -72,7 +73,7 @@ class Residency:
 
     def failures(self) -> Iterator[Failure]:
         """Versions that could not be loaded."""
-        return iter(self._failures)
+        return (each for each in self._failures if each.version.name not in self._current)
 
     async def acquire(self, version: AdapterVersion) -> Resident:
         """Counts a request onto a version, which is loaded for it if need be; release() it in any case.
@@ -121,7 +122,23 @@ class Residency:
         """Takes nothing new onto a version's instance and unloads it when its last request ends."""
         resident = self._current.get(version.name)
         if resident is not None and resident.state is State.READY:
-            self._drain(resident, Why.RETIRED)
+            self._metrics.evicted(version, Why.RETIRED)
+            self._drain(resident)
+
+    def lost(self) -> list[AdapterVersion]:
+        """The engine died, and with it what it held; returns that, what is wanted most first."""
+        ready = [each for each in self._current.values() if each.state is State.READY]
+        for resident in ready:
+            self._drain(resident)
+        return [each.version for each in self.wishes.by_worth(ready)]
+
+    async def warm(self, version: AdapterVersion) -> None:
+        """Brings a version in where that takes nobody's slot; what fails is said by its next request."""
+        # What drains frees its slot by itself.
+        if version.name in self._current or len(self._current) >= self._engine.limits.max_loaded:
+            return
+        with suppress(GraftError):
+            self.release(await self.acquire(version))
 
     def reconsider(self, version: AdapterVersion) -> None:
         """It may be tried again at once: something was said of it that may change the answer."""
@@ -133,7 +150,6 @@ class Residency:
         ready.add_done_callback(lambda done: done.cancelled() or done.exception())
         resident = Resident(version, next(self._numbers), ready)
         self._current[version.name] = resident
-        self._failures.forget(version)
         self._spawn(self._load(resident))
         self._show()
         return resident
@@ -141,19 +157,11 @@ class Residency:
     async def _load(self, resident: Resident) -> None:
         version = resident.version
         try:
-            limits = self._engine.limits
-            check_version(version, self._base, limits)
-            if self._trust is not None:
-                await self._trust.check(version)
-            folder = await self._cache.take(version)
-            check_config(version, read_config(version, folder), limits)
-            resident.template = await asyncio.to_thread(read_template, version, folder)
+            prepared = await self._preparation.prepare(version)
+            resident.held, resident.template = prepared.held, prepared.template
             await self._take_slot()
-            name = f"{version.adapter_id}@{version.digest}"
-            resident.adapter = EngineAdapter(resident.number, name, folder)
             try:
-                with self._metrics.stage("load"):
-                    await self._engine.load(resident.adapter)
+                await self._load_into_engine(resident, prepared.held.folder)
             except BaseException:
                 self._free_slot()
                 raise
@@ -162,18 +170,44 @@ class Residency:
         except Exception as error:
             get_logger().error("load failed", version=version.name, exc_info=error)
             self._fail(resident, _failed_inside(version, error))
+        except BaseException:
+            resident.let_go()
+            raise
         else:
-            resident.state = State.READY
+            self._failures.forget(version)
             self._metrics.brought(version)
+            resident.state = State.READY
             resident.ready.set_result(None)
             get_logger().info("adapter loaded", version=version.name, digest=version.digest)
             if self._slots.waiting:
                 self._make_room()
         self._show()
 
+    async def _load_into_engine(self, resident: Resident, folder: Path) -> None:
+        version = resident.version
+        name = f"{version.adapter_id}@{version.digest}"
+        resident.adapter = EngineAdapter(resident.number, name, folder)
+        while True:
+            await self._gate.passed()
+            # One after the other, as in the engine itself: when it dies of a load, that one is known.
+            async with self._engine_loads:
+                if self._gate.is_open:
+                    await self._load_now(version, resident.adapter)
+                    return
+
+    async def _load_now(self, version: AdapterVersion, adapter: EngineAdapter) -> None:
+        try:
+            with self._metrics.stage("load"):
+                await self._engine.load(adapter)
+        except GraftError as error:
+            if error.reason is Reason.ENGINE_DEAD:
+                self._failures.record(version, _died_loading(version), suspect=True)
+            raise
+
     def _fail(self, resident: Resident, error: GraftError) -> None:
         version = resident.version
         resident.state = State.FAILED
+        resident.let_go()
         del self._current[version.name]
         self._failures.record(version, error)
         get_logger().warning(
@@ -202,30 +236,17 @@ class Residency:
 
     def _make_room(self) -> None:
         """Gives free slots to those who wait, in order, and drains as many instances as are short."""
-        self._slots.give(self._engine.limits.max_adapters)
+        self._slots.give(self._engine.limits.max_loaded)
         for _ in range(self._slots.waiting - len(self._draining)):
-            victim = self._victim()
+            victim = self.wishes.victim(self._current.values())
             if victim is None:
                 break
-            self._drain(victim, Why.ROOM)
+            self._metrics.evicted(victim.version, Why.ROOM)
+            self._drain(victim)
         self._metrics.slot_waiters.set(self._slots.waiting)
 
-    def _victim(self) -> Resident | None:
-        """Idle before busy, on demand before preferred; then the one least recently used or loaded.
-
-        A busy one takes nothing new from here on, so that a flood on it cannot keep others out.
-        """
-        ready = [each for each in self._current.values() if each.state is State.READY]
-
-        def order(each: Resident) -> tuple[bool, bool, int]:
-            busy = each.in_flight > 0
-            return busy, each.version.name in self.preferred, each.number if busy else each.used
-
-        return min(ready, key=order, default=None)
-
-    def _drain(self, resident: Resident, why: Why) -> None:
+    def _drain(self, resident: Resident) -> None:
         resident.state = State.DRAINING
-        self._metrics.evicted(resident.version, why)
         resident.drain_began_s = time.perf_counter()
         del self._current[resident.version.name]
         self._draining.add(resident)
@@ -241,9 +262,13 @@ class Residency:
             with self._metrics.stage("unload"):
                 await self._engine.unload(resident.adapter)
             get_logger().info("adapter unloaded", version=version.name)
+            resident.let_go()
         except Exception as error:
-            # The engine has died, or is about to: it says so itself.
-            get_logger().error("adapter not unloaded", version=version.name, exc_info=error)
+            if isinstance(error, GraftError) and error.reason is Reason.ENGINE_DEAD:
+                resident.let_go()
+            else:
+                # The engine may still read its folder: it stays in use.
+                get_logger().error("adapter not unloaded", version=version.name, exc_info=error)
         self._draining.discard(resident)
         if version.name not in self._current:
             self._metrics.forget(version.adapter_id, str(version.number))
@@ -262,8 +287,12 @@ class Residency:
         counts[State.FAILED] = len(self._failures)
         for state, count in counts.items():
             self._metrics.residency.labels(state.value).set(count)
-        held = [each.version.size_bytes for each in self.instances() if each.adapter is not None]
-        self._metrics.show_tier(Tier.GPU, len(held), sum(held))
+        loaded = [each for each in self.instances() if each.state in (State.READY, State.DRAINING)]
+        # On its slots are the last used, as in the engine's own order.
+        on_slots = self.wishes.by_use(loaded)[: self._engine.limits.max_adapters]
+        for tier, residents in ((Tier.CPU, loaded), (Tier.GPU, on_slots)):
+            size_bytes = sum(each.version.size_bytes for each in residents)
+            self._metrics.show_tier(tier, len(residents), size_bytes)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -282,6 +311,14 @@ def _failed_inside(version: AdapterVersion, error: Exception) -> GraftError:
         Reason.INTERNAL,
         f"Loading {version.name} failed inside the service ({error!r})",
         next_step="Its log has the traceback; try another version meanwhile.",
+    )
+
+
+def _died_loading(version: AdapterVersion) -> GraftError:
+    return GraftError(
+        Reason.ENGINE_DEAD,
+        f"The engine died while it loaded {version.name}, which is not tried again for a while",
+        next_step="Try another version; if it dies of this one again, commit it anew.",
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from services.inference.cache import Held
 from services.inference.domain import AdapterVersion
 from services.inference.engines.base import EngineAdapter
 from services.inference.templates import ChatTemplate
@@ -26,6 +28,7 @@ class Resident:
     """One load of one version; in_flight counts requests on it and those that wait for its load.
 
     template, once it is loaded, is what its conversations are rendered with; None is the base's own.
+    held keeps its folder for as long as the engine may read it.
     """
 
     version: AdapterVersion
@@ -36,7 +39,57 @@ class Resident:
     used: int = 0
     drain_began_s: float = 0.0
     adapter: EngineAdapter | None = None
+    held: Held | None = None
     template: ChatTemplate | None = None
+
+    def let_go(self) -> None:
+        """The engine reads its folder no more."""
+        if self.held is not None:
+            self.held.release()
+
+
+class Wishes:
+    """Which versions are wanted more than others, by name; it orders residents by that.
+
+    Attributes:
+        pinned: never make room.
+        preferred: make room when no other can.
+    """
+
+    def __init__(self) -> None:
+        self.pinned: frozenset[str] = frozenset()
+        self.preferred: frozenset[str] = frozenset()
+
+    def victim(self, residents: Iterable[Resident]) -> Resident | None:
+        """Idle before busy, on demand before preferred; then the one least recently used or loaded.
+
+        A busy one takes nothing new from here on, so that a flood on it cannot keep others out.
+        """
+
+        def order(each: Resident) -> tuple[bool, bool, int]:
+            busy = each.in_flight > 0
+            return busy, each.version.name in self.preferred, each.number if busy else each.used
+
+        may_go = (
+            each
+            for each in residents
+            if each.state is State.READY and each.version.name not in self.pinned
+        )
+        return min(may_go, key=order, default=None)
+
+    def by_worth(self, residents: Iterable[Resident]) -> list[Resident]:
+        """Pinned first, then preferred, then the last used."""
+
+        def worth(each: Resident) -> tuple[bool, bool, int]:
+            name = each.version.name
+            return name in self.pinned, name in self.preferred, each.used
+
+        return sorted(residents, key=worth, reverse=True)
+
+    @staticmethod
+    def by_use(residents: Iterable[Resident]) -> list[Resident]:
+        """The last used first."""
+        return sorted(residents, key=lambda each: each.used, reverse=True)
 
 
 class Slots:

@@ -30,16 +30,22 @@ from services.inference.engines.metrics import EngineCollector
 from services.inference.engines.vllm import VllmEngine
 from services.inference.engines.vllm_arguments import VllmOptions
 from services.inference.follower import Follower
+from services.inference.gate import Gate
+from services.inference.loading import Preparation
 from services.inference.metrics import InferenceMetrics, MetricsOptions
 from services.inference.models import Models
 from services.inference.pace import Pace
+from services.inference.prefetch import Prefetch
 from services.inference.prompts import Prompts
 from services.inference.registry.base import Registry
 from services.inference.registry.memory import MemoryRegistry
 from services.inference.registry.remote import RemoteRegistry
+from services.inference.required import Pins, Required
 from services.inference.residency import Residency, ResidencyOptions
 from services.inference.router import Router
 from services.inference.servicer import InferenceServicer
+from services.inference.starting import StartingServicer
+from services.inference.supervisor import Probes, RestartOptions, Supervisor
 from services.inference.swaps import Swaps
 from services.inference.trust import Trust
 
@@ -68,10 +74,20 @@ class InferenceServer:
         self._metrics.engine_up.set_function(lambda: self.engine.healthy)
         self.registry = registry or make_registry(settings)
         self.grpc = GrpcServer(settings, [SERVICE], self.metrics_registry, self._tracing)
-        self._watching: asyncio.Task[None] | None = None
-        self._close: list[Swaps | Residency] = []
+        self._front = StartingServicer()
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
+            self._front, self.grpc.grpc
+        )
+        self.gate = Gate(self.engine, settings.engine_wait_s, settings.max_waiting)
+        self._cache = AdapterCache(
+            cache_dir(settings), self.registry, self._metrics, settings.cache_max_bytes
+        )
+        self._supervisor: Supervisor | None = None
+        self._required: Required | None = None
+        self._serving = False
+        self._close: list[Swaps | Residency | Prefetch] = []
         self._follower: Follower | None = None
-        self._residency: Residency | None = None
+        self.residency: Residency | None = None
         self._lease: LeaseKeeper | None = None
 
     @property
@@ -80,7 +96,9 @@ class InferenceServer:
         return self.grpc.address
 
     async def start(self) -> None:
-        """Engine, then the registry's state, then calls: whoever gets SERVING gets answers.
+        """Engine, the registry's state, calls, the required models: whoever is told ready gets answers.
+
+        It listens from the beginning, to say that it is alive and starting.
 
         Raises:
             GraftError: NOT_A_MODEL, ALREADY_EXISTS when the registry knows another base by this name.
@@ -88,14 +106,22 @@ class InferenceServer:
         settings = self._settings
         base_id = settings.base_name or default_base_id(str(settings.base.absolute()))
         name = base_name(settings.namespace, base_id)
+        await self.grpc.listen()
         await self.engine.start()
         fingerprint = await self._record_base(name)
-        self._build(Base(name, fingerprint))
+        servicer = self._build(Base(name, fingerprint))
         assert self._follower is not None
+        assert self._required is not None
+        assert self._supervisor is not None
+        self._supervisor.start()
         await self._hold_residents()
         await self._follower.start()
+        self._front.begin(servicer)
+        await self.grpc.set_started()
+        await self._required.settle()
         await self.grpc.start()
-        self._watching = asyncio.create_task(self._watch_engine())
+        self._serving = True
+        await self._set_ready(self.gate.is_open)
 
     async def _record_base(self, name: str) -> str:
         while True:
@@ -107,7 +133,7 @@ class InferenceServer:
 
     async def _hold_residents(self) -> None:
         """What is resident, or on its way, is not collected; serving never waits for that."""
-        residency = self._residency
+        residency = self.residency
         assert residency is not None
         self._lease = self.registry.lease(
             lambda: {each.version.name for each in residency.instances()}
@@ -116,35 +142,61 @@ class InferenceServer:
             residency.on_change = self._lease.changed
             await self._lease.start()
 
-    def _build(self, base: Base) -> None:
-        settings, metrics = self._settings, self._metrics
-        cache = AdapterCache(cache_dir(settings), self.registry, metrics)
+    def _build(self, base: Base) -> InferenceServicer:
+        settings, metrics, gate = self._settings, self._metrics, self.gate
         options = ResidencyOptions(
-            settings.max_waiting, settings.slot_timeout_s, settings.retry_failed_after_s
+            settings.max_waiting,
+            settings.slot_timeout_s,
+            settings.retry_failed_after_s,
+            settings.retry_failed_max_s,
         )
         trust = Trust(self.registry, settings.signature_policy, self._trusted)
-        residency = Residency(self.engine, cache, base, metrics, options, trust)
+        preparation = Preparation(self.engine, self._cache, base, trust)
+        residency = Residency(self.engine, gate, preparation, metrics, options)
         catalogue = Catalogue()
         swaps = Swaps(catalogue, self.registry, residency, metrics)
+        swaps.pins = Pins([*settings.required, *settings.pinned], settings.namespace).versions
         router = Router(base, catalogue, self.registry, swaps)
-        limit = self.engine.limits.max_adapters
-        self._follower = Follower(self.registry, base, catalogue, swaps, metrics, limit)
+        self._required = Required(settings.required, router, residency)
+        self._supervise(residency, self._required)
+        limit = self.engine.limits.max_loaded
+        prefetch = Prefetch(preparation, swaps.describe)
+        self._follower = Follower(
+            self.registry,
+            base,
+            catalogue,
+            swaps,
+            metrics,
+            limit,
+            prefetch.want if settings.prefetch else lambda _: None,
+        )
         pace = Pace(settings.max_flush_interval_s)
         prompts = Prompts(self.engine, base)
-        answers = Answers(self.engine, router, residency, prompts, base, metrics, pace)
+        answers = Answers(self.engine, gate, router, residency, prompts, base, metrics, pace)
         models = Models(base, catalogue, swaps, residency)
-        servicer = InferenceServicer(answers, prompts, models, residency, self._follower, base)
-        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self.grpc.grpc)
-        self._close, self._residency = [swaps, residency], residency
+        self._close, self.residency = [prefetch, swaps, residency], residency
+        return InferenceServicer(answers, prompts, models, residency, self._follower, base)
 
-    async def _watch_engine(self) -> None:
-        """A dead engine is said by health and by every call; the process stays to say it.
+    def _supervise(self, residency: Residency, required: Required) -> None:
+        settings = self._settings
+        self._supervisor = Supervisor(
+            self.engine,
+            self.gate,
+            residency,
+            required,
+            self._metrics,
+            Probes(self._set_ready, self.grpc.set_alive),
+            RestartOptions(
+                settings.engine_restart_delay_s,
+                settings.engine_restart_max_s,
+                settings.engine_restart_limit,
+            ),
+        )
 
-        Whoever watches health starts it anew: an engine is never replaced within a process.
-        """
-        await self.engine.wait_dead()
-        get_logger().critical("the engine has died")
-        await self.grpc.set_serving(False)
+    async def _set_ready(self, ready: bool) -> None:
+        # Before the start is over, that says it.
+        if self._serving:
+            await self.grpc.set_serving(ready)
 
     async def stop(self) -> None:
         """Drains calls in flight, then ends everything that was started, in reverse."""
@@ -152,13 +204,15 @@ class InferenceServer:
             await self._stop_serving()
         finally:
             await self.engine.stop()
+            # Not before: an engine may read a folder for as long as it lives.
+            self._cache.close()
             await self.registry.close()
             await asyncio.to_thread(self._tracing.close)
 
     async def _stop_serving(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._supervisor is not None:
+            await self._supervisor.stop()
+        if self.grpc.address:
             await self.grpc.drain()
         if self._follower is not None:
             await self._follower.stop()
@@ -204,7 +258,11 @@ def make_registry(settings: InferenceSettings) -> Registry:
 def make_engine(settings: InferenceSettings) -> Engine:
     """The configured engine."""
     if settings.engine == "fake":
-        return FakeEngine(settings.max_adapters, settings.max_lora_rank)
+        return FakeEngine(
+            settings.max_adapters,
+            settings.max_lora_rank,
+            max_cpu_adapters=settings.max_cpu_adapters or 0,
+        )
     return VllmEngine(
         VllmOptions(
             base=settings.base,
@@ -222,5 +280,6 @@ def make_engine(settings: InferenceSettings) -> Engine:
             trust_remote_code=settings.trust_remote_code,
             metrics=settings.engine_metrics,
             traces_endpoint=otlp_endpoint(os.environ),
+            max_cpu_adapters=settings.max_cpu_adapters,
         )
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from graft.errors import GraftError
 from graft.names import DEFAULT_ALIAS
@@ -44,6 +44,10 @@ class Swaps:
         self._wanted: dict[RouteKey, tuple[str, float]] = {}
         self._changed: dict[RouteKey, asyncio.Event] = {}
         self._tasks: dict[RouteKey, asyncio.Task[None]] = {}
+        # Which versions are pinned, by the routes.
+        self.pins: Callable[[Mapping[RouteKey, AdapterVersion]], frozenset[str]] = lambda _: (
+            frozenset()
+        )
 
     def route(self, key: RouteKey) -> AdapterVersion | None:
         """What serves under a name now."""
@@ -51,7 +55,9 @@ class Swaps:
 
     def adopt(self, key: RouteKey, version: AdapterVersion) -> AdapterVersion:
         """Routes a name that had no route; answers what it is routed to."""
-        return self._routes.setdefault(key, version)
+        adopted = self._routes.setdefault(key, version)
+        self._note()
+        return adopted
 
     def want(self, key: RouteKey, version: str) -> None:
         """A name shall mean this version from now on; a newer wish replaces an older one."""
@@ -174,13 +180,18 @@ class Swaps:
 
     def _retire(self, replaced: Sequence[AdapterVersion]) -> None:
         """Unloads what no name means any more."""
-        self._residency.preferred = frozenset(
-            each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
-        )
+        self._note()
         routed = {each.name for each in self._routes.values()}
         for old in replaced:
             if old.name not in routed:
                 self._residency.retire(old)
+
+    def _note(self) -> None:
+        """Tells the residency what is wanted more than other versions."""
+        self._residency.wishes.preferred = frozenset(
+            each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
+        )
+        self._residency.wishes.pinned = self.pins(self._routes)
 
     async def describe(self, name: str) -> AdapterVersion:
         """A version by its resource name, from what is known or from the registry."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import psutil
+
 from services.inference.engines.vllm import VllmEngine
 
 
@@ -19,3 +21,9 @@ class SharedEngine(VllmEngine):
     async def really_stop(self) -> None:
         """Ends its processes."""
         await super().stop()
+
+
+def engine_cores(service_pid: int) -> list[psutil.Process]:
+    """The processes in which vLLM computes for a service."""
+    children = psutil.Process(service_pid).children(recursive=True)
+    return [each for each in children if "EngineCore" in " ".join(each.cmdline())]

@@ -30,11 +30,12 @@ class Limits:
     """What an engine can take.
 
     Attributes:
-        max_adapters: adapters that may be loaded at once; 0 when it serves the base alone.
+        max_adapters: adapters that are computed at once; 0 when it serves the base alone.
         max_rank: largest LoRA rank.
         max_context_tokens: prompt and answer together.
         vocab_size: token ids are below it.
         max_token_characters: characters of text that one token stands for, at most.
+        max_cpu_adapters: adapters that may be loaded at once, where that is more.
     """
 
     max_adapters: int
@@ -42,6 +43,12 @@ class Limits:
     max_context_tokens: int
     vocab_size: int
     max_token_characters: int
+    max_cpu_adapters: int = 0
+
+    @property
+    def max_loaded(self) -> int:
+        """Adapters that may be loaded at once; those that are not computed wait in main memory."""
+        return max(self.max_adapters, self.max_cpu_adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +124,11 @@ class Engine(ABC):
     @property
     @abstractmethod
     def healthy(self) -> bool:
-        """Whether it can answer: false before it has started and for ever after it died."""
+        """Whether it can answer: false before it has started, and after it died until it is started anew."""
 
     @abstractmethod
     async def start(self) -> None:
-        """Loads the base.
+        """Loads the base. After its death it may be started anew, and then holds no adapter.
 
         Raises:
             GraftError: NOT_A_MODEL when the base cannot be served, with the engine's reason.
@@ -137,7 +144,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def load(self, adapter: EngineAdapter) -> None:
-        """Loads an adapter into a free slot. After an error nothing of it is left in the engine.
+        """Loads an adapter, while fewer than max_loaded are. After an error nothing of it is left in the engine.
 
         Raises:
             GraftError: ADAPTER_UNUSABLE with the engine's reason, ENGINE_DEAD.
@@ -145,7 +152,11 @@ class Engine(ABC):
 
     @abstractmethod
     async def unload(self, adapter: EngineAdapter) -> None:
-        """Frees an adapter's slot. No request may be on it."""
+        """Frees an adapter's slot. No request may be on it; nothing is done if it died with its engine.
+
+        Raises:
+            GraftError: ENGINE_DEAD.
+        """
 
     @abstractmethod
     def generate(
@@ -165,7 +176,8 @@ class Engine(ABC):
         the W3C context below which the engine's own spans belong.
 
         Raises:
-            GraftError: ENGINE_DEAD, INVALID_REQUEST where the engine refuses the request.
+            GraftError: ENGINE_DEAD, also where the adapter died with its engine; INVALID_REQUEST where
+                the engine refuses the request.
         """
 
     @abstractmethod
@@ -199,10 +211,15 @@ class Engine(ABC):
         """Requests that the engine still works on."""
 
 
-def engine_dead() -> GraftError:
-    """ENGINE_DEAD, in the same words wherever it shows."""
+def engine_dead(retry_after_s: float = 5.0) -> GraftError:
+    """ENGINE_DEAD, in the same words wherever it shows.
+
+    Args:
+        retry_after_s: when another try is worth it.
+    """
     return GraftError(
         Reason.ENGINE_DEAD,
-        "The engine of this service has died",
-        next_step="Try again on another replica; restart this one, and read its log.",
+        "The engine of this service has died, and is being started anew",
+        next_step="Try again in a few seconds, or on another replica; the service's log says why.",
+        retry_after_s=f"{retry_after_s:g}",
     )

@@ -36,6 +36,7 @@ class FakeEngine(Engine):
         max_rank: as of a real engine.
         max_context_tokens: as of a real engine.
         token_s: time that every token takes.
+        max_cpu_adapters: as of a real engine.
     """
 
     def __init__(
@@ -44,20 +45,30 @@ class FakeEngine(Engine):
         max_rank: int = 64,
         max_context_tokens: int = 512,
         token_s: float = 0.0,
+        max_cpu_adapters: int = 0,
     ) -> None:
         self._limits = Limits(
-            max_adapters, max_rank, max_context_tokens, _VOCAB_SIZE, max_token_characters=1
+            max_adapters,
+            max_rank,
+            max_context_tokens,
+            _VOCAB_SIZE,
+            max_token_characters=1,
+            max_cpu_adapters=max_cpu_adapters,
         )
         self._token_s = token_s
         self._died = asyncio.Event()
         self._running = False
+        self.starts, self.loading = 0, 0
+        self._lives = 0
+        self.start_failures: list[Exception] = []
         self._unfinished: set[str] = set()
-        self._moved = asyncio.Condition()
+        self._moved = asyncio.Event()
         self._budget: int | None = None
         self.loaded: dict[int, str] = {}
         self.load_failures: list[Exception] = []
-        self.load_gate = asyncio.Event()
+        self.load_gate, self.start_gate = asyncio.Event(), asyncio.Event()
         self.load_gate.set()
+        self.start_gate.set()
 
     @property
     def limits(self) -> Limits:
@@ -68,6 +79,11 @@ class FakeEngine(Engine):
         return self._running and not self._died.is_set()
 
     async def start(self) -> None:
+        self.starts += 1
+        await self.start_gate.wait()
+        if self.start_failures:
+            raise self.start_failures.pop(0)
+        self._died.clear()
         self._running = True
 
     async def stop(self) -> None:
@@ -82,8 +98,11 @@ class FakeEngine(Engine):
         self._limits = replace(self._limits, max_adapters=max_adapters)
 
     def die(self) -> None:
-        """Behaves like an engine that died."""
+        """Behaves like an engine that died, until it is started again."""
         self._died.set()
+        self._lives += 1
+        self.loaded.clear()
+        self._move()
 
     def hold(self, after_tokens: int) -> None:
         """Every answer stops after so many tokens until release()."""
@@ -92,22 +111,36 @@ class FakeEngine(Engine):
     async def release(self) -> None:
         """Lets held answers go on."""
         self._budget = None
-        async with self._moved:
-            self._moved.notify_all()
+        self._move()
+
+    def _move(self) -> None:
+        """Every answer that waits looks anew."""
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def load(self, adapter: EngineAdapter) -> None:
-        await self.load_gate.wait()
         self._check_alive()
+        life = self._lives
+        self.loading += 1
+        try:
+            await self.load_gate.wait()
+        finally:
+            self.loading -= 1
+        if life != self._lives:
+            raise engine_dead()
         if self.load_failures:
             raise self.load_failures.pop(0)
         assert adapter.number not in self.loaded, "a number is used once"
-        assert len(self.loaded) < self._limits.max_adapters, "more adapters than slots"
+        assert len(self.loaded) < self._limits.max_loaded, "more adapters than slots"
         weights = adapter.folder / "adapter_model.safetensors"
-        self.loaded[adapter.number] = await asyncio.to_thread(digest_file, weights)
+        digest = await asyncio.to_thread(digest_file, weights)
+        if life != self._lives:
+            raise engine_dead()
+        self.loaded[adapter.number] = digest
 
     async def unload(self, adapter: EngineAdapter) -> None:
         self._check_alive()
-        del self.loaded[adapter.number]
+        self.loaded.pop(adapter.number, None)
 
     async def generate(
         self,
@@ -120,25 +153,29 @@ class FakeEngine(Engine):
         trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         self._check_alive()
+        life = self._lives
+        if adapter is not None and adapter.number not in self.loaded:
+            raise engine_dead()
         ids, finish = self._answer(prompt_token_ids, sampling, adapter)
         self._unfinished.add(request_id)
         try:
             step = 1 if stream else max(1, len(ids))
             for start in range(0, max(1, len(ids)), step):
                 await asyncio.sleep(self._token_s * step)
-                await self._turn(start + step, adapter)
+                await self._turn(start + step, adapter, life)
                 new = ids[start : start + step]
                 last = start + step >= len(ids)
                 yield Delta(_text(new), new, _logprobs(new, sampling), finish if last else None)
         finally:
             self._unfinished.discard(request_id)
 
-    async def _turn(self, tokens: int, adapter: EngineAdapter | None) -> None:
+    async def _turn(self, tokens: int, adapter: EngineAdapter | None, life: int) -> None:
         await asyncio.sleep(0)
-        while self._budget is not None and tokens > self._budget and not self._died.is_set():
-            async with self._moved:
-                await self._moved.wait()
+        while self._budget is not None and tokens > self._budget and life == self._lives:
+            await self._moved.wait()
         self._check_alive()
+        if life != self._lives:
+            raise engine_dead()
         assert adapter is None or adapter.number in self.loaded, "unloaded under a request"
 
     def _answer(

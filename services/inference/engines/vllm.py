@@ -24,7 +24,12 @@ from services.inference.engines.base import (
     Sampling,
     engine_dead,
 )
-from services.inference.engines.vllm_arguments import VllmOptions, engine_arguments, set_environment
+from services.inference.engines.vllm_arguments import (
+    VllmOptions,
+    cpu_adapters,
+    engine_arguments,
+    set_environment,
+)
 from services.inference.engines.vllm_observability import stat_loggers, vllm_metrics
 from services.inference.engines.vllm_params import delta_of, sampling_params
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
@@ -64,6 +69,9 @@ class VllmEngine(Engine):
         return self._requests.keys()
 
     async def start(self) -> None:
+        # Of an engine that died: its processes and sockets, and the adapters that went with it.
+        await self._end()
+        self._requests.clear()
         # Blocks for many seconds; signals and health checks go on meanwhile.
         building = asyncio.create_task(asyncio.to_thread(self._build))
         try:
@@ -94,6 +102,7 @@ class VllmEngine(Engine):
             max_context_tokens=model.max_model_len,
             vocab_size=model.get_vocab_size(),
             max_token_characters=self._tokenizer.max_token_characters,
+            max_cpu_adapters=cpu_adapters(self._options),
         )
 
     def _build(self) -> AsyncLLM:
@@ -107,6 +116,9 @@ class VllmEngine(Engine):
         )
 
     async def stop(self) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
             await _shut_down(engine)
@@ -120,14 +132,14 @@ class VllmEngine(Engine):
         from vllm.lora.request import LoRARequest
 
         engine = self._running()
-        assert len(self._requests) < self.limits.max_adapters, "more adapters than slots"
+        assert len(self._requests) < self.limits.max_loaded, "more adapters than slots"
         request = LoRARequest(adapter.name, adapter.number, str(adapter.folder))
         self._requests[adapter] = request
         try:
             added = await engine.add_lora(request)
         except BaseException as error:
-            del self._requests[adapter]
-            if not self.healthy:
+            self._requests.pop(adapter, None)
+            if engine.errored:
                 raise engine_dead() from error
             # A failed add may leave its number registered, and garbage would be served under it.
             await asyncio.shield(engine.remove_lora(adapter.number))
@@ -135,19 +147,20 @@ class VllmEngine(Engine):
                 raise
             raise _unusable(adapter, str(error)) from error
         if not added:
-            del self._requests[adapter]
+            self._requests.pop(adapter, None)
             raise _unusable(adapter, f"its number {adapter.number} is taken")
 
     async def unload(self, adapter: EngineAdapter) -> None:
         engine = self._running()
-        self._requests.pop(adapter, None)
+        if self._requests.pop(adapter, None) is None:
+            return
         try:
             await engine.remove_lora(adapter.number)
             # A step that was under way may have brought it back.
             while adapter.number in await engine.list_loras():
                 await engine.remove_lora(adapter.number)
         except Exception as error:
-            if not self.healthy:
+            if engine.errored:
                 raise engine_dead() from error
             raise
 
@@ -162,6 +175,8 @@ class VllmEngine(Engine):
         trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         engine = self._running()
+        if adapter is not None and adapter not in self._requests:
+            raise engine_dead()
         lora = None if adapter is None else self._requests[adapter]
         # "type" marks the prompt as rendered: vLLM then neither tokenizes nor copies it.
         prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}

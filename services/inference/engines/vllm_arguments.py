@@ -31,6 +31,7 @@ class VllmOptions:
     trust_remote_code: bool
     metrics: bool = True
     traces_endpoint: str | None = None
+    max_cpu_adapters: int | None = None
 
 
 def engine_arguments(options: VllmOptions) -> dict[str, Any]:
@@ -60,15 +61,34 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
     else:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
     if options.max_adapters:
-        slots = options.max_adapters + (1 if on_cpu else 0)
+        spare = _spare_slots()
+        slots = options.max_adapters + spare
         rank = next(rank for rank in _RANKS if rank >= options.max_lora_rank)
         arguments |= {
             "enable_lora": True,
             "max_loras": slots,
-            "max_cpu_loras": slots,
+            "max_cpu_loras": max(slots, cpu_adapters(options) + spare),
             "max_lora_rank": rank,
         }
     return arguments
+
+
+def cpu_adapters(options: VllmOptions) -> int:
+    """How many adapters may be loaded at once, those included that are computed.
+
+    vLLM moves them between main memory and its slots by itself. Where a slot has to stay empty it
+    would fill that, too: there only as many are loaded as are computed.
+    """
+    if _spare_slots():
+        return options.max_adapters
+    return max(options.max_adapters, options.max_cpu_adapters or 0)
+
+
+def _spare_slots() -> int:
+    """Slots that must stay empty: on a CPU a request for the base gets the last one's adapter."""
+    from vllm.platforms import current_platform
+
+    return 1 if current_platform.is_cpu() else 0
 
 
 def set_environment(options: VllmOptions) -> None:
@@ -82,6 +102,9 @@ def set_environment(options: VllmOptions) -> None:
         "VLLM_CPU_KVCACHE_SPACE": str(options.cpu_kv_cache_gib),
         "GOMP_SPINCOUNT": "1000",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        # A forked engine would keep the sockets of callers open, which it inherits when it is started
+        # anew while the service serves.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # Nothing is reported to anybody, nothing fetched from anywhere.
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

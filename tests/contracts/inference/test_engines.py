@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +15,9 @@ import pytest
 import pytest_asyncio
 from graft.errors import GraftError, Reason
 
-from services.inference.engines.base import Engine, EngineAdapter, Finish, Position, Sampling
+from services.inference.engines.base import Delta, Engine, EngineAdapter, Finish, Position, Sampling
 from services.inference.engines.fake import FakeEngine
-from tests.support.engines import SharedEngine
+from tests.support.engines import SharedEngine, engine_cores
 from tests.support.models import make_adapter
 from tests.support.peft import peft_greedy
 from tests.support.waiting import eventually
@@ -43,7 +46,11 @@ async def answer(
 
 
 class EngineContract:
-    """Tests of any engine; a subclass says which."""
+    """Tests of any engine; a subclass says which, and how it is killed."""
+
+    @abstractmethod
+    async def kill(self, engine: Engine) -> None:
+        """As SIGKILL does."""
 
     @pytest.fixture
     def adapters(self, tiny_base: Path, tmp_path: Path) -> list[EngineAdapter]:
@@ -159,6 +166,49 @@ class EngineContract:
         assert "hello" in text
         assert "assistant" in text[text.index("hello") :]
 
+    async def test_after_its_death_it_says_so_and_can_be_started_anew_without_adapters(
+        self, engine: Engine, adapters: list[EngineAdapter]
+    ) -> None:
+        adapter = adapters[0]
+        await engine.load(adapter)
+        before = [await answer(engine), await answer(engine, adapter=adapter)]
+        ids = engine.tokenize("The cat", special_tokens=True)
+        long = replace(GREEDY, max_tokens=200)
+        in_flight = engine.generate(f"r{next(_numbers)}", ids, long, adapter, stream=True)
+        await anext(in_flight)
+        await self.kill(engine)
+        async with asyncio.timeout(30):
+            await engine.wait_dead()
+        assert not engine.healthy
+        assert await reason_of(rest(in_flight)) is Reason.ENGINE_DEAD
+        assert await reason_of(answer(engine)) is Reason.ENGINE_DEAD
+        assert await reason_of(engine.load(adapters[1])) is Reason.ENGINE_DEAD
+        with warnings.catch_warnings():
+            # As at the first start: vLLM's own.
+            warnings.simplefilter("ignore")
+            await engine.start()
+        assert engine.healthy
+        assert await reason_of(answer(engine, adapter=adapter)) is Reason.ENGINE_DEAD
+        await engine.unload(adapter)
+        again = replace(adapter, number=next(_numbers))
+        await engine.load(again)
+        assert [await answer(engine), await answer(engine, adapter=again)] == before
+        await engine.unload(again)
+        assert engine.unfinished() == 0
+
+
+async def rest(deltas: AsyncIterator[Delta]) -> None:
+    """What is left of an answer."""
+    async for _ in deltas:
+        pass
+
+
+async def reason_of(call: Awaitable[object]) -> Reason:
+    """Why a call failed."""
+    with pytest.raises(GraftError) as caught:
+        await call
+    return caught.value.reason
+
 
 class TestFakeEngine(EngineContract):
     """The fake."""
@@ -171,11 +221,9 @@ class TestFakeEngine(EngineContract):
         yield engine
         await engine.stop()
 
-    async def test_after_its_death_it_says_so(self, engine: FakeEngine) -> None:
+    async def kill(self, engine: Engine) -> None:
+        assert isinstance(engine, FakeEngine)
         engine.die()
-        with pytest.raises(GraftError) as caught:
-            await answer(engine)
-        assert caught.value.reason is Reason.ENGINE_DEAD
 
 
 @pytest.mark.engine
@@ -186,6 +234,10 @@ class TestVllmEngine(EngineContract):
     async def engine(self, vllm_engine: SharedEngine) -> Engine:
         """The shared one."""
         return vllm_engine
+
+    async def kill(self, engine: Engine) -> None:
+        (core,) = engine_cores(os.getpid())
+        core.kill()
 
     async def test_greedy_answers_equal_those_of_peft(
         self, engine: Engine, loaded: list[EngineAdapter], tiny_base: Path

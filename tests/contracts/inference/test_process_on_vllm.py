@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import pytest_asyncio
-from graft.channel import open_channel, rpc_errors
-from graft.errors import GraftError, Reason
+from graft.channel import open_channel
 from graft.inference.v1 import inference_service_pb2 as pb
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.inference import question
 from tests.support.inference_process import exit_code, inference_process
@@ -106,43 +102,3 @@ async def test_on_sigterm_what_is_in_flight_ends_whole_with_its_trace_and_nothin
     generation = one(spans, "generation")
     assert one(spans, "llm_request").parent == generation.span
     assert generation.parent == one(spans, CALL).span
-
-
-async def test_when_the_engine_is_killed_everybody_hears_it_and_the_service_stays_to_say_so(
-    service: Serving,
-) -> None:
-    process, channel = service.process, service.channel
-    stub: InferenceServiceAsyncStub = InferenceServiceStub(channel)
-    health: Any = health_pb2_grpc.HealthStub(channel)
-    calls = [aiter(stub.StreamGenerate(question("tiny", "hello", **LONG))) for _ in range(3)]
-    for call in calls:
-        await anext(call)
-    whole = asyncio.ensure_future(stub.Generate(question("tiny", "hello", **LONG)))
-    started = children(process)
-    (core,) = [each for each in started if "EngineCore" in " ".join(each.cmdline())]
-    os.kill(core.pid, signal.SIGKILL)
-
-    async def reason_of(call: Any) -> Reason:
-        with pytest.raises(GraftError) as caught, rpc_errors("the service"):
-            async with asyncio.timeout(20):
-                await call
-        return caught.value.reason
-
-    async def rest(call: AsyncIterator[pb.GenerateResponse]) -> None:
-        async for _ in call:
-            pass
-
-    assert await reason_of(whole) is Reason.ENGINE_DEAD
-    for call in calls:
-        assert await reason_of(rest(call)) is Reason.ENGINE_DEAD
-
-    async def not_serving() -> bool:
-        status: int = (await health.Check(health_pb2.HealthCheckRequest())).status
-        return status == health_pb2.HealthCheckResponse.NOT_SERVING
-
-    await eventually(not_serving, "NOT_SERVING")
-    later = stub.Generate(question("tiny"), wait_for_ready=False)
-    assert await reason_of(later) is Reason.ENGINE_DEAD
-    assert process.returncode is None
-    assert await exit_code(process) == 0
-    await assert_gone(started)

@@ -11,7 +11,6 @@ import grpc
 import pytest
 from graft.errors import GraftError, Reason
 from graft.inference.v1 import inference_service_pb2 as pb
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.inference.engines.base import Sampling
 from services.inference.sampling import checked_sampling
@@ -209,21 +208,6 @@ async def test_a_deadline_ends_the_request_in_the_engine(service: RunningInferen
         [part async for part in call]
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await eventually(lambda: service.engine.unfinished() == 0, "the abort")
-
-
-async def test_a_dead_engine_is_said_by_health_and_by_every_call(service: RunningInference) -> None:
-    health: Any = health_pb2_grpc.HealthStub(service.channel)
-    request = health_pb2.HealthCheckRequest()
-    assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
-    service.fake.die()
-
-    async def not_serving() -> bool:
-        status: int = (await health.Check(request)).status
-        return status == health_pb2.HealthCheckResponse.NOT_SERVING
-
-    await eventually(not_serving, "NOT_SERVING")
-    error = await refusal(service.stub.Generate(question("tiny"), wait_for_ready=False))
-    assert error.reason is Reason.ENGINE_DEAD
 
 
 async def test_models_names_the_base_and_what_can_be_asked(service: RunningInference) -> None:

@@ -1,0 +1,50 @@
+"""What comes before the engine sees a version: it fits, it is trusted, and its files are here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from services.inference.cache import AdapterCache, Held, read_config, read_template
+from services.inference.domain import AdapterVersion, Base
+from services.inference.engines.base import Engine
+from services.inference.fitness import check_config, check_version
+from services.inference.templates import ChatTemplate
+from services.inference.trust import Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A folder that the engine may load; held is to be released when the engine reads it no more."""
+
+    held: Held
+    template: ChatTemplate | None
+
+
+class Preparation:
+    """The checks of one service, from the cheap to the dear."""
+
+    def __init__(self, engine: Engine, cache: AdapterCache, base: Base, trust: Trust) -> None:
+        self._engine, self._cache = engine, cache
+        self._base, self._trust = base, trust
+
+    async def prepare(self, version: AdapterVersion, *, make_room: bool = True) -> Prepared:
+        """Checks a version and brings its files to this machine.
+
+        Args:
+            make_room: other folders may go for it; see AdapterCache.hold.
+
+        Raises:
+            GraftError: of check_version, Trust.check, AdapterCache.hold, check_config, read_template.
+        """
+        limits = self._engine.limits
+        check_version(version, self._base, limits)
+        await self._trust.check(version)
+        held = await self._cache.hold(version, make_room=make_room)
+        try:
+            check_config(version, read_config(version, held.folder), limits)
+            template = await asyncio.to_thread(read_template, version, held.folder)
+        except BaseException:
+            held.release()
+            raise
+        return Prepared(held, template)
