@@ -76,6 +76,8 @@ class Reason(StrEnum):
     CANCELLED = "CANCELLED"
     NOT_SUPPORTED = "NOT_SUPPORTED"
     OVERLOADED = "OVERLOADED"
+    RATE_LIMITED = "RATE_LIMITED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     UNAVAILABLE = "UNAVAILABLE"
     ENGINE_DEAD = "ENGINE_DEAD"
     INTERNAL = "INTERNAL"
@@ -132,10 +134,16 @@ STATUS: dict[Reason, grpc.StatusCode] = {
     Reason.CANCELLED: _CODE.CANCELLED,
     Reason.NOT_SUPPORTED: _CODE.UNIMPLEMENTED,
     Reason.OVERLOADED: _CODE.RESOURCE_EXHAUSTED,
+    Reason.RATE_LIMITED: _CODE.RESOURCE_EXHAUSTED,
+    Reason.DEADLINE_EXCEEDED: _CODE.DEADLINE_EXCEEDED,
     Reason.UNAVAILABLE: _CODE.UNAVAILABLE,
     Reason.ENGINE_DEAD: _CODE.UNAVAILABLE,
     Reason.INTERNAL: _CODE.INTERNAL,
 }
+
+
+# Of the metadata.
+_RETRY_AFTER = "retry_after_s"
 
 
 class GraftError(Exception):
@@ -165,6 +173,12 @@ class GraftError(Exception):
         self.message = message
         self.next_step = next_step
         self.metadata = {key: str(value) for key, value in metadata.items()}
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """When to try again, where the service knows; google.rpc.RetryInfo on the wire."""
+        given = self.metadata.get(_RETRY_AFTER)
+        return None if given is None else float(given)
 
     @property
     def code(self) -> grpc.StatusCode:
@@ -215,6 +229,7 @@ _CLASS: dict[grpc.StatusCode, type[GraftError]] = {
     _CODE.FAILED_PRECONDITION: ConflictError,
     _CODE.UNAVAILABLE: UnavailableError,
     _CODE.RESOURCE_EXHAUSTED: UnavailableError,
+    _CODE.DEADLINE_EXCEEDED: UnavailableError,
 }
 
 
@@ -256,7 +271,7 @@ _FOREIGN = {
 def to_status(error: GraftError) -> status_pb2.Status:
     """The google.rpc.Status of an error, with ErrorInfo and, for a next step, a LocalizedMessage.
 
-    A quota's has a QuotaFailure too.
+    A quota's has a QuotaFailure too, and one with retry_after_s a RetryInfo.
     """
     info = error_details_pb2.ErrorInfo(
         reason=error.reason.value, domain=DOMAIN, metadata=error.metadata
@@ -268,6 +283,10 @@ def to_status(error: GraftError) -> status_pb2.Status:
         )
     if error.reason is Reason.QUOTA_EXCEEDED:
         details.append(_pack(_quota_failure(error)))
+    if error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(1000 * error.retry_after_s))
+        details.append(_pack(retry))
     code: int = error.code.value[0]
     return status_pb2.Status(code=code, message=error.message, details=details)
 

@@ -40,6 +40,12 @@ class InferenceMetrics:
         self.refusals = _counter(
             registry, "refusals", "Requests that the engine never saw", "reason"
         )
+        self.queue_wait = _histogram(
+            registry, "queue_wait_seconds", "From a request's arrival in the queue to its turn, by what "
+            "it waited for last: nothing, capacity, slot or limit", "cause",
+        )  # fmt: skip
+        self._queued = _gauge(registry, "queue_waiting", "Requests that wait for their turn")
+        self.watch_queue = self._queued.set_function
         self._stages = _histogram(
             registry,
             "swap_stage_seconds",

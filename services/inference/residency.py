@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from graft.errors import GraftError, Reason
 
@@ -24,6 +25,9 @@ from services.inference.fitness import check_config, check_version
 from services.inference.metrics import InferenceMetrics
 from services.inference.residents import Resident, Slots, State
 from services.inference.trust import Trust
+
+# Remembered to be on disk; whoever is forgotten is looked at again.
+_MAX_PREPARED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Residency:
         self._numbers, self._ticks = itertools.count(1), itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._prepared: set[str] = set()
         self.preferred: frozenset[str] = frozenset()
         # Called when instances() may be others.
         self.on_change: Callable[[], None] = lambda: None
@@ -73,6 +79,46 @@ class Residency:
     def failures(self) -> Iterator[Failure]:
         """Versions that could not be loaded."""
         return iter(self._failures)
+
+    async def prepare(self, version: AdapterVersion) -> None:
+        """Has its files here, checked, so that who takes a slot for it does not hold it while they come.
+
+        Raises:
+            GraftError: as acquire.
+        """
+        name = version.name
+        if name in self._current or name in self._prepared:
+            return
+        self._failures.refuse(version)
+        getting = self._preparing.get(name)
+        if getting is None:
+            getting = self._preparing[name] = asyncio.create_task(self._prepare(version))
+            getting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self._waiting >= self._options.max_waiting:
+            raise _overloaded(f"{self._waiting} requests wait for an adapter to be loaded already")
+        self._waiting += 1
+        try:
+            await asyncio.shield(getting)
+        except GraftError as error:
+            raise anew(error) from None
+        finally:
+            self._waiting -= 1
+
+    async def _prepare(self, version: AdapterVersion) -> None:
+        try:
+            await self._check(version)
+        except GraftError as error:
+            self._failures.record(version, error)
+            self._show()
+            raise
+        except Exception as error:
+            get_logger().error("adapter not prepared", version=version.name, exc_info=error)
+            raise _failed_inside(version, error) from error
+        finally:
+            del self._preparing[version.name]
+        if len(self._prepared) >= _MAX_PREPARED:
+            self._prepared.clear()
+        self._prepared.add(version.name)
 
     async def acquire(self, version: AdapterVersion) -> Resident:
         """Counts a request onto a version, which is loaded for it if need be; release() it in any case.
@@ -141,12 +187,7 @@ class Residency:
     async def _load(self, resident: Resident) -> None:
         version = resident.version
         try:
-            limits = self._engine.limits
-            check_version(version, self._base, limits)
-            if self._trust is not None:
-                await self._trust.check(version)
-            folder = await self._cache.take(version)
-            check_config(version, read_config(version, folder), limits)
+            folder = await self._check(version)
             resident.template = await asyncio.to_thread(read_template, version, folder)
             await self._take_slot()
             name = f"{version.adapter_id}@{version.digest}"
@@ -169,6 +210,16 @@ class Residency:
             if self._slots.waiting:
                 self._make_room()
         self._show()
+
+    async def _check(self, version: AdapterVersion) -> Path:
+        """Its folder, if it may be served at all."""
+        limits = self._engine.limits
+        check_version(version, self._base, limits)
+        if self._trust is not None:
+            await self._trust.check(version)
+        folder = await self._cache.take(version)
+        check_config(version, read_config(version, folder), limits)
+        return folder
 
     def _fail(self, resident: Resident, error: GraftError) -> None:
         version = resident.version
@@ -268,9 +319,10 @@ class Residency:
 
     async def close(self) -> None:
         """Cancels loads that are under way."""
-        for task in tuple(self._tasks):
+        under_way = (*self._tasks, *self._preparing.values())
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 def _failed_inside(version: AdapterVersion, error: Exception) -> GraftError:

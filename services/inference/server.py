@@ -35,6 +35,7 @@ from services.inference.registry.memory import MemoryRegistry
 from services.inference.registry.remote import RemoteRegistry
 from services.inference.residency import Residency, ResidencyOptions
 from services.inference.router import Router
+from services.inference.scheduling.scheduler import Scheduler, SchedulingOptions
 from services.inference.servicer import InferenceServicer
 from services.inference.swaps import Swaps
 from services.inference.trust import Trust
@@ -123,7 +124,9 @@ class InferenceServer:
         self._follower = Follower(self.registry, base, catalogue, swaps, metrics, limit)
         pace = Pace(settings.max_flush_interval_s)
         prompts = Prompts(self.engine, base)
-        answers = Answers(self.engine, router, residency, prompts, base, metrics, pace)
+        scheduler = Scheduler(_scheduling(settings), lambda: self.engine.limits.max_adapters)
+        metrics.watch_queue(lambda: scheduler.waiting)
+        answers = Answers(self.engine, router, residency, prompts, base, metrics, pace, scheduler)
         models = Models(base, catalogue, swaps, residency)
         servicer = InferenceServicer(answers, prompts, models, residency, self._follower, base)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self.grpc.grpc)
@@ -168,6 +171,18 @@ def _trusted(settings: InferenceSettings) -> tuple[PublicKey, ...]:
             next_step='Name public keys, for example GRAFT_INFERENCE_TRUSTED_KEYS=["/keys/ci.pub"].',
         )
     return found
+
+
+def _scheduling(settings: InferenceSettings) -> SchedulingOptions:
+    return SchedulingOptions(
+        max_in_flight=settings.max_in_flight or settings.max_num_seqs,
+        max_waiting=settings.max_waiting,
+        slot_turn_s=settings.slot_turn_s,
+        slot_timeout_s=settings.slot_timeout_s,
+        rate_limit_wait_s=settings.rate_limit_wait_s,
+        adapter_limits=settings.adapter_limits,
+        namespace_limits=settings.namespace_limits,
+    )
 
 
 def cache_dir(settings: InferenceSettings) -> Path:
