@@ -131,7 +131,7 @@ class Turn:
 
     def __init__(self, scheduler: Scheduler, flow: Flow, claim: Claim, number: int, now_s: float):
         self._scheduler, self.flow, self.claim = scheduler, flow, claim
-        self.rank = (now_s - claim.priority, number)
+        self.number, self.rank = number, (now_s - claim.priority, number)
         self.arrived_s, self.waited_s, self.cause = now_s, 0.0, Cause.NOTHING
         self.given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever evicts it may find nobody who still listens.

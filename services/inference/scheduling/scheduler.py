@@ -292,5 +292,6 @@ def _length(flow: Flow) -> float:
     return len(flow.waiting) / flow.share.weight
 
 
-def _order(flow: Flow) -> tuple[tuple[float, ...], tuple[float, int]]:
-    return flow.share.order, flow.waiting[0].rank
+def _order(flow: Flow) -> tuple[tuple[float, ...], int]:
+    # Where two have had the same, the one that came first; a priority counts within an adapter alone.
+    return flow.share.order, flow.waiting[0].number
