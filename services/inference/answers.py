@@ -101,6 +101,7 @@ class Answer:
     async def _deltas(self, *, stream: bool) -> AsyncGenerator[Delta, None]:
         series, outcome, first_s = self._series, "error", 0.0
         series.prompt_tokens.inc(self.prompt_tokens)
+        self._turn.start()
         deltas = self._engine.generate(
             uuid.uuid4().hex, self._prompt_token_ids, self._sampling, self._adapter, stream=stream
         )
@@ -249,6 +250,7 @@ class Answers:
         version = await self._router.resolve(question.model)
         turn.move("" if version is None else version.name)
         resident = None if version is None else await self._residency.acquire(version)
+        turn.ready()
         try:
             if ids is None:
                 template = None if resident is None else resident.template
@@ -259,7 +261,6 @@ class Answers:
             if resident is not None:
                 self._residency.release(resident)
             raise
-        turn.ready()
         return _Admitted(ids, sampling, version, resident, turn)
 
     def _complete(self, sampling: Sampling, prompt_tokens: int) -> Sampling:

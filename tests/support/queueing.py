@@ -77,6 +77,7 @@ class Simulation:
         ended = asyncio.get_running_loop().create_future()
         try:
             turn.ready()
+            turn.start()
             asked.given_at = self.time
             self.order.append(asked.adapter)
             self.served[asked.adapter] += claim.prompt_tokens

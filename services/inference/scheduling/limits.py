@@ -70,11 +70,12 @@ class TokenBucket:
 
 
 class Allowance:
-    """What is left of one limit."""
+    """What is left of one limit; limits says whether there is anything to ask for."""
 
     def __init__(self, limit: Limit, now_s: float) -> None:
         self.limit, self.running = limit, 0
         rate = limit.tokens_per_s
+        self.limits = rate is not None or limit.max_concurrent is not None
         self._bucket = (
             None
             if rate is None
@@ -83,6 +84,8 @@ class Allowance:
 
     def wait_s(self, now_s: float) -> float:
         """Seconds until one more may begin: 0 is now, infinite is when another ends."""
+        if not self.limits:
+            return 0.0
         most = self.limit.max_concurrent
         if most is not None and self.running >= most:
             return math.inf

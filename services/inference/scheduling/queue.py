@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from services.inference.scheduling.limits import Allowance, Limit
+from services.inference.scheduling.rate import QueueRate
 from services.inference.scheduling.shares import Share
 
 if TYPE_CHECKING:
@@ -54,17 +55,25 @@ class Claim:
 
 
 class Flow:
-    """The requests of one adapter: those that wait, in order, and what those that run have used."""
+    """The requests of one adapter: those that wait, in order, and what those that run have used.
+
+    Attributes:
+        cause: what its first one waited for when it was last looked at.
+        mean_completion: tokens of an answer, as they were lately.
+    """
 
     def __init__(self, name: str, namespace: Allowance, share: Share, limit: Limit, now_s: float):
         self.name, self.share = name, share
         self.own, self.namespace = Allowance(limit, now_s), namespace
         self.waiting: list[Turn] = []
-        # Tokens of an answer, as they were lately.
+        self.rate, self.cause = QueueRate(), Cause.CAPACITY
         self.mean_completion = _UNKNOWN_COMPLETION
 
-    def enter(self, turn: Turn) -> None:
+    def enter(self, turn: Turn, now_s: float) -> None:
         """It waits, in its place."""
+        if not self.waiting:
+            self.rate.begin(now_s)
+            self.cause = Cause.CAPACITY
         insort(self.waiting, turn, key=_rank)
         self.share.enter()
 
@@ -121,7 +130,7 @@ class Turn:
     """One request's right to use the engine: waits, is given, and is closed in any case.
 
     Its cost is estimated when it is given, corrected as its tokens come, and exact when it is closed.
-    A turn that is closed before ready() has used nothing.
+    A turn that is closed before start() has used nothing.
 
     Attributes:
         waited_s: how long it waited.
@@ -136,8 +145,8 @@ class Turn:
         self.given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever evicts it may find nobody who still listens.
         self.given.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self.slot, self.opens, self.counted, self.closed = claim.slot, False, False, False
-        self.started = False
+        self.slot, self.opens = claim.slot, False
+        self.queued = self.counted = self.started = self.closed = False
         self._prompt_tokens, self._completion_tokens, self._charged = claim.prompt_tokens, 0, 0.0
         self.expected = claim.prompt_tokens + min(flow.mean_completion, claim.max_tokens)
 
@@ -158,9 +167,12 @@ class Turn:
         self._prompt_tokens = tokens
 
     def ready(self) -> None:
-        """It goes to the engine now, and its adapter is there."""
-        self.started = True
+        """Its adapter is there: others of the same may come."""
         self._scheduler.ready(self)
+
+    def start(self) -> None:
+        """It goes to the engine now."""
+        self.started = True
 
     def count(self, tokens: int) -> None:
         """So many new tokens came."""

@@ -1,46 +1,40 @@
-"""How fast the queue moves, as it was measured: for deadlines that cannot be met and delays to suggest."""
+"""How fast a queue moves, as it was measured: for deadlines that cannot be met and delays to suggest."""
 
 from __future__ import annotations
 
-from collections import deque
-
 # Fewer turns, or a shorter time, say nothing.
 _LEAST_TURNS = 8
-_LEAST_BUSY_S = 0.2
+_LEAST_S = 0.2
+# What is longer ago counts for half.
+_HALF_S = 120.0
 
 
 class QueueRate:
-    """Tokens per second for which turns were given while others waited.
+    """Tokens per second for which turns were given since somebody began to wait.
 
-    Args:
-        remembered: how many turns are looked back at.
+    Everything that a queue waits for is in it: others' shares, slots and limits. It begins anew with
+    each time that somebody waits, since what was measured under another load says nothing now.
     """
 
-    def __init__(self, remembered: int) -> None:
-        # When each was given, on a clock that runs only while somebody waits, and its tokens.
-        self._turns: deque[tuple[float, float]] = deque(maxlen=max(remembered, _LEAST_TURNS))
-        self._tokens = 0.0
-        self._busy_s, self._seen_s, self._waiting = 0.0, 0.0, False
+    def __init__(self) -> None:
+        self._began_s, self._tokens, self._turns = 0.0, 0.0, 0
 
-    def see(self, now_s: float, *, waiting: bool) -> None:
-        """Whether anybody waits from now on."""
-        if self._waiting:
-            self._busy_s += now_s - self._seen_s
-        self._seen_s, self._waiting = now_s, waiting
+    def begin(self, now_s: float) -> None:
+        """Somebody waits, and nobody did before."""
+        self._began_s, self._tokens, self._turns = now_s, 0.0, 0
 
     def given(self, tokens: float, now_s: float) -> None:
-        """A turn was given to one that had waited."""
-        self.see(now_s, waiting=self._waiting)
-        if len(self._turns) == self._turns.maxlen:
-            self._tokens -= self._turns[0][1]
-        self._turns.append((self._busy_s, tokens))
+        """One got its turn."""
+        passed_s = now_s - self._began_s
+        if passed_s > _HALF_S:
+            self._began_s += passed_s / 2
+            self._tokens /= 2
         self._tokens += tokens
+        self._turns += 1
 
-    @property
-    def tokens_per_s(self) -> float | None:
-        """None while too little was seen."""
-        if len(self._turns) < _LEAST_TURNS:
+    def wait_s(self, ahead_tokens: float, now_s: float) -> float | None:
+        """Seconds until so many tokens have had their turns; None while too little was seen."""
+        passed_s = now_s - self._began_s
+        if self._turns < _LEAST_TURNS or passed_s < _LEAST_S:
             return None
-        began_s, first = self._turns[0]
-        passed_s = self._busy_s - began_s
-        return (self._tokens - first) / passed_s if passed_s >= _LEAST_BUSY_S else None
+        return ahead_tokens * passed_s / self._tokens

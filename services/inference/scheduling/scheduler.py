@@ -17,14 +17,10 @@ from dataclasses import dataclass, field
 from graft.errors import GraftError
 
 from services.inference.scheduling import refusals
-from services.inference.scheduling.limits import Allowance, Limit, limit_of
+from services.inference.scheduling.flows import Flows
+from services.inference.scheduling.limits import Limit
 from services.inference.scheduling.queue import Cause, Claim, Flow, Turn
-from services.inference.scheduling.rate import QueueRate
-from services.inference.scheduling.shares import Share
 from services.inference.scheduling.slots import Slots
-
-# Adapters that nothing is known of but their mean answer are forgotten above so many.
-_MAX_IDLE_FLOWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +34,6 @@ class SchedulingOptions:
     rate_limit_wait_s: float = 10.0
     adapter_limits: Mapping[str, Limit] = field(default_factory=dict)
     namespace_limits: Mapping[str, Limit] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Namespace:
-    share: Share
-    allowance: Allowance
-    flows: dict[str, Flow] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -64,12 +53,10 @@ class Scheduler:
     ) -> None:
         self._options, self.now_s = options, clock
         self._slots = Slots(slots, options.slot_turn_s)
-        self._root = Share()
-        self._namespaces: dict[str, _Namespace] = {}
+        self._flows = Flows(options.adapter_limits, options.namespace_limits)
         # Those that have requests waiting; the order does not matter.
         self._backlog: dict[Flow, None] = {}
         self._numbers = itertools.count()
-        self._rate = QueueRate(2 * options.max_in_flight)
         self._timer: asyncio.TimerHandle | None = None
         self.in_flight = 0
         self.waiting = 0
@@ -85,6 +72,7 @@ class Scheduler:
         try:
             self._pump()
             if not turn.given.done():
+                turn.queued = True
                 self._check(turn)
                 await self._wait(turn)
             turn.given.result()
@@ -95,9 +83,9 @@ class Scheduler:
 
     def _enter(self, claim: Claim) -> Turn:
         now_s = self.now_s()
-        flow = self._flow(claim, now_s)
+        flow = self._flows.of(claim.namespace, claim.adapter, now_s)
         turn = Turn(self, flow, claim, next(self._numbers), now_s)
-        flow.enter(turn)
+        flow.enter(turn, now_s)
         self._backlog[flow] = None
         self.waiting += 1
         return turn
@@ -115,9 +103,9 @@ class Scheduler:
                 continue
             if now_s >= turn.deadline_s:
                 raise refusals.expired(turn.flow.name, now_s - turn.arrived_s)
-            if turn.cause is Cause.SLOT:
-                raise refusals.no_slot(turn.flow.name, timeout_s)
-            give_up_s = math.inf
+            if turn.flow.cause is Cause.SLOT:
+                raise refusals.no_slot(turn.flow.name, now_s - turn.arrived_s)
+            give_up_s = now_s + timeout_s
 
     def _check(self, turn: Turn) -> None:
         """Refuses at once what would wait in vain, and what the queue has no place for."""
@@ -126,7 +114,7 @@ class Scheduler:
         limit_s = flow.rate_wait_s(now_s, ahead)
         if limit_s > self._options.rate_limit_wait_s:
             raise refusals.rate_limited(flow.name, limit_s)
-        wait_s = self._wait_s(flow, ahead, now_s)
+        wait_s = flow.rate.wait_s(ahead, now_s)
         left_s = turn.claim.time_remaining_s
         if left_s is not None and max(limit_s, wait_s or 0.0) > left_s:
             raise refusals.too_late(flow.name, left_s, max(limit_s, wait_s or 0.0))
@@ -142,7 +130,7 @@ class Scheduler:
         if _length(longest) <= _length(turn.flow):
             longest = turn.flow
         last, now_s = longest.waiting[-1], self.now_s()
-        wait_s = self._wait_s(longest, longest.tokens_ahead(last), now_s)
+        wait_s = longest.rate.wait_s(longest.tokens_ahead(last), now_s)
         error = refusals.queue_full(longest.name, len(longest.waiting) - 1, wait_s)
         if last is turn:
             raise error
@@ -153,26 +141,20 @@ class Scheduler:
         turn.closed = True
         turn.given.set_exception(error)
 
-    def _wait_s(self, flow: Flow, ahead: float, now_s: float) -> float | None:
-        """How long the queue takes to move so far within a flow; None while nothing was measured."""
-        self._rate.see(now_s, waiting=self.waiting > 0)
-        rate = self._rate.tokens_per_s
-        if not rate:
-            return None
-        return ahead / (rate * flow.share.part(each.share for each in self._backlog))
-
     def _pump(self) -> None:
         """Gives what turns there are, and sees to it that it is called when there may be more."""
-        now_s = self.now_s()
-        rotate_s = math.inf
+        rotate_s, limits_s, now_s = math.inf, math.inf, self.now_s()
         while self._backlog:
+            if self.in_flight >= self._options.max_in_flight:
+                # Whoever ends next calls again.
+                break
             rotate_s = self._slots.rotate(self._heads(now_s), now_s)
             flow = self._next(now_s)
             if flow is None:
+                limits_s = self._limits_s(now_s)
                 break
             self._give(flow.waiting[0], now_s)
-        self._rate.see(now_s, waiting=self.waiting > 0)
-        self._call_again(min(rotate_s, self._limited_s(now_s)))
+        self._call_again(min(rotate_s, limits_s))
 
     def _heads(self, now_s: float) -> list[str]:
         """The slots that are wanted next, but for those whom their own limits hold back."""
@@ -180,17 +162,13 @@ class Scheduler:
 
     def _next(self, now_s: float) -> Flow | None:
         """The flow with the least that may begin now."""
-        full = self.in_flight >= self._options.max_in_flight
         found: Flow | None = None
         for flow in self._backlog:
-            head = flow.waiting[0]
             if flow.wait_s(now_s):
-                head.cause = Cause.LIMIT
+                flow.cause = Cause.LIMIT
                 flow.lift(now_s)
-            elif not self._slots.admits(head.slot):
-                head.cause = Cause.SLOT
-            elif full:
-                head.cause = Cause.CAPACITY
+            elif not self._slots.admits(flow.waiting[0].slot):
+                flow.cause = Cause.SLOT
             elif found is None or _order(flow) < _order(found):
                 found = flow
         return found
@@ -201,6 +179,9 @@ class Scheduler:
             self._evict(turn, refusals.expired(flow.name, now_s - turn.arrived_s))
             return
         self._withdraw(turn)
+        if turn.queued:
+            turn.cause, flow.cause = flow.cause, Cause.CAPACITY
+        flow.rate.given(turn.expected, now_s)
         flow.share.choose()
         flow.run(1)
         turn.charge_expected()
@@ -208,8 +189,6 @@ class Scheduler:
         turn.counted = True
         self.in_flight += 1
         turn.waited_s = now_s - turn.arrived_s
-        if turn.cause is not Cause.NOTHING:
-            self._rate.given(turn.expected, now_s)
         turn.given.set_result(None)
 
     def _withdraw(self, turn: Turn) -> None:
@@ -246,38 +225,10 @@ class Scheduler:
         else:
             self._withdraw(turn)
         if not self.in_flight and not self.waiting:
-            self._settle()
+            self._flows.settle()
         self._pump()
 
-    def _settle(self) -> None:
-        for namespace in self._namespaces.values():
-            namespace.share.settle()
-        self._root.settle()
-
-    def _flow(self, claim: Claim, now_s: float) -> Flow:
-        namespace = self._namespaces.get(claim.namespace)
-        if namespace is None:
-            limit = limit_of(self._options.namespace_limits, claim.namespace)
-            share = Share(self._root, limit.weight)
-            namespace = self._namespaces[claim.namespace] = _Namespace(
-                share, Allowance(limit, now_s)
-            )
-        flow = namespace.flows.get(claim.adapter)
-        if flow is None:
-            self._forget_idle(namespace, now_s)
-            limit = limit_of(self._options.adapter_limits, claim.adapter)
-            share = Share(namespace.share, limit.weight)
-            flow = Flow(claim.adapter, namespace.allowance, share, limit, now_s)
-            namespace.flows[claim.adapter] = flow
-        return flow
-
-    def _forget_idle(self, namespace: _Namespace, now_s: float) -> None:
-        if len(namespace.flows) >= _MAX_IDLE_FLOWS:
-            idle = [name for name, flow in namespace.flows.items() if flow.at_rest(now_s)]
-            for name in idle:
-                del namespace.flows[name]
-
-    def _limited_s(self, now_s: float) -> float:
+    def _limits_s(self, now_s: float) -> float:
         return min((flow.wait_s(now_s) or math.inf for flow in self._backlog), default=math.inf)
 
     def _call_again(self, delay_s: float) -> None:

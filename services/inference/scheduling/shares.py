@@ -7,7 +7,7 @@ in the virtual token counter of Sheng et al., Fairness in Serving Large Language
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 
 class Share:
@@ -67,26 +67,16 @@ class Share:
         """Nothing waits and nothing runs: all debts between its children are forgiven."""
         self._frontier = self._highest
 
-    def part(self, waiting: Iterable[Share]) -> float:
-        """What it gets of the whole, 0 to 1, beside the leaves that wait; it is one of them."""
-        part, level = 1.0, {*waiting}
-        share = self
-        while share.parent is not None:
-            siblings = {each for each in level if each.parent is share.parent}
-            part *= share.weight / sum(each.weight for each in siblings)
-            level = {each.parent for each in level if each.parent is not None}
-            share = share.parent
-        return part
-
     @property
     def ahead(self) -> float:
         """Tokens that it has had above where its siblings are; 0 for none."""
         return 0.0 if self.parent is None else max(0.0, self.served - self.parent._frontier)
 
     @property
-    def order(self) -> tuple[float, ...]:
-        """Sorts leaves of one tree: the least comes next."""
-        return tuple(share.served for share in reversed([*self._path()]))
+    def order(self) -> tuple[float, float]:
+        """Sorts the adapters of all namespaces: the least comes next."""
+        assert self.parent is not None
+        return self.parent.served, self.served
 
     def _path(self) -> Iterator[Share]:
         """Itself and those above it, without the root."""

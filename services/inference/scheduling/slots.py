@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 
 @dataclass(slots=True)
@@ -35,22 +36,20 @@ class Slots:
         self._lanes: dict[str, Lane] = {}
         # In the order in which they began to want a slot.
         self._wanted: dict[str, None] = {}
+        # Those of them that there are slots for.
+        self._next: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self._lanes)
 
     def admits(self, slot: str) -> bool:
-        """Whether a request for it may begin; the empty slot needs none."""
+        """Whether a request for it may begin, as of rotate(); the empty slot needs none."""
         if not slot:
             return True
         lane = self._lanes.get(slot)
         if lane is not None:
             return not lane.opening and not lane.closing
-        free = self._count() - len(self._lanes)
-        if slot in self._wanted:
-            first = [key for key, _ in zip(self._wanted, range(max(0, free)), strict=False)]
-            return slot in first
-        return len(self._wanted) < free
+        return slot in self._next
 
     def enter(self, slot: str, now_s: float) -> bool:
         """One more request is on it; true when it has to make the slot ready."""
@@ -93,6 +92,8 @@ class Slots:
         """
         missing = {slot: None for slot in heads if slot and slot not in self._lanes}
         self._wanted = {slot: None for slot in self._wanted if slot in missing} | missing
+        free = max(0, self._count() - len(self._lanes))
+        self._next = frozenset(islice(self._wanted, free))
         closing = [lane for lane in self._lanes.values() if lane.closing]
         need = len(self._wanted) + len(self._lanes) - self._count() - len(closing)
         for lane in closing[: max(0, -need)]:
