@@ -28,7 +28,7 @@ from bench.processes import REPOSITORY, start_graft_service, start_vllm_server
 from bench.streaming import on_cpu
 from bench.swap import PROMPT, RANK, write_adapter
 
-STREAMS = 32
+STREAMS = 16
 FLOOD_TOKENS, QUIET_TOKENS = 128, 16
 MAX_MODEL_LEN = 512
 LOUD, QUIET = "loud", "quiet"
