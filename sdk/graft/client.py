@@ -237,6 +237,7 @@ class Client:
         prompt: Prompt,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> Answer:
         """Continues a prompt.
@@ -245,12 +246,15 @@ class Client:
             model: "adapter", "adapter@alias", "adapter:7", or the base's name.
             prompt: text, or token ids.
             request_id: what the services' logs call this request.
+            priority: -100 to 100; it waits among the adapter's requests as if it had come so many
+                seconds earlier.
             sampling: max_tokens, temperature, stop, seed and so on.
 
         Raises:
-            GraftError: MODEL_NOT_FOUND, PROMPT_TOO_LONG, WRONG_BASE, INVALID_REQUEST.
+            GraftError: MODEL_NOT_FOUND, PROMPT_TOO_LONG, WRONG_BASE, INVALID_REQUEST, OVERLOADED,
+                RATE_LIMITED, DEADLINE_EXCEEDED; see GraftError.retry_after_s.
         """
-        request = generate_request(model, prompt, sampling)
+        request = generate_request(model, prompt, sampling, priority)
         return await self._answer(self._connection.inference.Generate, request, request_id)
 
     def stream(
@@ -259,13 +263,14 @@ class Client:
         prompt: Prompt,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Answer, None]:
         """Continues a prompt and yields what is new; leaving the iteration aborts the request.
 
         Args and errors as generate.
         """
-        request = generate_request(model, prompt, sampling)
+        request = generate_request(model, prompt, sampling, priority)
         return self._pieces(self._connection.inference.StreamGenerate, request, request_id)
 
     async def chat(
@@ -275,6 +280,7 @@ class Client:
         *,
         tools: Sequence[Message] = (),
         request_id: str | None = None,
+        priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> Answer:
         """Answers a conversation.
@@ -283,13 +289,13 @@ class Client:
             model: as in generate.
             messages: {"role": ..., "content": ...} each, or the text of one user message.
             tools: tools in OpenAI's form, for the chat template.
-            request_id: as in generate.
+            request_id, priority: as in generate.
             sampling: as in generate.
 
         Raises:
             GraftError: as generate.
         """
-        request = chat_request(model, messages, tools, sampling)
+        request = chat_request(model, messages, tools, sampling, priority)
         return await self._answer(self._connection.inference.Chat, request, request_id)
 
     def stream_chat(
@@ -299,13 +305,14 @@ class Client:
         *,
         tools: Sequence[Message] = (),
         request_id: str | None = None,
+        priority: int = 0,
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Answer, None]:
         """Answers a conversation and yields what is new; leaving the iteration aborts the request.
 
         Args and errors as chat.
         """
-        request = chat_request(model, messages, tools, sampling)
+        request = chat_request(model, messages, tools, sampling, priority)
         return self._pieces(self._connection.inference.StreamChat, request, request_id)
 
     async def _answer(

@@ -56,18 +56,24 @@ def sampling_params(sampling: Sampling) -> pb.SamplingParams:
         ) from None
 
 
-def generate_request(model: str, prompt: Prompt, sampling: Sampling) -> pb.GenerateRequest:
+def generate_request(
+    model: str, prompt: Prompt, sampling: Sampling, priority: int = 0
+) -> pb.GenerateRequest:
     """A request to continue a prompt."""
-    params = sampling_params(sampling)
+    request = pb.GenerateRequest(model=model, sampling=sampling_params(sampling), priority=priority)
     if isinstance(prompt, str):
-        return pb.GenerateRequest(model=model, prompt=prompt, sampling=params)
-    return pb.GenerateRequest(
-        model=model, prompt_token_ids=pb.TokenIds(ids=prompt), sampling=params
-    )
+        request.prompt = prompt
+    else:
+        request.prompt_token_ids.CopyFrom(pb.TokenIds(ids=prompt))
+    return request
 
 
 def chat_request(
-    model: str, messages: Sequence[Message] | str, tools: Sequence[Message], sampling: Sampling
+    model: str,
+    messages: Sequence[Message] | str,
+    tools: Sequence[Message],
+    sampling: Sampling,
+    priority: int = 0,
 ) -> pb.ChatRequest:
     """A request to answer a conversation; a bare text is one message of the user.
 
@@ -76,7 +82,7 @@ def chat_request(
     """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    request = pb.ChatRequest(model=model, sampling=sampling_params(sampling))
+    request = pb.ChatRequest(model=model, sampling=sampling_params(sampling), priority=priority)
     for number, message in enumerate(messages, 1):
         # An OpenAI message has null for what it lacks.
         given = {key: value for key, value in message.items() if value is not None}

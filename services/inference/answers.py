@@ -1,4 +1,5 @@
-"""A request's way from its words to its tokens: resolve, tokenize, check, take the version, generate.
+"""A request's way from its words to its tokens: resolve, tokenize, check, wait for its turn, take the
+version, generate.
 
 Whatever is wrong with a request is found here, before the engine sees it.
 """
@@ -24,15 +25,24 @@ from services.inference.prompts import Conversation, Prompt, Prompts
 from services.inference.residency import Residency
 from services.inference.residents import Resident
 from services.inference.router import Router
+from services.inference.scheduling.queue import Claim, Turn
+from services.inference.scheduling.scheduler import Scheduler
+
+# Of a conversation that is not rendered yet.
+_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request. max_tokens of 0 in sampling means what is left of the context."""
+    """A request. max_tokens of 0 in sampling means what is left of the context.
+
+    priority moves it among the requests for the same adapter; see scheduling.queue.Claim.
+    """
 
     model: str
     prompt: Prompt
     sampling: Sampling
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,7 @@ class Answer:
         adapter: EngineAdapter | None,
         series: VersionSeries,
         pace: Pace,
+        turn: Turn,
         arrived_s: float,
         tracing: Tracing,
     ) -> None:
@@ -63,7 +74,7 @@ class Answer:
         self.completion_tokens = 0
         self._engine, self._adapter, self._series = engine, adapter, series
         self._prompt_token_ids, self._sampling = prompt_token_ids, sampling
-        self._pace, self._arrived_s = pace, arrived_s
+        self._pace, self._turn, self._arrived_s = pace, turn, arrived_s
         self._tracing = tracing
 
     async def whole(self) -> Delta:
@@ -96,6 +107,7 @@ class Answer:
         series.prompt_tokens.inc(self.prompt_tokens)
         series.queue.observe(time.perf_counter() - self._arrived_s)
         spans = self._tracing.answering()
+        self._turn.start()
         deltas = self._engine.generate(
             uuid.uuid4().hex,
             self._prompt_token_ids,
@@ -115,7 +127,9 @@ class Answer:
                         series.first_token.observe(first_s - self._arrived_s)
                         spans.first_token()
                     last_s = now_s
-                    self.completion_tokens += len(delta.token_ids)
+                    new_tokens = len(delta.token_ids)
+                    self.completion_tokens += new_tokens
+                    self._turn.count(new_tokens)
                     yield delta
             outcome = "ok"
         except (asyncio.CancelledError, GeneratorExit):
@@ -137,6 +151,7 @@ class _Admitted:
     sampling: Sampling
     version: AdapterVersion | None
     resident: Resident | None
+    turn: Turn
 
 
 class Answers:
@@ -152,25 +167,31 @@ class Answers:
         base: Base,
         metrics: InferenceMetrics,
         pace: Pace,
+        scheduler: Scheduler,
     ) -> None:
         self._engine, self._gate = engine, gate
         self._router, self._residency = router, residency
         self._prompts, self._base = prompts, base
-        self._metrics, self._pace = metrics, pace
+        self._metrics, self._pace, self._scheduler = metrics, pace, scheduler
         self._tracing = metrics.tracing
 
     @asynccontextmanager
-    async def admit(self, question: Question) -> AsyncIterator[Answer]:
-        """Resolves, checks and takes the version; it is let go when the context ends.
+    async def admit(
+        self, question: Question, time_remaining_s: float | None = None
+    ) -> AsyncIterator[Answer]:
+        """Resolves, checks, waits for its turn and takes the version; all is let go when the context ends.
+
+        Args:
+            time_remaining_s: until the caller's deadline; None for none.
 
         Raises:
-            GraftError: of Router.resolve, Prompts.token_ids, Residency.acquire; INVALID_REQUEST,
-                ENGINE_DEAD.
+            GraftError: of Router.resolve, Prompts.token_ids, Scheduler.turn, Residency.acquire;
+                INVALID_REQUEST, ENGINE_DEAD.
         """
         arrived_s = time.perf_counter()
         try:
             await self._gate.passed()
-            admitted = await self._admit(question)
+            admitted = await self._admit(question, time_remaining_s)
         except GraftError as error:
             self._metrics.refused(error.reason)
             raise
@@ -187,6 +208,7 @@ class Answers:
                 None if resident is None else resident.adapter,
                 series,
                 self._pace,
+                admitted.turn,
                 arrived_s,
                 self._tracing,
             )
@@ -194,38 +216,83 @@ class Answers:
             series.in_flight.dec()
             if resident is not None:
                 self._residency.release(resident)
+            admitted.turn.close()
 
-    async def _admit(self, question: Question) -> _Admitted:
-        prompt = question.prompt
+    async def _admit(self, question: Question, time_remaining_s: float | None) -> _Admitted:
+        """What can be known to be wrong is refused before it takes a place in the queue."""
+        arrived_s, prompt, sampling = time.perf_counter(), question.prompt, question.sampling
+        ids: Sequence[int] | None = None
         if isinstance(prompt, Conversation):
-            return await self._admit_conversation(question, prompt)
-        prompt_token_ids = await self._prompts.token_ids(prompt)
-        sampling = self._complete(question.sampling, len(prompt_token_ids))
-        # Last: what a name means now is what is taken, with nothing to wait for in between.
-        version, resident = await self._take(question.model)
-        return _Admitted(prompt_token_ids, sampling, version, resident)
-
-    async def _admit_conversation(self, question: Question, prompt: Conversation) -> _Admitted:
-        """Takes the version first: the template is its own, as its weights are."""
-        self._prompts.check_conversation(prompt)
-        version, resident = await self._take(question.model)
+            self._prompts.check_conversation(prompt)
+        else:
+            ids = await self._prompts.token_ids(prompt)
+            sampling = self._complete(sampling, len(ids))
+        version = await self._resolve(question.model)
+        if version is not None:
+            with self._tracing.span("prepare"):
+                await self._residency.prepare(version)
+        if time_remaining_s is not None:
+            time_remaining_s -= time.perf_counter() - arrived_s
+        claim = self._claim(question, version, ids, sampling, time_remaining_s)
+        turn = await self._scheduler.turn(claim)
+        self._metrics.queue_wait.labels(turn.cause.value).observe(turn.waited_s)
+        self._metrics.waited_turn(*_labels(self._base, version), turn.waited_s)
         try:
-            template = None if resident is None else resident.template
-            prompt_token_ids = await self._prompts.token_ids(prompt, template)
-            sampling = self._complete(question.sampling, len(prompt_token_ids))
+            return await self._use(turn, question, ids, sampling)
+        except BaseException:
+            turn.close()
+            raise
+
+    def _claim(
+        self,
+        question: Question,
+        version: AdapterVersion | None,
+        ids: Sequence[int] | None,
+        sampling: Sampling,
+        time_remaining_s: float | None,
+    ) -> Claim:
+        base, prompt = self._base, question.prompt
+        if ids is None:
+            assert isinstance(prompt, Conversation)
+            prompt_tokens = prompt.size_bytes // _BYTES_PER_TOKEN + 1
+        else:
+            prompt_tokens = len(ids)
+        return Claim(
+            namespace=base.namespace,
+            adapter=base.base_id if version is None else version.adapter_id,
+            slot="" if version is None else version.name,
+            prompt_tokens=prompt_tokens,
+            max_tokens=sampling.max_tokens or self._engine.limits.max_context_tokens,
+            priority=question.priority,
+            time_remaining_s=time_remaining_s,
+        )
+
+    async def _use(
+        self, turn: Turn, question: Question, ids: Sequence[int] | None, sampling: Sampling
+    ) -> _Admitted:
+        """Takes the version that the name means now, and with it, for a conversation, its template."""
+        version = await self._resolve(question.model)
+        turn.move("" if version is None else version.name)
+        resident = None
+        if version is not None:
+            with self._tracing.span("acquire"):
+                resident = await self._residency.acquire(version)
+        turn.ready()
+        try:
+            if ids is None:
+                template = None if resident is None else resident.template
+                ids = await self._prompts.token_ids(question.prompt, template)
+                sampling = self._complete(sampling, len(ids))
+                turn.prompt(len(ids))
         except BaseException:
             if resident is not None:
                 self._residency.release(resident)
             raise
-        return _Admitted(prompt_token_ids, sampling, version, resident)
+        return _Admitted(ids, sampling, version, resident, turn)
 
-    async def _take(self, model: str) -> tuple[AdapterVersion | None, Resident | None]:
+    async def _resolve(self, model: str) -> AdapterVersion | None:
         with self._tracing.span("resolve"):
-            version = await self._router.resolve(model)
-        if version is None:
-            return None, None
-        with self._tracing.span("acquire"):
-            return version, await self._residency.acquire(version)
+            return await self._router.resolve(model)
 
     def _describe(self, version: AdapterVersion | None) -> None:
         """Says in the call's span who answers."""

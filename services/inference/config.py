@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.config import ServiceSettings
+from services.inference.scheduling.limits import Limit
 
 
 class InferenceSettings(ServiceSettings):
@@ -97,15 +98,38 @@ class InferenceSettings(ServiceSettings):
         default=(), description='PEM files of public keys, as JSON: ["/keys/ci.pub"]'
     )
 
+    max_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="requests that the engine is given at once; max_num_seqs if not set",
+    )
     max_waiting: int = Field(
         default=1024,
         ge=1,
-        description="requests that may wait for an adapter slot; more are refused",
+        description="requests that may wait for their turn; the longest queue loses its last",
+    )
+    slot_turn_s: float = Field(
+        default=0.5,
+        ge=0,
+        description="how long an adapter takes new requests onto its slot while others wait for one",
     )
     slot_timeout_s: float = Field(
         default=30.0,
         gt=0,
         description="longest wait for an adapter slot before a request is refused",
+    )
+    rate_limit_wait_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="longest wait for a limit of tokens_per_s; what would wait longer is refused",
+    )
+    adapter_limits: dict[str, Limit] = Field(
+        default_factory=dict,
+        description='by adapter id, as JSON; "*" is any other: {"*": {"max_concurrent": 32}, "bot": '
+        '{"weight": 2, "tokens_per_s": 500, "burst_tokens": 5000, "max_waiting": 64}}',
+    )
+    namespace_limits: dict[str, Limit] = Field(
+        default_factory=dict, description="the same by namespace"
     )
     retry_failed_after_s: float = Field(
         default=10.0,

@@ -20,6 +20,7 @@ from services.inference.prompts import Conversation
 from services.inference.residents import Resident, State
 from services.inference.sampling import checked_sampling, invalid_field
 
+_MAX_PRIORITY = 100
 _ROLES = ("system", "user", "assistant", "tool")
 _FINISH = {
     Finish.STOP: pb.FINISH_REASON_STOP,
@@ -43,7 +44,9 @@ def generate_question(request: pb.GenerateRequest) -> Question:
     prompt: str | Sequence[int] = (
         request.prompt if kind == "prompt" else request.prompt_token_ids.ids
     )
-    return Question(_model(request.model), prompt, checked_sampling(request.sampling))
+    return Question(
+        _model(request.model), prompt, checked_sampling(request.sampling), _priority(request)
+    )
 
 
 def chat_question(request: pb.ChatRequest) -> Question:
@@ -56,7 +59,17 @@ def chat_question(request: pb.ChatRequest) -> Question:
             "messages", "ends with the assistant's", "Let a user's or tool's be last."
         )
     conversation = Conversation(messages, _tools(request), request.ByteSize())
-    return Question(_model(request.model), conversation, checked_sampling(request.sampling))
+    return Question(
+        _model(request.model), conversation, checked_sampling(request.sampling), _priority(request)
+    )
+
+
+def _priority(request: pb.GenerateRequest | pb.ChatRequest) -> int:
+    if abs(request.priority) > _MAX_PRIORITY:
+        raise invalid_field(
+            "priority", f"is {request.priority}", f"Use -{_MAX_PRIORITY} to {_MAX_PRIORITY}."
+        )
+    return request.priority
 
 
 def _model(model: str) -> str:

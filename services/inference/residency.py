@@ -26,6 +26,9 @@ from services.inference.loading import Preparation
 from services.inference.metrics import InferenceMetrics, Tier, Why
 from services.inference.residents import Resident, Slots, State, Wishes
 
+# Remembered to be on disk; whoever is forgotten is looked at again.
+_MAX_PREPARED = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class ResidencyOptions:
@@ -58,6 +61,8 @@ class Residency:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
         self.wishes = Wishes()
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._prepared: set[str] = set()
         # Called when instances() may be others.
         self.on_change: Callable[[], None] = lambda: None
 
@@ -74,6 +79,48 @@ class Residency:
     def failures(self) -> Iterator[Failure]:
         """Versions that could not be loaded."""
         return (each for each in self._failures if each.version.name not in self._current)
+
+    async def prepare(self, version: AdapterVersion) -> None:
+        """Has its files here, checked, so that who takes a slot for it does not hold it while they come.
+
+        Raises:
+            GraftError: as acquire.
+        """
+        name = version.name
+        if name in self._current or name in self._prepared:
+            return
+        self._failures.refuse(version)
+        getting = self._preparing.get(name)
+        if getting is None:
+            getting = self._preparing[name] = asyncio.create_task(self._prepare(version))
+            getting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self._waiting >= self._options.max_waiting:
+            raise _overloaded(f"{self._waiting} requests wait for an adapter to be loaded already")
+        self._waiting += 1
+        try:
+            await asyncio.shield(getting)
+        except GraftError as error:
+            raise anew(error) from None
+        finally:
+            self._waiting -= 1
+
+    async def _prepare(self, version: AdapterVersion) -> None:
+        try:
+            prepared = await self._preparation.prepare(version)
+            # It stays on disk as long as there is room; acquire() takes hold of it.
+            prepared.held.release()
+        except GraftError as error:
+            self._failures.record(version, error)
+            self._show()
+            raise
+        except Exception as error:
+            get_logger().error("adapter not prepared", version=version.name, exc_info=error)
+            raise _failed_inside(version, error) from error
+        finally:
+            del self._preparing[version.name]
+        if len(self._prepared) >= _MAX_PREPARED:
+            self._prepared.clear()
+        self._prepared.add(version.name)
 
     async def acquire(self, version: AdapterVersion) -> Resident:
         """Counts a request onto a version, which is loaded for it if need be; release() it in any case.
@@ -301,9 +348,10 @@ class Residency:
 
     async def close(self) -> None:
         """Cancels loads that are under way."""
-        for task in tuple(self._tasks):
+        under_way = (*self._tasks, *self._preparing.values())
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 def _failed_inside(version: AdapterVersion, error: Exception) -> GraftError:

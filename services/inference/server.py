@@ -43,6 +43,7 @@ from services.inference.registry.remote import RemoteRegistry
 from services.inference.required import Pins, Required
 from services.inference.residency import Residency, ResidencyOptions
 from services.inference.router import Router
+from services.inference.scheduling.scheduler import Scheduler, SchedulingOptions
 from services.inference.servicer import InferenceServicer
 from services.inference.starting import StartingServicer
 from services.inference.supervisor import Probes, RestartOptions, Supervisor
@@ -172,7 +173,11 @@ class InferenceServer:
         )
         pace = Pace(settings.max_flush_interval_s)
         prompts = Prompts(self.engine, base)
-        answers = Answers(self.engine, gate, router, residency, prompts, base, metrics, pace)
+        scheduler = Scheduler(_scheduling(settings), lambda: self.engine.limits.max_adapters)
+        metrics.watch_queue(lambda: scheduler.waiting)
+        answers = Answers(
+            self.engine, gate, router, residency, prompts, base, metrics, pace, scheduler
+        )
         models = Models(base, catalogue, swaps, residency)
         self._close, self.residency = [prefetch, swaps, residency], residency
         return InferenceServicer(answers, prompts, models, residency, self._follower, base)
@@ -231,6 +236,18 @@ def _trusted(settings: InferenceSettings) -> tuple[PublicKey, ...]:
             next_step='Name public keys, for example GRAFT_INFERENCE_TRUSTED_KEYS=["/keys/ci.pub"].',
         )
     return found
+
+
+def _scheduling(settings: InferenceSettings) -> SchedulingOptions:
+    return SchedulingOptions(
+        max_in_flight=settings.max_in_flight or settings.max_num_seqs,
+        max_waiting=settings.max_waiting,
+        slot_turn_s=settings.slot_turn_s,
+        slot_timeout_s=settings.slot_timeout_s,
+        rate_limit_wait_s=settings.rate_limit_wait_s,
+        adapter_limits=settings.adapter_limits,
+        namespace_limits=settings.namespace_limits,
+    )
 
 
 def cache_dir(settings: InferenceSettings) -> Path:

@@ -34,10 +34,10 @@ class InferenceServicer(InferenceServiceServicer):
         self._residency, self._follower, self._base = residency, follower, base
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        return await self._whole(convert.generate_question(request))
+        return await self._whole(convert.generate_question(request), context)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.GenerateResponse:
-        return await self._whole(await self._chat_question(request))
+        return await self._whole(await self._chat_question(request), context)
 
     async def StreamGenerate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         await self._stream(convert.generate_question(request), context)
@@ -51,8 +51,8 @@ class InferenceServicer(InferenceServiceServicer):
         self._prompts.check_messages(len(request.messages))
         return await asyncio.to_thread(convert.chat_question, request)
 
-    async def _whole(self, question: Question) -> pb.GenerateResponse:
-        async with self._answers.admit(question) as answer:
+    async def _whole(self, question: Question, context: Context) -> pb.GenerateResponse:
+        async with self._answers.admit(question, context.time_remaining()) as answer:
             message = convert.response(await answer.whole())
             message.provenance.CopyFrom(convert.provenance(answer.provenance))
             message.usage.prompt_tokens = answer.prompt_tokens
@@ -60,7 +60,8 @@ class InferenceServicer(InferenceServiceServicer):
             return message
 
     async def _stream(self, question: Question, context: Context) -> None:
-        async with self._answers.admit(question) as answer, aclosing(answer.parts()) as parts:
+        admitted = self._answers.admit(question, context.time_remaining())
+        async with admitted as answer, aclosing(answer.parts()) as parts:
             provenance = convert.provenance(answer.provenance)
             first = True
             async for delta in parts:
