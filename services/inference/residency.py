@@ -147,6 +147,7 @@ class Residency:
                 await self._trust.check(version)
             folder = await self._cache.take(version)
             check_config(version, read_config(version, folder), limits)
+            await self._engine.inspect(version.name, folder)
             resident.template = await asyncio.to_thread(read_template, version, folder)
             await self._take_slot()
             name = f"{version.adapter_id}@{version.digest}"
