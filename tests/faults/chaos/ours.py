@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from graft.errors import Reason
 
 from tests.faults.chaos.cases import Case
-from tests.faults.chaos.service import LONG, SHORT, Chaos, Innocents
+from tests.faults.chaos.service import LONG, SHORT, Chaos, Innocents, same
 from tests.support.bad_adapters import everything
 from tests.support.models import make_adapter, make_base
 from tests.support.waiting import eventually
@@ -155,7 +155,7 @@ async def starvation(chaos: Chaos) -> str:
     floods = [asyncio.create_task(flood(model)) for model in ("one", "two") * 4]
     try:
         for _ in range(5):
-            assert await chaos.ask("quiet:1") == expected
+            same(await chaos.ask("quiet:1"), expected, "quiet:1")
         assert not any(task.done() for task in floods)
     finally:
         done.set()
@@ -236,7 +236,8 @@ async def base_beside_adapters(chaos: Chaos) -> str:
     await chaos.holds_only("one", "two")
     models = ["tiny", "one", "two"] * 3
     answers = await asyncio.gather(*(chaos.ask(model, SHORT, 60) for model in models))
-    assert [each.tokens for each in answers] == [quiet[model].tokens for model in models]
+    for model, answer in zip(models, answers, strict=True):
+        same(answer, quiet[model], model)
     return "the base answers as the base"
 
 

@@ -191,7 +191,22 @@ class Innocents:
                 return
             self.answers += 1
             if heard != expected:
-                self.wrong.append(f"{model} heard {heard.text!r} and not {expected.text!r}")
+                self.wrong.append(f"{model}: {difference(heard, expected)}")
+
+
+def difference(heard: Heard, expected: Heard) -> str:
+    """Where two answers part."""
+    pairs = zip(heard.tokens, expected.tokens, strict=False)
+    at = next((place for place, (one, other) in enumerate(pairs) if one != other), -1)
+    return (
+        f"{heard.version or 'the base'} says {heard.tokens} and in quiet {expected.version or 'the base'} "
+        f"said {expected.tokens}: they part at token {at}"
+    )
+
+
+def same(heard: Heard, expected: Heard, model: str) -> None:
+    """Fails where they are not one answer."""
+    assert heard == expected, f"{model}: {difference(heard, expected)}"
 
 
 @asynccontextmanager
