@@ -129,11 +129,23 @@ async def nan(chaos: Chaos) -> str:
     bad = everything()
     await chaos.add("nan", bad["tensors: NaN"].write(chaos.folder / "nan"))
     huge = [kind for kind in bad if "huge numbers" in kind or "largest numbers" in kind]
+    names = [f"huge:{number}" for number, _ in enumerate(huge, start=1)]
+    for number, kind in enumerate(huge, start=1):
+        await chaos.add("huge", bad[kind].write(chaos.folder / f"huge-{number}"))
+    questions = [
+        (model, prompt) for model in ("tiny", "one") for prompt in (SHORT, LONG, SHORT[:5])
+    ]
+    quiet = [await chaos.ask(*question) for question in questions]
+    for name in names:
+        # Alone: the blocks that it leaves are the next to be taken.
+        for prompt in (SHORT, LONG):
+            await chaos.ask(name, prompt, 40)
+        for question, expected in zip(questions, quiet, strict=True):
+            same(await chaos.ask(*question), expected, f"{question[0]} after {name}")
     async with Innocents(chaos, ["tiny", "one"]) as innocents:
         assert "NaN" in (await chaos.refusal("nan:1")).message
-        for number, kind in enumerate(huge, start=1):
-            await chaos.add("huge", bad[kind].write(chaos.folder / f"huge-{number}"))
-            asks = (chaos.ask(f"huge:{number}", prompt, 40) for prompt in (SHORT, LONG) * 4)
+        for name in names:
+            asks = (chaos.ask(name, prompt, 40) for prompt in (SHORT, LONG) * 4)
             await asyncio.gather(*asks)
             await innocents.hear_more(3)
     return "NaN is refused; what overflows harms its own answers alone"
@@ -145,14 +157,19 @@ async def starvation(chaos: Chaos) -> str:
     expected = await chaos.ask("quiet:1")
     done = asyncio.Event()
 
-    async def flood(model: str) -> int:
+    async def flood(model: str, tokens: int) -> int:
         answers = 0
         while not done.is_set():
-            await chaos.ask(model, SHORT, 60)
+            await chaos.ask(model, SHORT, tokens)
             answers += 1
         return answers
 
-    floods = [asyncio.create_task(flood(model)) for model in ("one", "two") * 4]
+    # Of lengths of their own, as people's are: they do not all end in one step.
+    floods = [
+        asyncio.create_task(flood(model, tokens))
+        for model in ("one", "two")
+        for tokens in (60, 80, 100, 120)
+    ]
     try:
         for _ in range(5):
             same(await chaos.ask("quiet:1"), expected, "quiet:1")

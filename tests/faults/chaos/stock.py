@@ -40,6 +40,7 @@ ENVIRONMENT = {
 }
 _CASE_S = 60.0
 _FLOOD_S = 8.0
+_LONG_ANSWER = 900
 
 
 @dataclass(slots=True)
@@ -108,12 +109,18 @@ class Stock:
         for number in await self.engine.list_loras():
             await self.engine.remove_lora(number)
 
-    async def died(self, doing: Awaitable[Any], innocent: asyncio.Task[list[int]]) -> bool:
-        """Whether it ends the engine, and with it an innocent answer."""
-        with contextlib.suppress(Exception):
+    async def outcome(self, doing: Awaitable[Any], innocent: asyncio.Task[list[int]]) -> Cell:
+        """What it does to the engine, and to an innocent answer."""
+        refused = False
+        try:
             await doing
+        except Exception:
+            refused = True
         (answer,) = await asyncio.gather(innocent, return_exceptions=True)
-        return self.engine.errored and isinstance(answer, Exception)
+        if self.engine.errored:
+            with_it = ", and with it the innocent's answer" if isinstance(answer, Exception) else ""
+            return Cell(True, f"the engine dies{with_it}")
+        return Cell(False, "refused" if refused else "served")
 
 
 async def base_beside_adapters(stock: Stock) -> Cell:
@@ -274,11 +281,9 @@ async def nan(stock: Stock) -> Cell:
 async def not_preloaded(stock: Stock) -> Cell:
     """A broken adapter is asked for, with an innocent answer running."""
     await stock.clear()
-    innocent = await stock.begin(await stock.added(stock.made(81)), SHORT, 400)
+    innocent = await stock.begin(await stock.added(stock.made(81)), SHORT, _LONG_ANSWER)
     lora = stock.request(stock.bad("files: truncated weights"))
-    if await stock.died(stock.answer(lora), innocent):
-        return Cell(True, "the engine dies, and with it the innocent's answer")
-    return Cell(False, "refused")
+    return await stock.outcome(stock.answer(lora), innocent)
 
 
 async def starvation(stock: Stock) -> Cell:
@@ -288,11 +293,12 @@ async def starvation(stock: Stock) -> Cell:
     loop = asyncio.get_running_loop()
     end_s = loop.time() + _FLOOD_S
 
-    async def flood() -> None:
+    async def flood(tokens: int) -> None:
         while loop.time() < end_s:
-            await stock.answer(flooded, SHORT, 64)
+            await stock.answer(flooded, SHORT, tokens)
 
-    floods = [asyncio.create_task(flood()) for _ in range(4)]
+    # Of lengths of their own, as people's are: they do not all end in one step.
+    floods = [asyncio.create_task(flood(tokens)) for tokens in (60, 80, 100, 120)]
     await asyncio.sleep(1)
     began_s = loop.time()
     await stock.answer(other)
@@ -311,10 +317,8 @@ async def all_pinned(stock: Stock) -> Cell:
     pinned, other = await stock.added(stock.made(93)), await stock.added(stock.made(94))
     await stock.answer(pinned)
     await stock.engine.pin_lora(pinned.lora_int_id)
-    innocent = await stock.begin(pinned, SHORT, 400)
-    if await stock.died(stock.answer(other), innocent):
-        return Cell(True, "the engine dies, and with it the innocent's answer")
-    return Cell(False, "the engine lives")
+    innocent = await stock.begin(None, SHORT, _LONG_ANSWER)
+    return await stock.outcome(stock.answer(other), innocent)
 
 
 async def folder_gone(stock: Stock) -> Cell:
@@ -322,12 +326,10 @@ async def folder_gone(stock: Stock) -> Cell:
     folder = stock.made(95)
     evicted = await stock.added(folder)
     await stock.answer(evicted)
-    other = await stock.added(stock.made(96))
-    innocent = await stock.begin(other, SHORT, 400)
+    await stock.answer(await stock.added(stock.made(96)))
+    innocent = await stock.begin(None, SHORT, _LONG_ANSWER)
     shutil.rmtree(folder)
-    if await stock.died(stock.answer(evicted), innocent):
-        return Cell(True, "the engine dies, and with it the innocent's answer")
-    return Cell(False, "refused")
+    return await stock.outcome(stock.answer(evicted), innocent)
 
 
 @dataclass(frozen=True, slots=True)
