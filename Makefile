@@ -31,7 +31,7 @@ demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 mi
 test: install  ## Run all tests, with the real engine and the real trainer
 	$(BIN)/python -m pytest
 
-chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (3 minutes)
+chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (5 minutes)
 	$(BIN)/python -m pytest -q tests/faults/chaos -m 'not soak' --timeout 900
 
 soak: install  ## The long forms of random and slow tests (about half an hour)
