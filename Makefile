@@ -10,7 +10,7 @@ PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
 SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
 CODE := sdk services tests bench examples
 
-.PHONY: help install reinstall demo test soak test-gpu bench-gpu lint format proto check-proto docs bench lock promtool clean
+.PHONY: help install reinstall demo test chaos soak test-gpu bench-gpu lint format proto check-proto docs bench lock promtool clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 mi
 
 test: install  ## Run all tests, with the real engine and the real trainer
 	$(BIN)/python -m pytest
+
+chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (5 minutes)
+	$(BIN)/python -m pytest -q tests/faults/chaos -m 'not soak' --timeout 900
 
 soak: install  ## The long forms of random and slow tests (about half an hour)
 	$(BIN)/python -m pytest -m soak --timeout 3600

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import graft
 import pytest
+import pytest_asyncio
 
 from tests.support.models import REPOSITORY, make_adapter, make_base
 from tests.support.objects import ObjectStore, object_store_server
 from tests.support.postgres import PostgresServer
 from tests.support.stack import Stack, graft_up
+
+if TYPE_CHECKING:
+    from tests.support.engines import SharedEngine
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +50,42 @@ def object_store() -> Iterator[ObjectStore]:
     """An S3 server; take a bucket of your own."""
     with object_store_server() as running:
         yield running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_engine(tiny_base: Path) -> AsyncIterator[SharedEngine]:
+    """Two adapters beside tiny_base, in float32, so that answers can be compared token by token."""
+    # Not for those who run without an inference service's packages.
+    from services.inference.engines.vllm_arguments import VllmOptions
+    from tests.support.engines import SharedEngine
+
+    engine = SharedEngine(
+        VllmOptions(
+            base=tiny_base,
+            max_adapters=2,
+            max_lora_rank=16,
+            max_model_len=256,
+            max_num_seqs=16,
+            dtype="float32",
+            quantization=None,
+            gpu_memory_utilization=0.5,
+            cpu_kv_cache_gib=1,
+            enforce_eager=True,
+            enable_prefix_caching=True,
+            seed=0,
+            trust_remote_code=False,
+        )
+    )
+    with warnings.catch_warnings():
+        # Importing vLLM warns of its own and of its libraries' deprecations.
+        warnings.simplefilter("ignore")
+        await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.really_stop()
+        # Sockets close in callbacks of the loop.
+        await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="session")

@@ -268,6 +268,9 @@ _FOREIGN = {
 }
 
 
+_MAX_MESSAGE_BYTES = 2500
+
+
 def to_status(error: GraftError) -> status_pb2.Status:
     """The google.rpc.Status of an error, with ErrorInfo and, for a next step, a LocalizedMessage.
 
@@ -288,7 +291,22 @@ def to_status(error: GraftError) -> status_pb2.Status:
         retry.retry_delay.FromMilliseconds(round(1000 * error.retry_after_s))
         details.append(_pack(retry))
     code: int = error.code.value[0]
-    return status_pb2.Status(code=code, message=error.message, details=details)
+    return status_pb2.Status(code=code, message=_fitting(error.message), details=details)
+
+
+def _fitting(message: str) -> str:
+    """As much of a message as can be sent.
+
+    It goes twice into gRPC's trailers, which may have 8 KiB together, once with all but printable ASCII
+    as %XX. What is longer would arrive as another error altogether.
+    """
+    size_bytes = 0
+    for place, letter in enumerate(message):
+        plain = " " <= letter <= "~" and letter != "%"
+        size_bytes += 1 if plain else 3 * len(letter.encode("utf-8", "replace"))
+        if size_bytes > _MAX_MESSAGE_BYTES:
+            return f"{message[:place]}... ({len(message)} characters)"
+    return message
 
 
 def _quota_failure(error: GraftError) -> error_details_pb2.QuotaFailure:

@@ -130,7 +130,7 @@ class _Observed:
         if refused is not None:
             status = rpc_status.to_status(to_status(refused))
             await self._context.abort(
-                refused.code, refused.message, trailing_metadata=status.trailing_metadata
+                refused.code, status.details, trailing_metadata=status.trailing_metadata
             )
 
 

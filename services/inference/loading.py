@@ -35,7 +35,7 @@ class Preparation:
             make_room: other folders may go for it; see AdapterCache.hold.
 
         Raises:
-            GraftError: of check_version, Trust.check, AdapterCache.hold, check_config, read_template.
+            GraftError: of check_version, Trust.check, AdapterCache.hold, check_config, Engine.inspect, read_template.
         """
         limits = self._engine.limits
         check_version(version, self._base, limits)
@@ -43,6 +43,7 @@ class Preparation:
         held = await self._cache.hold(version, make_room=make_room)
         try:
             check_config(version, read_config(version, held.folder), limits)
+            await self._engine.inspect(version.name, held.folder)
             template = await asyncio.to_thread(read_template, version, held.folder)
         except BaseException:
             held.release()

@@ -18,6 +18,10 @@ class SharedEngine(VllmEngine):
         for adapter in tuple(self.loaded):
             await self.unload(adapter)
 
+    async def listed(self) -> set[int]:
+        """Numbers of the adapters that vLLM itself says it holds."""
+        return set(await self._running().list_loras())
+
     async def really_stop(self) -> None:
         """Ends its processes."""
         await super().stop()

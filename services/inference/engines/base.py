@@ -142,6 +142,13 @@ class Engine(ABC):
     async def wait_dead(self) -> None:
         """Returns when the engine has died or was stopped."""
 
+    async def inspect(self, name: str, folder: Path) -> None:  # noqa: B027
+        """Looks into an adapter's files before a slot is taken for them; some engines take any.
+
+        Raises:
+            GraftError: ADAPTER_UNUSABLE, naming the field or the tensor.
+        """
+
     @abstractmethod
     async def load(self, adapter: EngineAdapter) -> None:
         """Loads an adapter, while fewer than max_loaded are. After an error nothing of it is left in the engine.

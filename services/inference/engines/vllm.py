@@ -11,6 +11,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.errors import GraftError, Reason
@@ -30,6 +31,7 @@ from services.inference.engines.vllm_arguments import (
     engine_arguments,
     set_environment,
 )
+from services.inference.engines.vllm_inspection import Inspection
 from services.inference.engines.vllm_observability import stat_loggers, vllm_metrics
 from services.inference.engines.vllm_params import delta_of, sampling_params
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
@@ -53,6 +55,7 @@ class VllmEngine(Engine):
         self._tokenizer: BaseTokenizer | None = None
         self._limits: Limits | None = None
         self._requests: dict[EngineAdapter, LoRARequest] = {}
+        self._inspection: Inspection | None = None
 
     @property
     def limits(self) -> Limits:
@@ -104,6 +107,9 @@ class VllmEngine(Engine):
             max_token_characters=self._tokenizer.max_token_characters,
             max_cpu_adapters=cpu_adapters(self._options),
         )
+        self._inspection = await asyncio.to_thread(
+            Inspection, self._options.base, _largest(model.dtype)
+        )
 
     def _build(self) -> AsyncLLM:
         set_environment(self._options)
@@ -127,6 +133,10 @@ class VllmEngine(Engine):
         # vLLM says it in a flag alone.
         while self.healthy:  # noqa: ASYNC110
             await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+    async def inspect(self, name: str, folder: Path) -> None:
+        assert self._inspection is not None, "the engine has not started"
+        await asyncio.to_thread(self._inspection.check, name, folder)
 
     async def load(self, adapter: EngineAdapter) -> None:
         from vllm.lora.request import LoRARequest
@@ -244,6 +254,13 @@ def _translated() -> Iterator[None]:
             f"The engine failed on this request: {error.__cause__ or error}",
             next_step="Ask again; if it comes back, read the log of the service.",
         ) from error
+
+
+def _largest(dtype: Any) -> float:
+    """The largest number of a torch type."""
+    import torch
+
+    return float(torch.finfo(dtype).max)
 
 
 async def _shut_down(engine: AsyncLLM) -> None:

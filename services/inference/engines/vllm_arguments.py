@@ -10,6 +10,7 @@ from typing import Any
 # The only ranks that vLLM's kernels are made for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
+_CPU_SCHEDULER = "services.inference.engines.vllm_cpu_scheduler.GraftCpuScheduler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
         "generation_config": "vllm",
     }
     if on_cpu:
-        arguments["worker_cls"] = _CPU_WORKER
+        arguments |= {"worker_cls": _CPU_WORKER, "scheduler_cls": _CPU_SCHEDULER}
     else:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
     if options.max_adapters:

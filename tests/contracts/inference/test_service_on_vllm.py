@@ -164,7 +164,8 @@ async def test_bad_adapters_fail_by_name_and_harm_nobody(
         stop.set()
         await asyncio.gather(*innocents)
     assert service.engine.healthy
-    assert {versions[name] for name in tried} == {"truncated", "empty", "wide"}
+    # None of them came as far as the engine.
+    assert not tried
 
 
 async def test_swaps_under_load_fail_nothing_and_mix_nothing(
