@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.harness import Report
 
 # Each module has run(short: bool) -> Report.
-BENCHMARKS = ("streaming", "swap", "training", "plan", "preflight", "registry", "blobs")
+BENCHMARKS = ("streaming", "swap", "training", "plan", "preflight", "registry", "blobs", "lora")
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.inference.vllm_plugin import cpu_lora_entry
+
 # The only ranks that vLLM's kernels are made for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
@@ -55,7 +57,9 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
     else:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
     if options.max_adapters:
-        slots = options.max_adapters + (1 if on_cpu else 0)
+        # vLLM's own LoRA on a CPU gives requests for the base what is in the last slot: it stays empty.
+        spare = on_cpu and not cpu_lora_entry.wanted()
+        slots = options.max_adapters + (1 if spare else 0)
         rank = next(rank for rank in _RANKS if rank >= options.max_lora_rank)
         arguments |= {
             "enable_lora": True,
