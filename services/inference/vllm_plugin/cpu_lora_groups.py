@@ -23,19 +23,24 @@ class TokenGroups:
         self.active = tuple(sorted({slot for slot in slots_of_tokens if slot >= 0}))
         self._slots = slots
         self._of_tokens = torch.tensor(slots_of_tokens, dtype=torch.long)
-        self._masks: dict[int, torch.Tensor] = {}
+        self._owns: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
         self._rows: list[tuple[int, slice | torch.Tensor]] | None = None
 
-    def others(self, rank: int) -> torch.Tensor:
-        """True where a token's row meets another slot's column; shape [tokens, rank * slots].
+    def own(self, rank: int, columns: int, times: int, dtype: torch.dtype) -> torch.Tensor:
+        """1 where a token's row meets a column of its slot, else 0; shape [tokens, times * columns].
 
-        Columns are ordered by rank and then slot, as in LayerWeights.
+        Args:
+            rank: columns are ordered by rank and then slot, as in LayerWeights.
+            columns: at least rank * slots; further ones are padding.
+            times: how often that is repeated.
         """
-        mask = self._masks.get(rank)
-        if mask is None:
-            own = self._of_tokens[:, None] == torch.arange(self._slots)
-            mask = self._masks[rank] = ~own.repeat(1, rank)
-        return mask
+        key = (rank, columns, times, dtype)
+        found = self._owns.get(key)
+        if found is None:
+            one = (self._of_tokens[:, None] == torch.arange(self._slots)).to(dtype).repeat(1, rank)
+            padded = torch.nn.functional.pad(one, (0, columns - one.shape[1]))
+            found = self._owns[key] = padded.repeat(1, times)
+        return found
 
     def rows(self) -> Iterator[tuple[int, slice | torch.Tensor]]:
         """Every active slot with its tokens; a slice where they lie side by side."""
@@ -43,12 +48,12 @@ class TokenGroups:
             self._rows = [(slot, self._rows_of(slot)) for slot in self.active]
         return iter(self._rows)
 
-    def _rows_of(self, slot: int) -> slice | torch.Tensor:
-        indices = torch.nonzero(self._of_tokens == slot).flatten()
-        first, last = int(indices[0]), int(indices[-1])
-        return slice(first, last + 1) if last - first + 1 == len(indices) else indices
-
     def first(self, tokens: int) -> TokenGroups:
         """The groups of a layer that sees another number of tokens; what is beyond has no adapter."""
         known = self._of_tokens[:tokens].tolist()
         return TokenGroups(known + [-1] * (tokens - len(known)), self._slots)
+
+    def _rows_of(self, slot: int) -> slice | torch.Tensor:
+        indices = torch.nonzero(self._of_tokens == slot).flatten()
+        first, last = int(indices[0]), int(indices[-1])
+        return slice(first, last + 1) if last - first + 1 == len(indices) else indices

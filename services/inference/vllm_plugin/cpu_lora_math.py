@@ -1,7 +1,7 @@
-"""Adds adapters to a layer's output, batch of several slots at once. Plain torch; knows nothing of vLLM.
+"""Adds adapters to a layer's output, for a batch of several slots. Plain torch; knows nothing of vLLM.
 
-Two ways, which differ only in speed. Together: one product with the A of all slots, what does not belong
-to a token set to zero, one product with the B of all slots. That is the least number of calls, and
+Two ways, which differ only in speed. Together: one product with the A of all slots, what is not of a
+token's own slot set to zero, one product with the B of all slots. That is the least number of calls, and
 computes slots times too much. One by one: a pair of products for each slot of the step, with its tokens.
 """
 
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
-from services.inference.vllm_plugin.cpu_lora_weights import LayerWeights, Needed
+from services.inference.vllm_plugin.cpu_lora_weights import Content, LayerWeights
 
-# Multiplications that are done in the time that a further call takes; measured, see docs/cpu-lora.md.
-_PER_CALL = 2_000_000
+# Multiplications in vain that take as long as one call; measured on two cores, see docs/cpu-lora.md.
+_PER_CALL = {torch.bfloat16: 30_000_000}
+_PER_CALL_ELSE = 5_000_000
 
 
 def add_adapters(
@@ -29,48 +30,51 @@ def add_adapters(
     """
     if not groups.active:
         return
-    needed = weights.needed(groups.active)
-    if not needed.rank:
+    content = weights.content()
+    if not any(content.ranks[slot] for slot in groups.active):
         return
-    if len(groups.active) == 1 or not _together_pays(y, x, weights, needed, groups):
-        _add_one_by_one(y, x, weights, needed, groups, scale)
+    if not together_pays(x, content, groups):
+        _add_one_by_one(y, x, content, groups, scale)
+    elif content.packed is not None and scale == 1 and content.packed.stop <= y.shape[1]:
+        packed = content.packed
+        packed.add(y, x, groups.own(content.rank, packed.columns, packed.slices, x.dtype))
     else:
-        _add_together(y, x, needed, groups, scale)
+        _add_together(y, x, content, groups, scale)
 
 
-def _together_pays(
-    y: torch.Tensor, x: torch.Tensor, weights: LayerWeights, needed: Needed, groups: TokenGroups
-) -> bool:
+def together_pays(x: torch.Tensor, content: Content, groups: TokenGroups) -> bool:
+    """Whether computing all slots for every token is no dearer than the calls that it saves."""
     # Zero times the NaN of another's B would be NaN: such an adapter must meet its own tokens alone.
-    if not needed.all_finite:
+    if not content.tame:
         return False
-    per_rank = sum(x.shape[1] + part.stop - part.start for part in needed.slices)
-    in_vain = x.shape[0] * needed.rank * (weights.slots - 1) * per_rank
-    calls = (len(groups.active) - 1) * (2 * len(needed.slices) + 2)
-    return in_vain <= calls * _PER_CALL
+    inside = x.shape[1] * len(content.slices) + sum(
+        each.stop - each.start for each in content.slices
+    )
+    in_vain = x.shape[0] * inside * content.rank * (len(content.ranks) - 1)
+    # Per slot: its tokens of x and y are picked and put back, and two products per slice.
+    calls = len(groups.active) * (2 * len(content.slices) + 3) - (2 * len(content.slices) + 1)
+    return in_vain <= calls * _PER_CALL.get(x.dtype, _PER_CALL_ELSE)
 
 
 def _add_together(
-    y: torch.Tensor, x: torch.Tensor, needed: Needed, groups: TokenGroups, scale: float
+    y: torch.Tensor, x: torch.Tensor, content: Content, groups: TokenGroups, scale: float
 ) -> None:
-    others = groups.others(needed.rank)
-    for part in needed.slices:
-        low = torch.mm(x, part.a).masked_fill_(others, 0)
+    own = groups.own(content.rank, content.slices[0].a.shape[1], 1, x.dtype)
+    for part in content.slices:
+        low = torch.mm(x, part.a).mul_(own)
         y[:, part.start : part.stop].addmm_(low, part.b[:, : y.shape[1]], alpha=scale)
 
 
 def _add_one_by_one(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    weights: LayerWeights,
-    needed: Needed,
-    groups: TokenGroups,
-    scale: float,
+    y: torch.Tensor, x: torch.Tensor, content: Content, groups: TokenGroups, scale: float
 ) -> None:
     for slot, rows in groups.rows():
+        rank = content.ranks[slot]
+        if not rank:
+            continue
         its_x, its_y = x[rows], y[rows]
-        for part in needed.slices:
-            a, b = part.of(slot, weights.slots)
+        for part in content.slices:
+            a, b = part.of(slot, rank, len(content.ranks))
             its_y[:, part.start : part.stop].addmm_(
                 torch.mm(its_x, a), b[:, : y.shape[1]], alpha=scale
             )

@@ -2,7 +2,7 @@
 
 vLLM keeps a tensor per slice (q, k and v are slices of one layer), of shape [slots, 1, rank, in] for A
 and [slots, 1, out, rank] for B, and writes adapters into it. Here the same tensors get other strides
-and another storage: vLLM goes on writing, and there is no copy that could be stale.
+and another storage, and vLLM goes on writing; what is derived from them is made again after a change.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
+from services.inference.vllm_plugin.cpu_lora_packed import PackedLayer
+
+# Above it, a number times an activation could overflow to an infinity, and zero times that is NaN.
+_TAME = 1e20
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The weights of all slots for one slice, up to the rank that a step needs.
+    """The weights of all slots for one slice, up to the largest rank that one of them has; views.
 
     Attributes:
         start: its first column in the layer's output.
@@ -29,32 +34,29 @@ class Slice:
     a: torch.Tensor
     b: torch.Tensor
 
-    def of(self, slot: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, slot: int, rank: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One slot's A [in, rank] and B [rank, out]."""
-        return self.a[:, slot::slots], self.b[slot::slots]
+        end = rank * slots
+        return self.a[:, slot:end:slots], self.b[slot:end:slots]
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
-    """What a step with certain slots needs of a layer.
+class Content:
+    """What the slots hold now.
 
     Attributes:
-        rank: the largest that one of the slots has here; 0 where none has weights.
-        slices: those for which one of them has weights.
-        all_finite: whether B is finite in every slot, of this step or not.
+        ranks: per slot, the number of leading ranks that are not all zero; 0 where it has no weights here.
+        rank: the largest of them.
+        slices: those for which a slot has weights.
+        tame: whether no number is so large, or none, that it could reach another slot's tokens.
+        packed: the same weights for fast products, where the CPU has them and they are small.
     """
 
+    ranks: tuple[int, ...]
     rank: int
     slices: tuple[Slice, ...]
-    all_finite: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A slot: per slice how many leading ranks are not all zero, and whether B is finite."""
-
-    ranks: tuple[int, ...]
-    finite: bool
+    tame: bool
+    packed: PackedLayer | None
 
 
 class SlotChanges:
@@ -96,50 +98,46 @@ class LayerWeights:
                 its_b.data = self._b[number].permute(1, 2, 0).unsqueeze(1)
         # They are known again by their identity, so they have to live as long as this does.
         self._theirs = (tuple(a), tuple(b))
-        self._contents: list[_Content | None] = [None] * self.slots
+        self._inspected: list[tuple[tuple[int, ...], bool]] = [((), True)] * self.slots
         self._counts = [-1] * self.slots
         self._total = -1
-        self._needed: dict[tuple[int, ...], Needed] = {}
+        self._content: Content | None = None
 
-    def needed(self, active: tuple[int, ...]) -> Needed:
-        """What a step with these slots needs."""
-        if self._total != self._changes.total:
-            self._needed.clear()
+    def content(self) -> Content:
+        """What the slots hold now; worked out once after each change."""
+        if self._content is None or self._total != self._changes.total:
             self._total = self._changes.total
-        found = self._needed.get(active)
-        if found is None:
-            found = self._needed[active] = self._sum_up(active)
-        return found
+            changed = [
+                slot for slot in range(self.slots) if self._counts[slot] != self._changes[slot]
+            ]
+            for slot in changed:
+                self._counts[slot] = self._changes[slot]
+                self._inspected[slot] = self._inspect(slot)
+            if self._content is None or changed:
+                self._content = self._sum_up()
+        return self._content
 
-    def _sum_up(self, active: tuple[int, ...]) -> Needed:
-        contents = [self._content(slot) for slot in range(self.slots)]
-        ranks = [
-            max(contents[slot].ranks[number] for slot in active) for number in range(len(self._b))
-        ]
-        rank = max(ranks)
+    def _sum_up(self) -> Content:
+        ranks = [per_slice for per_slice, _ in self._inspected]
+        rank = max(map(max, ranks))
         slices, start = [], 0
         for number, b in enumerate(self._b):
             stop = start + b.shape[2]
-            if ranks[number]:
+            if any(per_slice[number] for per_slice in ranks):
                 its_a = self._a[number, :rank].flatten(0, 1).t()
                 slices.append(Slice(start, stop, its_a, b[:rank].flatten(0, 1)))
             start = stop
-        return Needed(rank, tuple(slices), all(content.finite for content in contents))
+        packed = PackedLayer.of([(each.start, each.stop, each.a, each.b) for each in slices])
+        tame = all(each for _, each in self._inspected)
+        return Content(tuple(map(max, ranks)), rank, tuple(slices), tame, packed)
 
-    def _content(self, slot: int) -> _Content:
-        """Read once after each change: it decides what need not be computed in every step."""
-        content = self._contents[slot]
-        if content is None or self._counts[slot] != self._changes[slot]:
-            self._counts[slot] = self._changes[slot]
-            content = self._contents[slot] = self._inspect(slot)
-        return content
-
-    def _inspect(self, slot: int) -> _Content:
-        ranks, finite = [], True
+    def _inspect(self, slot: int) -> tuple[tuple[int, ...], bool]:
+        """Per slice its rank, and whether it is tame."""
+        ranks, tame = [], True
         for its_a, its_b in zip(self._a, self._b, strict=True):
-            # A NaN is not zero, either.
-            used = (its_a[:, slot] != 0).any(1) & (its_b[:, slot] != 0).any(1)
-            places = torch.nonzero(used)
+            sizes = [each[:, slot].abs().amax(1) for each in (its_a, its_b)]
+            # A NaN is not zero, either, and is not below anything.
+            places = torch.nonzero((sizes[0] != 0) & (sizes[1] != 0))
             ranks.append(int(places[-1]) + 1 if len(places) else 0)
-            finite = finite and bool(torch.isfinite(its_b[:, slot]).all())
-        return _Content(tuple(ranks), finite)
+            tame = tame and all(bool((size <= _TAME).all()) for size in sizes)
+        return tuple(ranks), tame
