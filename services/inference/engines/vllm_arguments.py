@@ -66,6 +66,8 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
             "max_loras": slots,
             "max_cpu_loras": slots,
             "max_lora_rank": rank,
+            # vLLM compiles nothing then on a CPU; told so early, it takes its kernels instead.
+            "enforce_eager": options.enforce_eager or on_cpu,
         }
     return arguments
 

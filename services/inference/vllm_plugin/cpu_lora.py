@@ -13,6 +13,7 @@ import torch
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from services.inference.vllm_plugin import cpu_lora_norm
 from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
 from services.inference.vllm_plugin.cpu_lora_math import add_adapters, expand, shrink
 from services.inference.vllm_plugin.cpu_lora_weights import LayerWeights, SlotChanges
@@ -24,6 +25,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _watch_slots()
+        cpu_lora_norm.use_kernels()
         self.changes = SlotChanges()
         self._layers: dict[int, LayerWeights] = {}
         self._tokens = self._samples = TokenGroups((), 0)

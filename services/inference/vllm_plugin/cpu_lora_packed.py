@@ -64,7 +64,9 @@ class PackedLayer:
         ]
         width, height = slices[-1][1] - slices[0][0], columns * len(slices)
         if len(slices) > 1 and width * height <= _MOST_MERGED:
-            merged = torch.block_diag(*(block for _, _, block in blocks))
+            merged = blocks[0][2].new_zeros(height, width)
+            for low, out, block in blocks:
+                merged[low, out.start - slices[0][0] : out.stop - slices[0][0]] = block
             blocks = [(slice(0, height), slice(slices[0][0], slices[-1][1]), merged)]
         ups = [_Up(low, out, _pack(block.t())) for low, out, block in blocks]
         return cls(_pack(torch.cat(downs)), ups, columns, len(slices))
