@@ -10,7 +10,17 @@ from pathlib import Path
 from bench.harness import Report
 
 # Each module has run(short: bool) -> Report.
-BENCHMARKS = ("streaming", "swap", "fairness", "training", "plan", "preflight", "registry", "blobs")
+BENCHMARKS = (
+    "streaming",
+    "swap",
+    "fairness",
+    "lora",
+    "training",
+    "plan",
+    "preflight",
+    "registry",
+    "blobs",
+)
 
 
 def main() -> int:

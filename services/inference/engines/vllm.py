@@ -1,8 +1,9 @@
 """The real engine: vLLM's AsyncLLM, on CPU and GPU, wrapped so that its known faults cannot show.
 
 Every adapter is added before it is used, removed after a failed load, and never more are loaded than
-there are slots. On the CPU build one more slot than is ever used stays empty: there a request for the
-base beside adapters is computed with the adapter of the last slot (index -1 wraps around).
+there are slots. On a CPU vLLM computes a request for the base beside adapters with the adapter of the last
+slot (index -1 wraps around): vllm_cpu_worker.py has another LoRA there, and where that is switched off,
+one more slot than is ever used stays empty.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.inference.vllm_plugin import cpu_lora_entry
+
 # The only ranks that vLLM's kernels are made for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
@@ -70,6 +72,8 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
             "max_loras": slots,
             "max_cpu_loras": max(slots, cpu_adapters(options) + spare),
             "max_lora_rank": rank,
+            # vLLM compiles nothing then on a CPU; told so early, it takes its kernels instead.
+            "enforce_eager": options.enforce_eager or on_cpu,
         }
     return arguments
 
@@ -86,10 +90,10 @@ def cpu_adapters(options: VllmOptions) -> int:
 
 
 def _spare_slots() -> int:
-    """Slots that must stay empty: on a CPU a request for the base gets the last one's adapter."""
+    """Slots that must stay empty: by vLLM's own LoRA on a CPU a request for the base gets the last one's adapter."""
     from vllm.platforms import current_platform
 
-    return 1 if current_platform.is_cpu() else 0
+    return 1 if current_platform.is_cpu() and not cpu_lora_entry.wanted() else 0
 
 
 def set_environment(options: VllmOptions) -> None:

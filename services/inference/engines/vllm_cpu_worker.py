@@ -1,9 +1,11 @@
-"""vLLM's CPU worker, with the one thing that it forgets: asking the kernel for AMX before using it.
+"""vLLM's CPU worker, with what it forgets (asking the kernel for AMX before using it) and a faster LoRA.
 
 Linux lets a process use AMX tiles only after it asked (arch_prctl ARCH_REQ_XCOMP_PERM). vLLM's bfloat16
 attention does not ask, and a worker in which no other library has done so by chance dies of SIGILL.
 A GPU engine never sees this class; where the CPU has no AMX, it does nothing; where the kernel
 refuses, the service goes on to what vLLM does then, and its log has the reason beforehand.
+
+LoRA by groups of tokens is that of the plugin, see docs/cpu-lora.md; no entry point has to be installed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import torch
 from vllm.logger import init_logger
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from services.inference.vllm_plugin import cpu_lora_entry
+
 
 class GraftCpuWorker(CPUWorker):  # type: ignore[misc]
     """Named to the engine as worker_cls; made by vLLM in its own process."""
@@ -19,6 +23,7 @@ class GraftCpuWorker(CPUWorker):  # type: ignore[misc]
     def init_device(self) -> None:
         """As of the base class."""
         allow_amx()
+        cpu_lora_entry.install()
         super().init_device()
 
 

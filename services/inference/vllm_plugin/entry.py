@@ -13,7 +13,7 @@ PLUGIN = "graft"
 
 
 def register_resolver() -> None:
-    """Has vLLM ask the registry for names that it does not know.
+    """Has vLLM ask the registry for names that it does not know; on a CPU, also cpu_lora.py.
 
     Raises:
         GraftError: a setting is wrong; the server does not start then.
@@ -22,7 +22,9 @@ def register_resolver() -> None:
         return
     from vllm.lora.resolver import LoRAResolverRegistry
 
+    from services.inference.vllm_plugin import cpu_lora_entry
     from services.inference.vllm_plugin.plugin import GraftPlugin
     from services.inference.vllm_plugin.settings import PluginSettings
 
     LoRAResolverRegistry.register_resolver(PLUGIN, GraftPlugin(PluginSettings.from_environment()))
+    cpu_lora_entry.install()

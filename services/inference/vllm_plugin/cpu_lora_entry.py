@@ -1,0 +1,35 @@
+"""Has vLLM compute LoRA on a CPU by cpu_lora.py: the entry point `graft_cpu_lora` of vllm.general_plugins.
+
+vLLM loads it in each of its processes, also where nobody wants it, so it does nothing unless
+VLLM_PLUGINS names `graft` or `graft_cpu_lora`. Graft's own CPU worker calls install() by itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+PLUGINS = ("graft", "graft_cpu_lora")
+VARIABLE = "GRAFT_CPU_LORA"
+STOCK = "stock"
+_WRAPPER = "services.inference.vllm_plugin.cpu_lora.GroupedPunicaWrapper"
+
+
+def register() -> None:
+    """What the entry point names."""
+    if not set(PLUGINS).isdisjoint(os.environ.get("VLLM_PLUGINS", "").split(",")):
+        install()
+
+
+def wanted() -> bool:
+    """Whether it is not switched off."""
+    return os.environ.get(VARIABLE, "") != STOCK
+
+
+def install() -> None:
+    """Takes the place of vLLM's own in this process; before a model is loaded, any number of times."""
+    from vllm.platforms import current_platform
+
+    platform = type(current_platform)
+    if not wanted() or not current_platform.is_cpu() or platform.get_punica_wrapper() == _WRAPPER:
+        return
+    platform.get_punica_wrapper = classmethod(lambda cls: _WRAPPER)

@@ -1,0 +1,59 @@
+"""Which tokens of an engine step belong to which adapter slot: worked out once, used by every layer.
+
+Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+
+class TokenGroups:
+    """The tokens of one step by slot.
+
+    Args:
+        slots_of_tokens: for each token its slot, -1 where it has no adapter.
+        slots: how many there are.
+    """
+
+    def __init__(self, slots_of_tokens: Sequence[int], slots: int) -> None:
+        self.tokens = len(slots_of_tokens)
+        self.active = tuple(sorted({slot for slot in slots_of_tokens if slot >= 0}))
+        self._slots = slots
+        self._of_tokens = torch.tensor(slots_of_tokens, dtype=torch.long)
+        self._owns: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
+        self._rows: list[tuple[int, slice | torch.Tensor]] | None = None
+
+    def own(self, rank: int, columns: int, times: int, dtype: torch.dtype) -> torch.Tensor:
+        """1 where a token's row meets a column of its slot, else 0; shape [tokens, times * columns].
+
+        Args:
+            rank: columns are ordered by rank and then slot, as in LayerWeights.
+            columns: at least rank * slots; further ones are padding.
+            times: how often that is repeated.
+        """
+        key = (rank, columns, times, dtype)
+        found = self._owns.get(key)
+        if found is None:
+            one = (self._of_tokens[:, None] == torch.arange(self._slots)).to(dtype).repeat(1, rank)
+            padded = torch.nn.functional.pad(one, (0, columns - one.shape[1]))
+            found = self._owns[key] = padded.repeat(1, times)
+        return found
+
+    def rows(self) -> Iterator[tuple[int, slice | torch.Tensor]]:
+        """Every active slot with its tokens; a slice where they lie side by side."""
+        if self._rows is None:
+            self._rows = [(slot, self._rows_of(slot)) for slot in self.active]
+        return iter(self._rows)
+
+    def first(self, tokens: int) -> TokenGroups:
+        """The groups of a layer that sees another number of tokens; what is beyond has no adapter."""
+        known = self._of_tokens[:tokens].tolist()
+        return TokenGroups(known + [-1] * (tokens - len(known)), self._slots)
+
+    def _rows_of(self, slot: int) -> slice | torch.Tensor:
+        indices = torch.nonzero(self._of_tokens == slot).flatten()
+        first, last = int(indices[0]), int(indices[-1])
+        return slice(first, last + 1) if last - first + 1 == len(indices) else indices

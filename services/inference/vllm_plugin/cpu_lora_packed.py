@@ -1,0 +1,113 @@
+"""A layer's adapters as vLLM's own small matrix products take them: on a CPU with AMX, in bfloat16.
+
+For matrices as small as these, a product through torch takes three times as long and more, most of it
+to get going. The weights are a copy in the order in which the CPU's tiles read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+# What the tiles are made for.
+_INPUTS, _OUTPUTS = 32, 16
+# Elements of a layer that are packed again when one of its slots changes; a larger one is not.
+_MOST = 4 * 2**20
+# Elements up to which slices are one matrix with zeros between them: one product instead of several.
+_MOST_MERGED = 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class _Up:
+    """Packed B: the columns of the low-rank activations that it takes, and those of the output."""
+
+    low: slice
+    out: slice
+    weight: torch.Tensor
+
+
+class PackedLayer:
+    """All slots and slices of a layer; see of()."""
+
+    def __init__(self, down: torch.Tensor, ups: Sequence[_Up], columns: int, slices: int) -> None:
+        self._down, self._ups = down, tuple(ups)
+        # Of the low-rank activations of one slice.
+        self.columns = columns
+        self.slices = slices
+        self._start = ups[0].out.start
+        # The column after the last one that it adds to.
+        self.stop = ups[-1].out.stop
+
+    @classmethod
+    def of(
+        cls, slices: Sequence[tuple[int, int, torch.Tensor, torch.Tensor]]
+    ) -> PackedLayer | None:
+        """Packs; None where the CPU, the data type or a size is not one for it.
+
+        Args:
+            slices: start and stop in the output, A [in, columns] and B [columns, out]; in order.
+        """
+        if not slices or not _usable(slices):
+            return None
+        columns = -(-slices[0][2].shape[1] // _INPUTS) * _INPUTS
+        downs = [_padded(a.t(), columns) for _, _, a, _ in slices]
+        blocks = [
+            (
+                slice(number * columns, (number + 1) * columns),
+                slice(start, stop),
+                _padded(b, columns),
+            )
+            for number, (start, stop, _, b) in enumerate(slices)
+        ]
+        width, height = slices[-1][1] - slices[0][0], columns * len(slices)
+        if len(slices) > 1 and width * height <= _MOST_MERGED:
+            merged = blocks[0][2].new_zeros(height, width)
+            for low, out, block in blocks:
+                merged[low, out.start - slices[0][0] : out.stop - slices[0][0]] = block
+            blocks = [(slice(0, height), slice(slices[0][0], slices[-1][1]), merged)]
+        ups = [_Up(low, out, _pack(block.t())) for low, out, block in blocks]
+        return cls(_pack(torch.cat(downs)), ups, columns, len(slices))
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, own: torch.Tensor) -> None:
+        """y += x @ A * own @ B.
+
+        Args:
+            own: 1 where a token's row meets a column of its slot, else 0; [tokens, slices * columns].
+        """
+        product = torch.ops._C.weight_packed_linear.default
+        tokens = x.shape[0]
+        low = x.new_empty(tokens, self.slices * self.columns)
+        product(low, x, self._down, None, True)
+        low.mul_(own)
+        delta = x.new_empty(tokens, self.stop - self._start)
+        for up in self._ups:
+            its = delta[:, up.out.start - self._start : up.out.stop - self._start]
+            product(its, low[:, up.low], up.weight, None, True)
+        y[:, self._start : self.stop].add_(delta)
+
+
+def _usable(slices: Sequence[tuple[int, int, torch.Tensor, torch.Tensor]]) -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if supported is None or not supported() or not hasattr(torch.ops._C, "weight_packed_linear"):
+        return False
+    elements = sum(a.numel() + b.numel() for _, _, a, b in slices)
+    gapless = all(before[1] == after[0] for before, after in pairwise(slices))
+    return (
+        elements <= _MOST
+        and gapless
+        and slices[0][2].dtype == torch.bfloat16
+        and slices[0][2].shape[0] % _INPUTS == 0
+        and all((stop - start) % _OUTPUTS == 0 for start, stop, _, _ in slices)
+    )
+
+
+def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.nn.functional.pad(rows, (0, 0, 0, count - rows.shape[0]))
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops._C.convert_weight_packed(weight.contiguous())
+    return packed
