@@ -1,4 +1,4 @@
-"""The service with its real engine as processes: told to end, and with its engine killed."""
+"""The service with its real engine as processes, told to end."""
 
 from __future__ import annotations
 
