@@ -98,6 +98,10 @@ class Answer:
         finally:
             pace.streams -= 1
 
+    def stalled(self) -> None:
+        """Its reader takes nothing: others get its place. What still comes is counted as ever."""
+        self._turn.close()
+
     async def _deltas(self, *, stream: bool) -> AsyncGenerator[Delta, None]:
         series, outcome, first_s = self._series, "error", 0.0
         series.prompt_tokens.inc(self.prompt_tokens)
@@ -212,8 +216,8 @@ class Answers:
             time_remaining_s -= time.perf_counter() - arrived_s
         claim = self._claim(question, version, ids, sampling, time_remaining_s)
         turn = await self._scheduler.turn(claim)
-        self._metrics.queue_wait.labels(turn.cause.value).observe(turn.waited_s)
         try:
+            self._metrics.queue_wait.labels(turn.cause.value).observe(turn.waited_s)
             return await self._use(turn, question, ids, sampling)
         except BaseException:
             turn.close()

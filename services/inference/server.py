@@ -128,7 +128,15 @@ class InferenceServer:
         metrics.watch_queue(lambda: scheduler.waiting)
         answers = Answers(self.engine, router, residency, prompts, base, metrics, pace, scheduler)
         models = Models(base, catalogue, swaps, residency)
-        servicer = InferenceServicer(answers, prompts, models, residency, self._follower, base)
+        servicer = InferenceServicer(
+            answers,
+            prompts,
+            models,
+            residency,
+            self._follower,
+            base,
+            settings.stalled_after_s,
+        )
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self.grpc.grpc)
         self._close, self._residency = [swaps, residency], residency
 
