@@ -102,6 +102,10 @@ class Answer:
         finally:
             pace.streams -= 1
 
+    def stalled(self) -> None:
+        """Its reader takes nothing: others get its place. What still comes is counted as ever."""
+        self._turn.close()
+
     async def _deltas(self, *, stream: bool) -> AsyncGenerator[Delta, None]:
         series, outcome, first_s, last_s, gap_s = self._series, "error", 0.0, 0.0, 0.0
         series.prompt_tokens.inc(self.prompt_tokens)
@@ -235,9 +239,9 @@ class Answers:
             time_remaining_s -= time.perf_counter() - arrived_s
         claim = self._claim(question, version, ids, sampling, time_remaining_s)
         turn = await self._scheduler.turn(claim)
-        self._metrics.queue_wait.labels(turn.cause.value).observe(turn.waited_s)
-        self._metrics.waited_turn(*_labels(self._base, version), turn.waited_s)
         try:
+            self._metrics.queue_wait.labels(turn.cause.value).observe(turn.waited_s)
+            self._metrics.waited_turn(*_labels(self._base, version), turn.waited_s)
             return await self._use(turn, question, ids, sampling)
         except BaseException:
             turn.close()
@@ -271,6 +275,8 @@ class Answers:
         self, turn: Turn, question: Question, ids: Sequence[int] | None, sampling: Sampling
     ) -> _Admitted:
         """Takes the version that the name means now, and with it, for a conversation, its template."""
+        # The engine may have died while it waited.
+        await self._gate.passed()
         version = await self._resolve(question.model)
         turn.move("" if version is None else version.name)
         resident = None

@@ -123,6 +123,11 @@ class InferenceSettings(ServiceSettings):
         ge=0,
         description="longest wait for a limit of tokens_per_s; what would wait longer is refused",
     )
+    stalled_after_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="a stream whose reader takes nothing for so long gives its place to others",
+    )
     adapter_limits: dict[str, Limit] = Field(
         default_factory=dict,
         description='by adapter id, as JSON; "*" is any other: {"*": {"max_concurrent": 32}, "bot": '

@@ -180,7 +180,15 @@ class InferenceServer:
         )
         models = Models(base, catalogue, swaps, residency)
         self._close, self.residency = [prefetch, swaps, residency], residency
-        return InferenceServicer(answers, prompts, models, residency, self._follower, base)
+        return InferenceServicer(
+            answers,
+            prompts,
+            models,
+            residency,
+            self._follower,
+            base,
+            settings.stalled_after_s,
+        )
 
     def _supervise(self, residency: Residency, required: Required) -> None:
         settings = self._settings

@@ -29,7 +29,9 @@ class InferenceServicer(InferenceServiceServicer):
         residency: Residency,
         follower: Follower,
         base: Base,
+        stalled_after_s: float,
     ) -> None:
+        self._stalled_after_s = stalled_after_s
         self._answers, self._prompts, self._models = answers, prompts, models
         self._residency, self._follower, self._base = residency, follower, base
 
@@ -60,6 +62,7 @@ class InferenceServicer(InferenceServiceServicer):
             return message
 
     async def _stream(self, question: Question, context: Context) -> None:
+        loop = asyncio.get_running_loop()
         admitted = self._answers.admit(question, context.time_remaining())
         async with admitted as answer, aclosing(answer.parts()) as parts:
             provenance = convert.provenance(answer.provenance)
@@ -72,7 +75,11 @@ class InferenceServicer(InferenceServiceServicer):
                 if delta.finish is not None:
                     message.usage.prompt_tokens = answer.prompt_tokens
                     message.usage.completion_tokens = answer.completion_tokens
-                await context.write(message)
+                waiting = loop.call_later(self._stalled_after_s, answer.stalled)
+                try:
+                    await context.write(message)
+                finally:
+                    waiting.cancel()
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context

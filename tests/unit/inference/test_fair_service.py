@@ -11,8 +11,10 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from graft.channel import open_channel
 from graft.errors import Reason
 from graft.inference.v1 import inference_service_pb2 as pb
+from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from grpc_status import rpc_status
 
 from services.inference.config import InferenceSettings
@@ -161,6 +163,22 @@ async def test_who_goes_away_frees_the_place_in_the_queue(tmp_path: Path) -> Non
         await queued(service, 1)
         await service.fake.release()
         assert len(await orders.all()) == 2
+
+
+async def test_a_stream_that_nobody_reads_keeps_no_place_for_ever(tmp_path: Path) -> None:
+    async with (
+        start_inference(tmp_path, max_in_flight=1, stalled_after_s=0.05) as service,
+        # A window that long answers fill.
+        open_channel(service.server.address, [("grpc.http2.bdp_probe", 0)]) as channel,
+    ):
+        stub: Any = InferenceServiceStub(channel)
+        unread = stub.StreamGenerate(question("tiny", max_tokens=500, logprobs=20))
+        last = await unread.read()
+        assert (await service.ask("tiny")).text
+        assert service.engine.unfinished() == 1
+        while not last.finish_reason:
+            last = await unread.read()
+        assert last.usage.completion_tokens == 500
 
 
 async def test_priority_moves_a_request_before_the_adapters_others(tmp_path: Path) -> None:
