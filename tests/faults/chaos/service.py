@@ -220,7 +220,7 @@ async def chaos_service(
         engine=engine,
         registry=registry,
         base=base,
-        **{"retry_failed_after_s": 0.0, **settings},
+        **{"retry_failed_after_s": 0.0, "metric_linger_s": 0.0, **settings},
     ) as running:
         chaos = Chaos(running, engine, base, folder)
         for seed, name in enumerate(("one", "two"), start=1):

@@ -14,6 +14,8 @@ import psutil
 from tests.faults.chaos.service import Chaos
 
 MIB = 1024 * 1024
+# Calls that are just ending; a leak would be one for each of hundreds of requests.
+_PASSING = {"tasks": 8, "files": 4}
 _MOST_THREADS = min(32, (os.cpu_count() or 1) + 4)
 
 
@@ -33,7 +35,7 @@ class Taken:
         grown = []
         for each in fields(self):
             was, now = getattr(before, each.name), getattr(self, each.name)
-            allowed = memory_bytes if each.name == "memory_bytes" else 0
+            allowed = memory_bytes if each.name == "memory_bytes" else _PASSING.get(each.name, 0)
             if now > was + allowed:
                 grown.append(f"{each.name}: {was}, then {now}")
         return grown
