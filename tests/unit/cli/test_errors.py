@@ -62,6 +62,7 @@ def test_every_reason_has_an_exit_code(reason: Reason) -> None:
         "FAILED_PRECONDITION": 4,
         "UNAVAILABLE": 5,
         "RESOURCE_EXHAUSTED": 5,
+        "DEADLINE_EXCEEDED": 5,
     }
     # A quota does not go away by waiting.
     wanted = 4 if reason is Reason.QUOTA_EXCEEDED else expected.get(STATUS[reason].name, 1)
