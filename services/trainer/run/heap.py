@@ -1,8 +1,9 @@
-"""What a worker on a CPU holds beside its live tensors, because glibc's malloc reuses freed memory badly.
+"""What a worker on a CPU holds beside its live tensors, because malloc does not reuse all that was freed.
 
-A large aligned tensor leaves gaps in the heap into which the next one of its size does not fit (glibc's bug
-14581), so that the heap grows with every byte that a step allocates, and not only with those that it needs at
-once. The shares were found with `python -m bench plan`; docs/plan.md says what else was tried.
+Measured with glibc 2.36: the heap grows with every byte that a step allocates, and not only with those that it
+needs at once; where each tensor is mapped by itself, it does not. The likely cause is that a freed aligned tensor
+leaves a gap into which the next of its size does not fit. The shares were fitted on the grid of `python -m bench
+plan`; docs/plan.md says what else was tried.
 """
 
 from __future__ import annotations
