@@ -69,6 +69,13 @@ GRID = (
     Point("prefix_tuning", 512, 8, 4, 256),
     Point("bottleneck", 512, 8, 4, 256),
     Point("lora", 512, 8, 4, 256, objective="dpo"),
+    # Chosen after the shares of services/trainer/run/heap.py were fitted to those above, before a result was seen.
+    Point("lora", 768, 6, 4, 384),
+    Point("qlora", 768, 6, 2, 256),
+    Point("full", 384, 6, 4, 384),
+    Point("dora", 768, 4, 2, 256),
+    Point("lora", 768, 10, 4, 384, checkpointing=True),
+    Point("ia3", 768, 6, 2, 384),
 )
 
 
