@@ -39,7 +39,14 @@ class EngineProcess:
         self._log = log
         path = os.pathsep.join([str(REPOSITORY / "sdk"), str(REPOSITORY)])
         quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-        same = {"VLLM_CPU_KVCACHE_SPACE": "1", "GOMP_SPINCOUNT": "1000", "PYTHONPATH": path}
+        # The core computes itself, as in our service, on the cores that vLLM would give a worker.
+        threads = str(max(1, (os.cpu_count() or 1) - 1))
+        same = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "OMP_NUM_THREADS": threads,
+            "GOMP_SPINCOUNT": "1000",
+            "PYTHONPATH": path,
+        }
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.lora_engine", *arguments],
@@ -103,7 +110,7 @@ def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Re
             return engine
 
         plain = start("base", common, "grouped")
-        ours, stock = start("ours", [*lora, "--eager"], "grouped"), start("stock", lora, "stock")
+        ours, stock = start("ours", [*lora, "--compiled"], "grouped"), start("stock", lora, "stock")
         contenders = {
             "base": partial(plain.measure, 0),
             "ours, base alone": partial(ours.measure, 0),

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from services.inference.engines.vllm_cpu import EXECUTOR, as_without_lora
+
 STREAMS = 64
 PROMPT_TOKENS = 24
 _CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
@@ -23,7 +25,7 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("--lora", type=Path, help="folder of adapter folders")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="with LoRA, too")
     parser.add_argument("--max-tokens", type=int, default=128)
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
@@ -33,17 +35,18 @@ def main() -> None:
 
     folders = sorted(options.lora.iterdir()) if options.lora else []
     lora = {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": options.rank}
-    engine = LLM(
-        model=str(options.base),
-        max_model_len=1024,
-        max_num_seqs=STREAMS,
-        enable_prefix_caching=False,
-        enforce_eager=options.eager,
-        generation_config="vllm",
-        worker_cls=_CPU_WORKER,
-        seed=0,
-        **(lora if folders else {}),
-    )
+    with as_without_lora(wanted=options.compiled):
+        engine = LLM(
+            model=str(options.base),
+            max_model_len=1024,
+            max_num_seqs=STREAMS,
+            enable_prefix_caching=False,
+            generation_config="vllm",
+            worker_cls=_CPU_WORKER,
+            distributed_executor_backend=EXECUTOR,
+            seed=0,
+            **(lora if folders else {}),
+        )
     requests = [
         LoRARequest(folder.name, number, str(folder)) for number, folder in enumerate(folders, 1)
     ]

@@ -5,10 +5,16 @@ from __future__ import annotations
 import psutil
 
 from services.inference.engines.vllm import VllmEngine
+from services.inference.engines.vllm_arguments import VllmOptions
 
 
 class SharedEngine(VllmEngine):
     """Started once by its fixture; a service that stops it only loses its adapters."""
+
+    @property
+    def options(self) -> VllmOptions:
+        """What it was made with."""
+        return self._options
 
     async def start(self) -> None:
         if not self.healthy:

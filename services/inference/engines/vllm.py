@@ -30,9 +30,9 @@ from services.inference.engines.vllm_arguments import (
     VllmOptions,
     cpu_adapters,
     engine_arguments,
-    one_process,
     set_environment,
 )
+from services.inference.engines.vllm_cpu import as_without_lora, one_process
 from services.inference.engines.vllm_inspection import Inspection
 from services.inference.engines.vllm_observability import stat_loggers, vllm_metrics
 from services.inference.engines.vllm_params import delta_of, sampling_params
@@ -116,10 +116,13 @@ class VllmEngine(Engine):
     def _build(self) -> AsyncLLM:
         set_environment(self._options)
         from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(**engine_arguments(self._options))
-        config = arguments.create_engine_config()
+        on_cpu = current_platform.is_cpu()
+        with as_without_lora(wanted=on_cpu and not arguments.enforce_eager):
+            config = arguments.create_engine_config()
         with one_process(config):
             return AsyncLLM.from_vllm_config(
                 config,

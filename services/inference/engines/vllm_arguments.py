@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from services.inference.engines import vllm_cpu
 from services.inference.vllm_plugin import cpu_lora_entry
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 # The only ranks that vLLM's kernels are made for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
-# By its full name: vLLM takes its short one for a slip on a CPU (see one_process()).
-_CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _CPU_SCHEDULER = "services.inference.engines.vllm_cpu_scheduler.GraftCpuScheduler"
 
 
@@ -70,7 +64,7 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
         arguments |= {
             "worker_cls": _CPU_WORKER,
             "scheduler_cls": _CPU_SCHEDULER,
-            "distributed_executor_backend": _CPU_EXECUTOR,
+            "distributed_executor_backend": vllm_cpu.EXECUTOR,
         }
     else:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
@@ -83,8 +77,8 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
             "max_loras": slots,
             "max_cpu_loras": max(slots, cpu_adapters(options) + spare),
             "max_lora_rank": rank,
-            # vLLM compiles nothing then on a CPU; told so early, it takes its kernels instead.
-            "enforce_eager": options.enforce_eager or on_cpu,
+            # What is not compiled takes vLLM's kernels instead, if that is said so early.
+            "enforce_eager": options.enforce_eager or (on_cpu and not vllm_cpu.compiles_lora()),
         }
     return arguments
 
@@ -105,25 +99,6 @@ def _spare_slots() -> int:
     from vllm.platforms import current_platform
 
     return 1 if current_platform.is_cpu() and not cpu_lora_entry.wanted() else 0
-
-
-@contextmanager
-def one_process(config: VllmConfig) -> Iterator[None]:
-    """What an engine has to find in its environment to compute in its core's own process, on a CPU.
-
-    vLLM gives a CPU a worker process beside the core, because OpenMP reads at a process's start which cores
-    it may use. The two then wait for each other by polling, on the core that is left for the front end
-    (docs/bench.md). Here the core's process is the one that starts with it. VLLM_CPU_OMP_THREADS_BIND and
-    VLLM_CPU_NUM_OF_RESERVED_CPU say the same as ever.
-    """
-    from vllm.platforms import current_platform
-    from vllm.utils.ompmultiprocessing import OMPProcessManager
-
-    if not current_platform.is_cpu():
-        yield
-        return
-    with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
-        yield
 
 
 def set_environment(options: VllmOptions) -> None:

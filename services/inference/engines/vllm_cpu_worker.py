@@ -11,6 +11,7 @@ LoRA by groups of tokens is that of the plugin, see docs/cpu-lora.md; no entry p
 from __future__ import annotations
 
 import torch
+from vllm.config import CompilationMode
 from vllm.logger import init_logger
 from vllm.v1.worker.cpu_worker import CPUWorker
 
@@ -23,7 +24,9 @@ class GraftCpuWorker(CPUWorker):  # type: ignore[misc]
     def init_device(self) -> None:
         """As of the base class."""
         allow_amx()
-        cpu_lora_entry.install()
+        cpu_lora_entry.install(
+            compiled=self.vllm_config.compilation_config.mode != CompilationMode.NONE
+        )
         super().init_device()
 
 

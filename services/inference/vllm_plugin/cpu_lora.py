@@ -10,12 +10,13 @@ from functools import wraps
 from typing import Any
 
 import torch
+from vllm.config import CompilationMode, get_current_vllm_config
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from services.inference.vllm_plugin import cpu_lora_norm
 from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
-from services.inference.vllm_plugin.cpu_lora_math import add_adapters, expand, shrink
+from services.inference.vllm_plugin.cpu_lora_math import add_adapters, added, expand, shrink
 from services.inference.vllm_plugin.cpu_lora_weights import LayerWeights, SlotChanges
 
 
@@ -25,9 +26,11 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _watch_slots()
-        cpu_lora_norm.use_kernels()
+        if get_current_vllm_config().compilation_config.mode == CompilationMode.NONE:
+            cpu_lora_norm.use_kernels()
         self.changes = SlotChanges()
         self._layers: dict[int, LayerWeights] = {}
+        self._embedding_total, self._embeds = -1, False
         self._tokens = self._samples = TokenGroups((), 0)
 
     def update_metadata(
@@ -65,6 +68,24 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         self.add_shrink(low, x, lora_a_stacked, scale)
         self.add_expand(y, low, lora_b_stacked, output_slices)
 
+    def added(
+        self,
+        x: torch.Tensor,
+        columns: int,
+        a: tuple[torch.Tensor, ...],
+        b: tuple[torch.Tensor, ...],
+        output_slices: tuple[int, ...],
+    ) -> torch.Tensor:
+        """x @ A @ B for all slices, [tokens, columns]; zero for a token without an adapter."""
+        groups = (
+            self._tokens if self._tokens.tokens == x.shape[0] else self._tokens.first(x.shape[0])
+        )
+        if groups.active and x.dtype == a[0].dtype:
+            return added(x, columns, self._weights(a, b), groups)
+        y = x.new_zeros(x.shape[0], columns)
+        self.add_lora_linear(y, x, a, b, 1.0, output_slices)
+        return y
+
     def add_shrink(
         self,
         y: tuple[torch.Tensor, ...] | torch.Tensor,
@@ -94,6 +115,15 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         for low, weight, size in zip(x, lora_b_stacked, output_slices, strict=True):
             expand(y[:, start : start + size], low, weight, self._of(y), add=add_inputs)
             start += size
+
+    def embeds(self, b: torch.Tensor) -> bool:
+        """Whether an adapter in a slot, for which there are tokens in this step, trains the embedding."""
+        if not self._tokens.active:
+            return False
+        if self._embedding_total != self.changes.total:
+            self._embedding_total = self.changes.total
+            self._embeds = bool(b.any())
+        return self._embeds
 
     def add_lora_embedding(
         self,

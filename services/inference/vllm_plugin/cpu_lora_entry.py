@@ -25,11 +25,19 @@ def wanted() -> bool:
     return os.environ.get(VARIABLE, "") != STOCK
 
 
-def install() -> None:
-    """Takes the place of vLLM's own in this process; before a model is loaded, any number of times."""
+def install(*, compiled: bool = False) -> None:
+    """Takes the place of vLLM's own in this process; before a model is loaded, any number of times.
+
+    Args:
+        compiled: the model will be compiled, LoRA included.
+    """
     from vllm.platforms import current_platform
 
     platform = type(current_platform)
     if not wanted() or not current_platform.is_cpu() or platform.get_punica_wrapper() == _WRAPPER:
         return
     platform.get_punica_wrapper = classmethod(lambda cls: _WRAPPER)
+    if compiled:
+        from services.inference.vllm_plugin import cpu_lora_compiled
+
+        cpu_lora_compiled.install()

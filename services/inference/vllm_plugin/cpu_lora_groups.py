@@ -5,7 +5,7 @@ Knows nothing of weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -24,6 +24,7 @@ class TokenGroups:
         self._slots = slots
         self._of_tokens = torch.tensor(slots_of_tokens, dtype=torch.long)
         self._owns: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
+        self._of_content: dict[int, tuple[object, torch.Tensor | None]] = {}
         self._rows: list[tuple[int, slice | torch.Tensor]] | None = None
 
     def own(self, rank: int, columns: int, times: int, dtype: torch.dtype) -> torch.Tensor:
@@ -41,6 +42,15 @@ class TokenGroups:
             padded = torch.nn.functional.pad(one, (0, columns - one.shape[1]))
             found = self._owns[key] = padded.repeat(1, times)
         return found
+
+    def own_of(
+        self, content: object, find: Callable[[], torch.Tensor | None]
+    ) -> torch.Tensor | None:
+        """What find() returns, once for a content."""
+        known = self._of_content.get(id(content))
+        if known is None or known[0] is not content:
+            known = self._of_content[id(content)] = (content, find())
+        return known[1]
 
     def rows(self) -> Iterator[tuple[int, slice | torch.Tensor]]:
         """Every active slot with its tokens; a slice where they lie side by side."""

@@ -42,6 +42,39 @@ def add_adapters(
         _add_together(y, x, content, groups, scale)
 
 
+def added(
+    x: torch.Tensor, columns: int, weights: LayerWeights, groups: TokenGroups
+) -> torch.Tensor:
+    """x @ A @ B, with the A and B of each token's slot; zero for other tokens.
+
+    Args:
+        x: [tokens, in], of the same data type as the weights.
+
+    Returns:
+        [tokens, columns]
+    """
+    content = weights.content()
+    own = groups.own_of(content, lambda: _mask_of_packed(x, columns, content, groups))
+    if own is not None and content.packed is not None:
+        return content.packed.product(x, own)
+    y = x.new_zeros(x.shape[0], columns)
+    add_adapters(y, x, weights, groups)
+    return y
+
+
+def _mask_of_packed(
+    x: torch.Tensor, columns: int, content: Content, groups: TokenGroups
+) -> torch.Tensor | None:
+    """None where the packed weights are none, do not fill the output, or are not the faster way."""
+    packed = content.packed
+    if packed is None or (packed.start, packed.stop) != (0, columns):
+        return None
+    in_use = any(content.ranks[slot] for slot in groups.active)
+    if not in_use or not together_pays(x, content, groups):
+        return None
+    return groups.own(content.rank, packed.columns, packed.slices, x.dtype)
+
+
 def together_pays(x: torch.Tensor, content: Content, groups: TokenGroups) -> bool:
     """Whether computing all slots for every token is no dearer than the calls that it saves."""
     # Zero times the NaN of another's B would be NaN: such an adapter must meet its own tokens alone.

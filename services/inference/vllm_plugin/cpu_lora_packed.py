@@ -17,7 +17,7 @@ _INPUTS, _OUTPUTS = 32, 16
 # Elements of a layer that are packed again when one of its slots changes; a larger one is not.
 _MOST = 4 * 2**20
 # Elements up to which slices are one matrix with zeros between them: one product instead of several.
-_MOST_MERGED = 2**18
+_MOST_MERGED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class PackedLayer:
         # Of the low-rank activations of one slice.
         self.columns = columns
         self.slices = slices
-        self._start = ups[0].out.start
+        self._product = torch.ops._C.weight_packed_linear.default
+        self.start = ups[0].out.start
         # The column after the last one that it adds to.
         self.stop = ups[-1].out.stop
 
@@ -77,16 +78,23 @@ class PackedLayer:
         Args:
             own: 1 where a token's row meets a column of its slot, else 0; [tokens, slices * columns].
         """
-        product = torch.ops._C.weight_packed_linear.default
+        y[:, self.start : self.stop].add_(self.product(x, own))
+
+    def product(self, x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """x @ A * own @ B, [tokens, stop - start]."""
+        product = self._product
         tokens = x.shape[0]
         low = x.new_empty(tokens, self.slices * self.columns)
         product(low, x, self._down, None, True)
         low.mul_(own)
-        delta = x.new_empty(tokens, self.stop - self._start)
+        out = x.new_empty(tokens, self.stop - self.start)
+        if len(self._ups) == 1:
+            product(out, low, self._ups[0].weight, None, True)
+            return out
         for up in self._ups:
-            its = delta[:, up.out.start - self._start : up.out.stop - self._start]
+            its = out[:, up.out.start - self.start : up.out.stop - self.start]
             product(its, low[:, up.low], up.weight, None, True)
-        y[:, self._start : self.stop].add_(delta)
+        return out
 
 
 def _usable(slices: Sequence[tuple[int, int, torch.Tensor, torch.Tensor]]) -> bool:

@@ -1,10 +1,15 @@
-"""Every slot filled and everything in one batch, on the real engine: nobody gets another's adapter."""
+"""Every slot filled and everything in one batch, on the real engine: nobody gets another's adapter.
+
+Once as its layers are written, once compiled.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import warnings
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,12 +38,30 @@ async def ask(engine: SharedEngine, ids: list[int], adapter: EngineAdapter | Non
     return tokens
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def empty(vllm_engine: SharedEngine) -> AsyncIterator[SharedEngine]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def compiled(vllm_engine: SharedEngine) -> AsyncIterator[SharedEngine]:
+    """As vllm_engine otherwise."""
+    engine = SharedEngine(replace(vllm_engine.options, enforce_eager=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.really_stop()
+        # Sockets close in callbacks of the loop.
+        await asyncio.sleep(0)
+
+
+@pytest_asyncio.fixture(loop_scope="session", params=["as written", "compiled"])
+async def empty(
+    request: pytest.FixtureRequest, vllm_engine: SharedEngine, compiled: SharedEngine
+) -> AsyncIterator[SharedEngine]:
     """Its two slots have nothing in them, before and after."""
-    await vllm_engine.stop()
-    yield vllm_engine
-    await vllm_engine.stop()
+    engine = compiled if request.param == "compiled" else vllm_engine
+    await engine.stop()
+    yield engine
+    await engine.stop()
 
 
 async def load(engine: SharedEngine, folder: Path) -> EngineAdapter:

@@ -13,7 +13,7 @@ import torch
 
 from services.inference.vllm_plugin import cpu_lora_math, cpu_lora_packed
 from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
-from services.inference.vllm_plugin.cpu_lora_math import add_adapters, expand, shrink
+from services.inference.vllm_plugin.cpu_lora_math import add_adapters, added, expand, shrink
 from services.inference.vllm_plugin.cpu_lora_weights import LayerWeights, SlotChanges
 
 pytestmark = pytest.mark.engine
@@ -110,6 +110,12 @@ def test_any_batch_gets_what_a_plain_loop_computes(seed: int, dtype: torch.dtype
         add_adapters(y, x, its.weights, TokenGroups(of_tokens, slots), scale)
         difference = (y.double() - wanted).abs().max() / wanted.abs().max()
         assert difference < TOLERANCE[dtype]
+        if scale == 1:
+            alone = added(x, sum(outputs), its.weights, TokenGroups(of_tokens, slots))
+            assert ((before + alone).double() - wanted).abs().max() / wanted.abs().max() < (
+                TOLERANCE[dtype]
+            )
+            assert not alone[[slot < 0 for slot in of_tokens]].any()
         for token, slot in enumerate(of_tokens):
             if slot < 0:
                 assert torch.equal(y[token], before[token])
