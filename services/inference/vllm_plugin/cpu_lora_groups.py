@@ -25,6 +25,7 @@ class TokenGroups:
         self._of_tokens = torch.tensor(slots_of_tokens, dtype=torch.long)
         self._owns: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
         self._of_content: dict[int, tuple[object, torch.Tensor | None]] = {}
+        self._lows: dict[torch.Size, torch.Tensor] = {}
         self._rows: list[tuple[int, slice | torch.Tensor]] | None = None
 
     def own(self, rank: int, columns: int, times: int, dtype: torch.dtype) -> torch.Tensor:
@@ -51,6 +52,13 @@ class TokenGroups:
         if known is None or known[0] is not content:
             known = self._of_content[id(content)] = (content, find())
         return known[1]
+
+    def low_of(self, own: torch.Tensor) -> torch.Tensor:
+        """Memory for low-rank activations, of the shape of what own() returned; the same for every layer."""
+        found = self._lows.get(own.shape)
+        if found is None:
+            found = self._lows[own.shape] = torch.empty_like(own)
+        return found
 
     def rows(self) -> Iterator[tuple[int, slice | torch.Tensor]]:
         """Every active slot with its tokens; a slice where they lie side by side."""

@@ -37,7 +37,8 @@ def add_adapters(
         _add_one_by_one(y, x, content, groups, scale)
     elif content.packed is not None and scale == 1 and content.packed.stop <= y.shape[1]:
         packed = content.packed
-        packed.add(y, x, groups.own(content.rank, packed.columns, packed.slices, x.dtype))
+        own = groups.own(content.rank, packed.columns, packed.slices, x.dtype)
+        packed.add(y, x, own, groups.low_of(own))
     else:
         _add_together(y, x, content, groups, scale)
 
@@ -56,7 +57,7 @@ def added(
     content = weights.content()
     own = groups.own_of(content, lambda: _mask_of_packed(x, columns, content, groups))
     if own is not None and content.packed is not None:
-        return content.packed.product(x, own)
+        return content.packed.product(x, own, groups.low_of(own))
     y = x.new_zeros(x.shape[0], columns)
     add_adapters(y, x, weights, groups)
     return y

@@ -72,22 +72,21 @@ class PackedLayer:
         ups = [_Up(low, out, _pack(block.t())) for low, out, block in blocks]
         return cls(_pack(torch.cat(downs)), ups, columns, len(slices))
 
-    def add(self, y: torch.Tensor, x: torch.Tensor, own: torch.Tensor) -> None:
+    def add(self, y: torch.Tensor, x: torch.Tensor, own: torch.Tensor, low: torch.Tensor) -> None:
         """y += x @ A * own @ B.
 
         Args:
             own: 1 where a token's row meets a column of its slot, else 0; [tokens, slices * columns].
+            low: memory of that shape and x's type, to work in.
         """
-        y[:, self.start : self.stop].add_(self.product(x, own))
+        y[:, self.start : self.stop].add_(self.product(x, own, low))
 
-    def product(self, x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def product(self, x: torch.Tensor, own: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         """x @ A * own @ B, [tokens, stop - start]."""
         product = self._product
-        tokens = x.shape[0]
-        low = x.new_empty(tokens, self.slices * self.columns)
         product(low, x, self._down, None, True)
         low.mul_(own)
-        out = x.new_empty(tokens, self.stop - self.start)
+        out = x.new_empty(x.shape[0], self.stop - self.start)
         if len(self._ups) == 1:
             product(out, low, self._ups[0].weight, None, True)
             return out
