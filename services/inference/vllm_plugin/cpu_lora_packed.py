@@ -38,6 +38,7 @@ class PackedLayer:
         self.columns = columns
         self.slices = slices
         self._start = ups[0].out.start
+        self._gapless = all(before.out.stop == after.out.start for before, after in pairwise(ups))
         # The column after the last one that it adds to.
         self.stop = ups[-1].out.stop
 
@@ -86,7 +87,10 @@ class PackedLayer:
         for up in self._ups:
             its = delta[:, up.out.start - self._start : up.out.stop - self._start]
             product(its, low[:, up.low], up.weight, None, True)
-        y[:, self._start : self.stop].add_(delta)
+            if not self._gapless:
+                y[:, up.out].add_(its)
+        if self._gapless:
+            y[:, self._start : self.stop].add_(delta)
 
 
 def _usable(slices: Sequence[tuple[int, int, torch.Tensor, torch.Tensor]]) -> bool:
@@ -94,10 +98,8 @@ def _usable(slices: Sequence[tuple[int, int, torch.Tensor, torch.Tensor]]) -> bo
     if supported is None or not supported() or not hasattr(torch.ops._C, "weight_packed_linear"):
         return False
     elements = sum(a.numel() + b.numel() for _, _, a, b in slices)
-    gapless = all(before[1] == after[0] for before, after in pairwise(slices))
     return (
         elements <= _MOST
-        and gapless
         and slices[0][2].dtype == torch.bfloat16
         and slices[0][2].shape[0] % _INPUTS == 0
         and all((stop - start) % _OUTPUTS == 0 for start, stop, _, _ in slices)
