@@ -89,6 +89,26 @@ def _kernels() -> None:
         ask()
 
 
+@pytest.mark.parametrize("most_merged", [0, 2**18], ids=["apart", "merged"])
+def test_adapters_of_the_first_and_last_slice_leave_the_one_between_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, most_merged: int
+) -> None:
+    """q and v, and not k: what most adapters are of."""
+    monkeypatch.setattr(cpu_lora_packed, "_MOST_MERGED", most_merged)
+    draw = torch.Generator().manual_seed(0)
+    its = layer(4, 8, 64, [64, 32, 32], torch.bfloat16)
+    for slot in range(4):
+        its.write(slot, 8, draw, [0, 2])
+    of_tokens = [0, 3, -1, 1, 2, 0]
+    x = torch.randn(6, 64, generator=draw).bfloat16()
+    y = torch.randn(6, 128, generator=draw).bfloat16()
+    before, wanted = y.clone(), plain(y, x, its, of_tokens, 1.0)
+    add_adapters(y, x, its.weights, TokenGroups(of_tokens, 4))
+    assert torch.equal(y[:, 64:96], before[:, 64:96])
+    assert torch.equal(y[2], before[2])
+    assert (y.double() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.usefixtures("way")
