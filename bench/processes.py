@@ -69,7 +69,11 @@ class ServerProcess:
         try:
             yield
         finally:
-            os.killpg(self.pid, signal.SIGSTOP)
+            self.pause()
+
+    def pause(self) -> None:
+        """Stops it until its turn."""
+        os.killpg(self.pid, signal.SIGSTOP)
 
     def close(self) -> None:
         """Ends it, and kills what is left of its group."""
@@ -102,7 +106,9 @@ def start_graft_service(
     return server, address
 
 
-def start_vllm_server(arguments: list[str], folder: Path) -> tuple[ServerProcess, str]:
+def start_vllm_server(
+    arguments: list[str], folder: Path, more_env: Mapping[str, str] | None = None
+) -> tuple[ServerProcess, str]:
     """vLLM's own OpenAI server and its URL."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -113,6 +119,7 @@ def start_vllm_server(arguments: list[str], folder: Path) -> tuple[ServerProcess
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        **(more_env or {}),
     }
     listen = ["--host", "127.0.0.1", "--port", str(port)]
     server = ServerProcess(

@@ -30,6 +30,7 @@ from services.inference.engines.vllm_arguments import (
     VllmOptions,
     cpu_adapters,
     engine_arguments,
+    one_process,
     set_environment,
 )
 from services.inference.engines.vllm_inspection import Inspection
@@ -118,9 +119,13 @@ class VllmEngine(Engine):
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(**engine_arguments(self._options))
-        return AsyncLLM.from_engine_args(
-            arguments, stat_loggers=stat_loggers(self._options.metrics)
-        )
+        config = arguments.create_engine_config()
+        with one_process(config):
+            return AsyncLLM.from_vllm_config(
+                config,
+                disable_log_stats=arguments.disable_log_stats,
+                stat_loggers=stat_loggers(self._options.metrics),
+            )
 
     async def stop(self) -> None:
         await self._end()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.inference.vllm_plugin import cpu_lora_entry
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 # The only ranks that vLLM's kernels are made for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CPU_WORKER = "services.inference.engines.vllm_cpu_worker.GraftCpuWorker"
+# By its full name: vLLM takes its short one for a slip on a CPU (see one_process()).
+_CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _CPU_SCHEDULER = "services.inference.engines.vllm_cpu_scheduler.GraftCpuScheduler"
 
 
@@ -60,7 +67,11 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
         "generation_config": "vllm",
     }
     if on_cpu:
-        arguments |= {"worker_cls": _CPU_WORKER, "scheduler_cls": _CPU_SCHEDULER}
+        arguments |= {
+            "worker_cls": _CPU_WORKER,
+            "scheduler_cls": _CPU_SCHEDULER,
+            "distributed_executor_backend": _CPU_EXECUTOR,
+        }
     else:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
     if options.max_adapters:
@@ -94,6 +105,25 @@ def _spare_slots() -> int:
     from vllm.platforms import current_platform
 
     return 1 if current_platform.is_cpu() and not cpu_lora_entry.wanted() else 0
+
+
+@contextmanager
+def one_process(config: VllmConfig) -> Iterator[None]:
+    """What an engine has to find in its environment to compute in its core's own process, on a CPU.
+
+    vLLM gives a CPU a worker process beside the core, because OpenMP reads at a process's start which cores
+    it may use. The two then wait for each other by polling, on the core that is left for the front end
+    (docs/bench.md). Here the core's process is the one that starts with it. VLLM_CPU_OMP_THREADS_BIND and
+    VLLM_CPU_NUM_OF_RESERVED_CPU say the same as ever.
+    """
+    from vllm.platforms import current_platform
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    if not current_platform.is_cpu():
+        yield
+        return
+    with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
+        yield
 
 
 def set_environment(options: VllmOptions) -> None:
