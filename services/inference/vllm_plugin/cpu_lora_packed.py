@@ -98,13 +98,13 @@ class PackedLayer:
         down = _blocks(self._down)
         for number, (a, b) in enumerate(weights):
             rows = number * self.columns + columns
-            down[rows // _BLOCK, :, rows % _BLOCK] = a.unflatten(1, (-1, 2))
+            down[rows // _BLOCK, :, rows % _BLOCK] = a.reshape(rank, -1, 2)
             merged = len(self._ups) < self.slices
             up = self._ups[0 if merged else number]
             its = rows if merged else columns
             first, out = up.out.start, self._outs[number]
             place = slice((out.start - first) // _BLOCK, (out.stop - first) // _BLOCK)
-            _blocks(up.weight)[place, its // 2, :, its % 2] = b.unflatten(1, (-1, _BLOCK))
+            _blocks(up.weight)[place, its // 2, :, its % 2] = b.reshape(rank, -1, _BLOCK)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, own: torch.Tensor) -> None:
         """y += x @ A * own @ B.
