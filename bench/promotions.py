@@ -10,7 +10,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 STREAMS = 64
 # Streams ask for different lengths, so that they do not all begin and end together.
 LEAST_TOKENS, MOST_TOKENS = 16, 112
+# The longest answers of a version that was replaced go on for a while.
+SLOTS = 12
 EVERY_S = 0.4
 WANTED = 0.9
 MODEL = "bench@production"
@@ -57,6 +59,17 @@ class Tally:
     tokens: int = 0
     answers: list[Answer] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
+    _begun: defaultdict[str, asyncio.Event] = field(
+        default_factory=lambda: defaultdict(asyncio.Event)
+    )
+
+    def begins(self, version: str) -> None:
+        """It has given the first token of an answer."""
+        self._begun[version].set()
+
+    async def answers_by(self, version: str) -> None:
+        """Waits until it has."""
+        await self._begun[version].wait()
 
 
 def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Report:
@@ -69,7 +82,7 @@ def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Re
             settings = {
                 "base": base,
                 "registry_address": registry_address,
-                "max_adapters": 4,
+                "max_adapters": SLOTS,
                 "max_lora_rank": RANK,
                 "max_model_len": 512,
                 "max_num_seqs": STREAMS,
@@ -100,7 +113,7 @@ class PromotionsUnderLoad:
     def __init__(self, pid: int, rounds: int, promotions: int) -> None:
         self._service = psutil.Process(pid)
         self._rounds, self._promotions = rounds, promotions
-        self._tally = Tally()
+        self._tally, self._version_mib = Tally(), 0.0
 
     async def measure(
         self, registry_address: str, address: str, base: Path, folder: Path
@@ -114,6 +127,7 @@ class PromotionsUnderLoad:
                 "max_tokens": f"{LEAST_TOKENS} to {MOST_TOKENS}",
                 "promotions": count,
                 "one_every_s": EVERY_S,
+                "slots": SLOTS,
                 "dtype": "float32",
                 "cores": os.cpu_count(),
             },
@@ -124,6 +138,8 @@ class PromotionsUnderLoad:
             stub = InferenceServiceStub(channel)
             versions = await publish(registry, base, folder / "versions", count + 1)
             await promote(registry, versions[0])
+            weights = folder / "versions/0/adapter_model.safetensors"
+            self._version_mib = weights.stat().st_size / 2**20
             await self._under_load(report, registry, stub, versions)
             loaded = await _loaded(stub)
             wrong, different = await self._wrong(stub, versions)
@@ -141,19 +157,13 @@ class PromotionsUnderLoad:
         clients = [asyncio.create_task(self._client(stub, stop, each)) for each in lengths]
         fresh = iter(versions[1:])
         try:
-            # Its memory grows until each of its buffers has been used once.
             await self._window(registry, iter(()))
-            before_mib = self._memory_mib()
             for _ in range(self._rounds):
                 calm = await self._window(registry, iter(()))
                 swapping = await self._window(registry, islice(fresh, self._promotions))
-                after_mib = self._memory_mib()
                 report.rounds.append(
                     {
-                        "swapping": {
-                            "tokens_per_s": swapping,
-                            "memory_growth_mib": after_mib - before_mib,
-                        },
+                        "swapping": {"tokens_per_s": swapping} | self._memory(),
                         "calm": {"tokens_per_s": calm},
                     }
                 )
@@ -170,6 +180,8 @@ class PromotionsUnderLoad:
             version = next(fresh, "")
             if version:
                 await promote(registry, version)
+                async with asyncio.timeout(60):
+                    await self._tally.answers_by(version)
             await asyncio.sleep(began_s + (number + 1) * EVERY_S - time.perf_counter())
         return (self._tally.tokens - tokens) / (time.perf_counter() - began_s)
 
@@ -184,6 +196,7 @@ class PromotionsUnderLoad:
         try:
             async for message in stub.StreamGenerate(_request(MODEL, max_tokens)):
                 if message.provenance.version:
+                    tally.begins(message.provenance.version)
                     named.add((message.provenance.version, message.provenance.version_digest))
                 token_ids += message.token_ids
                 tally.tokens += len(message.token_ids)
@@ -208,13 +221,15 @@ class PromotionsUnderLoad:
             digest, token_ids = expected[answer.version]
             right = token_ids[: len(answer.token_ids)]
             wrong += answer.digest != digest or answer.token_ids != right
-        # They have to differ early, or a mixture could not be told from a whole.
-        return wrong, len({token_ids[:LEAST_TOKENS] for _, token_ids in expected.values()})
+        return wrong, len({token_ids for _, token_ids in expected.values()})
 
-    def _memory_mib(self) -> float:
-        """Of the service and its engine, resident."""
-        processes = [self._service, *self._service.children(recursive=True)]
-        return sum(each.memory_info().rss for each in processes) / 2**20
+    def _memory(self) -> dict[str, float]:
+        """MiB that no other process has, of the service and of its engine, where the weights are."""
+        engine = [each.memory_full_info().uss for each in self._service.children(recursive=True)]
+        return {
+            "engine_mib": sum(engine) / 2**20,
+            "service_mib": self._service.memory_full_info().uss / 2**20,
+        }
 
     def _judge(
         self, report: Report, versions: list[str], loaded: list[str], wrong: int, different: int
@@ -233,6 +248,15 @@ class PromotionsUnderLoad:
         report.goal("tokens/s, swapping / calm", f"at least {WANTED}", kept, kept >= WANTED)
         report.goal("failed requests", "0", failed, failed == 0)
         report.goal("answers that are not their version's", "0", wrong, wrong == 0)
+        grown = [each["swapping"]["engine_mib"] for each in report.rounds]
+        growth_mib = grown[-1] - grown[0]
+        most_mib = self._version_mib * self._promotions * (self._rounds - 1) / 2
+        report.goal(
+            "growth of the engine's memory after the first round, MiB",
+            f"below {most_mib:.0f}, half of what its versions weigh",
+            growth_mib,
+            growth_mib < most_mib,
+        )
         alone = loaded == versions[-1:]
         report.goal("versions loaded at the end", "1, the last", len(loaded), alone)
         return report
