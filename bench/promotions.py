@@ -38,7 +38,8 @@ STREAMS = 64
 LEAST_TOKENS, MOST_TOKENS = 16, 112
 # The longest answers of a version that was replaced go on for a while.
 SLOTS = 12
-EVERY_S = 0.4
+# More often than anybody promotes; two or three versions are on their way out at any time.
+EVERY_S = 1.0
 WANTED = 0.9
 MODEL = "bench@production"
 
@@ -250,10 +251,10 @@ class PromotionsUnderLoad:
         report.goal("answers that are not their version's", "0", wrong, wrong == 0)
         grown = [each["swapping"]["engine_mib"] for each in report.rounds]
         growth_mib = grown[-1] - grown[0]
-        most_mib = self._version_mib * self._promotions * (self._rounds - 1) / 2
+        most_mib = self._version_mib * self._promotions * (self._rounds - 1)
         report.goal(
             "growth of the engine's memory after the first round, MiB",
-            f"below {most_mib:.0f}, half of what its versions weigh",
+            f"below {most_mib:.0f}, what its versions weigh",
             growth_mib,
             growth_mib < most_mib,
         )
