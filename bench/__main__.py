@@ -14,6 +14,8 @@ BENCHMARKS = (
     "streaming",
     "swap",
     "fairness",
+    "adapters",
+    "promotions",
     "lora",
     "training",
     "plan",

@@ -96,9 +96,9 @@ async def _measure(
     async with AsyncExitStack() as stack:
         registry = await stack.enter_async_context(open_channel(registry_address))
         inference = await stack.enter_async_context(open_channel(address))
-        versions = await _publish(registry, base, folder / "versions", swaps + 1)
+        versions = await publish(registry, base, folder / "versions", swaps + 1)
         stub, tally = InferenceServiceStub(inference), Tally()
-        await _promote(registry, versions[0])
+        await promote(registry, versions[0])
         stop = asyncio.Event()
         lengths = np.linspace(LEAST_TOKENS, MOST_TOKENS, STREAMS).astype(int).tolist()
         clients = [asyncio.create_task(_client(stub, tally, stop, each)) for each in lengths]
@@ -153,7 +153,7 @@ async def _swap(
 ) -> float:
     """Milliseconds from the promotion until somebody who asks all the time has the first new token."""
     began_s = time.perf_counter()
-    await _promote(registry, version)
+    await promote(registry, version)
     while version not in tally.first_seen_s:
         await _ask(stub, tally, 1)
     return 1000 * (tally.first_seen_s[version] - began_s)
@@ -183,13 +183,15 @@ def _request(model: str, max_tokens: int) -> pb.GenerateRequest:
     return pb.GenerateRequest(model=model, prompt=PROMPT, sampling=sampling)
 
 
-async def _promote(channel: grpc.aio.Channel, version: str) -> None:
+async def promote(channel: grpc.aio.Channel, version: str) -> None:
+    """Moves the production alias."""
     await RegistryServiceStub(channel).SetAlias(
         registry_pb.SetAliasRequest(name=PRODUCTION, version=version, reason="bench")
     )
 
 
-async def _publish(channel: grpc.aio.Channel, base: Path, folder: Path, count: int) -> list[str]:
+async def publish(channel: grpc.aio.Channel, base: Path, folder: Path, count: int) -> list[str]:
+    """Commits so many versions of random weights; their names."""
     stub, blobs = RegistryServiceStub(channel), BlobClient(channel)
     described = read_base(base, f"namespaces/default/bases/{base.name}")
     adapter = registry_pb.Adapter(name=ADAPTER, base=described.name)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from services.inference.vllm_plugin import lora_lookup
+
 PLUGINS = ("graft", "graft_cpu_lora")
 VARIABLE = "GRAFT_CPU_LORA"
 STOCK = "stock"
@@ -37,6 +39,7 @@ def install(*, compiled: bool = False) -> None:
     if not wanted() or not current_platform.is_cpu() or platform.get_punica_wrapper() == _WRAPPER:
         return
     platform.get_punica_wrapper = classmethod(lambda cls: _WRAPPER)
+    lora_lookup.install()
     if compiled:
         from services.inference.vllm_plugin import cpu_lora_compiled
 

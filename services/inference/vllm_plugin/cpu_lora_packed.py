@@ -14,7 +14,9 @@ import torch
 
 # What the tiles are made for.
 _INPUTS, _OUTPUTS = 32, 16
-# Elements of a layer that are packed again when one of its slots changes; a larger one is not.
+# Rows of a weight that lie together once it is packed.
+_BLOCK = 32
+# Elements of a layer that may be packed again when one of its slots changes; a larger one is not packed.
 _MOST = 4 * 2**20
 # Elements up to which slices are one matrix with zeros between them: one product instead of several.
 _MOST_MERGED = 100_000
@@ -30,17 +32,28 @@ class _Up:
 
 
 class PackedLayer:
-    """All slots and slices of a layer; see of()."""
+    """All slots and slices of a layer; see of().
 
-    def __init__(self, down: torch.Tensor, ups: Sequence[_Up], columns: int, slices: int) -> None:
+    Args:
+        outs: of each slice.
+    """
+
+    def __init__(
+        self, down: torch.Tensor, ups: Sequence[_Up], columns: int, outs: Sequence[slice]
+    ) -> None:
         self._down, self._ups = down, tuple(ups)
         # Of the low-rank activations of one slice.
         self.columns = columns
-        self.slices = slices
         self._product = torch.ops._C.weight_packed_linear.default
+        self.slices = len(outs)
+        self._outs = tuple(outs)
         self.start = ups[0].out.start
+        self._gapless = all(before.out.stop == after.out.start for before, after in pairwise(ups))
         # The column after the last one that it adds to.
         self.stop = ups[-1].out.stop
+        # Whether each slice begins and ends where a block of the packed weights does.
+        edges = [edge - self.start for out in outs for edge in (out.start, out.stop)]
+        self.rewritable = all(edge % _BLOCK == 0 for edge in edges)
 
     @classmethod
     def of(
@@ -70,7 +83,29 @@ class PackedLayer:
                 merged[low, out.start - slices[0][0] : out.stop - slices[0][0]] = block
             blocks = [(slice(0, height), slice(slices[0][0], slices[-1][1]), merged)]
         ups = [_Up(low, out, _pack(block.t())) for low, out, block in blocks]
-        return cls(_pack(torch.cat(downs)), ups, columns, len(slices))
+        outs = [slice(start, stop) for start, stop, _, _ in slices]
+        return cls(_pack(torch.cat(downs)), ups, columns, outs)
+
+    def rewrite(
+        self, slot: int, slots: int, weights: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Puts one slot's other weights in place, where rewritable.
+
+        Args:
+            weights: per slice A [rank, in] and B [rank, out], of the rank that it was packed with.
+        """
+        rank = weights[0][0].shape[0]
+        columns = torch.arange(rank) * slots + slot
+        down = _blocks(self._down)
+        for number, (a, b) in enumerate(weights):
+            rows = number * self.columns + columns
+            down[rows // _BLOCK, :, rows % _BLOCK] = a.reshape(rank, -1, 2)
+            merged = len(self._ups) < self.slices
+            up = self._ups[0 if merged else number]
+            its = rows if merged else columns
+            first, out = up.out.start, self._outs[number]
+            place = slice((out.start - first) // _BLOCK, (out.stop - first) // _BLOCK)
+            _blocks(up.weight)[place, its // 2, :, its % 2] = b.reshape(rank, -1, _BLOCK)
 
     def add(self, y: torch.Tensor, x: torch.Tensor, own: torch.Tensor, low: torch.Tensor) -> None:
         """y += x @ A * own @ B.
@@ -82,11 +117,12 @@ class PackedLayer:
         y[:, self.start : self.stop].add_(self.product(x, own, low))
 
     def product(self, x: torch.Tensor, own: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        """x @ A * own @ B, [tokens, stop - start]."""
+        """x @ A * own @ B, [tokens, stop - start]; zero where there is no slice."""
         product = self._product
         product(low, x, self._down, None, True)
         low.mul_(own)
-        out = x.new_empty(x.shape[0], self.stop - self.start)
+        size = x.shape[0], self.stop - self.start
+        out = x.new_empty(size) if self._gapless else x.new_zeros(size)
         if len(self._ups) == 1:
             product(out, low, self._ups[0].weight, None, True)
             return out
@@ -101,10 +137,8 @@ def _usable(slices: Sequence[tuple[int, int, torch.Tensor, torch.Tensor]]) -> bo
     if supported is None or not supported() or not hasattr(torch.ops._C, "weight_packed_linear"):
         return False
     elements = sum(a.numel() + b.numel() for _, _, a, b in slices)
-    gapless = all(before[1] == after[0] for before, after in pairwise(slices))
     return (
         elements <= _MOST
-        and gapless
         and slices[0][2].dtype == torch.bfloat16
         and slices[0][2].shape[0] % _INPUTS == 0
         and all((stop - start) % _OUTPUTS == 0 for start, stop, _, _ in slices)
@@ -113,6 +147,11 @@ def _usable(slices: Sequence[tuple[int, int, torch.Tensor, torch.Tensor]]) -> bo
 
 def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (0, 0, 0, count - rows.shape[0]))
+
+
+def _blocks(packed: torch.Tensor) -> torch.Tensor:
+    """The order in which weights [out, in] are packed: [out / 32, in / 2, 32, 2]."""
+    return packed.view(-1, packed.shape[1] // 2, _BLOCK, 2)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,10 @@ and another storage, and vLLM goes on writing; what is derived from them is made
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -16,6 +18,8 @@ from services.inference.vllm_plugin.cpu_lora_packed import PackedLayer
 
 # Above it, a number times an activation could overflow to an infinity, and zero times that is NaN.
 _TAME = 1e20
+# A layer that has missed more changes of slots than these looks at all of them.
+_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +27,14 @@ class Slice:
     """The weights of all slots for one slice, up to the largest rank that one of them has; views.
 
     Attributes:
+        number: which of the layer's slices it is.
         start: its first column in the layer's output.
         stop: the column after its last one.
         a: [in, rank * slots], ordered by rank and then slot.
         b: [rank * slots, out].
     """
 
+    number: int
     start: int
     stop: int
     a: torch.Tensor
@@ -60,19 +66,23 @@ class Content:
 
 
 class SlotChanges:
-    """Counts how often the weights of each slot were written."""
+    """The slots whose weights were written, the last ones in order."""
 
     def __init__(self) -> None:
         self.total = 0
-        self._counts: dict[int, int] = {}
-
-    def __getitem__(self, slot: int) -> int:
-        return self._counts.get(slot, 0)
+        self._last: deque[int] = deque(maxlen=_REMEMBERED)
 
     def note(self, slot: int) -> None:
         """A slot has other weights from now on."""
         self.total += 1
-        self._counts[slot] = self[slot] + 1
+        self._last.append(slot)
+
+    def since(self, total: int) -> set[int] | None:
+        """What was written after so many; None where that is too long ago."""
+        count = self.total - total
+        if count > len(self._last):
+            return None
+        return set(islice(reversed(self._last), count))
 
 
 class LayerWeights:
@@ -99,25 +109,33 @@ class LayerWeights:
         # They are known again by their identity, so they have to live as long as this does.
         self._theirs = (tuple(a), tuple(b))
         self._inspected: list[tuple[tuple[int, ...], bool]] = [((), True)] * self.slots
-        self._counts = [-1] * self.slots
-        self._total = -1
+        self._total = 0
         self._content: Content | None = None
 
     def content(self) -> Content:
         """What the slots hold now; worked out once after each change."""
         if self._content is None or self._total != self._changes.total:
+            # What is kept is changed in place later, maybe when vLLM is in another mode.
+            with torch.inference_mode(False), torch.no_grad():
+                self._content = self._changed(self._content)
             self._total = self._changes.total
-            changed = [
-                slot for slot in range(self.slots) if self._counts[slot] != self._changes[slot]
-            ]
-            for slot in changed:
-                self._counts[slot] = self._changes[slot]
-                self._inspected[slot] = self._inspect(slot)
-            if self._content is None or changed:
-                self._content = self._sum_up()
         return self._content
 
-    def _sum_up(self) -> Content:
+    def _changed(self, before: Content | None) -> Content:
+        written = None if before is None else self._changes.since(self._total)
+        slots = range(self.slots) if written is None else sorted(written)
+        here = []
+        for slot in slots:
+            old, new = self._inspected[slot], self._inspect(slot)
+            self._inspected[slot] = new
+            # Most adapters have nothing for most layers.
+            if old != new or any(new[0]):
+                here.append(slot)
+        if before is not None and not here:
+            return before
+        return self._sum_up(before, here)
+
+    def _sum_up(self, before: Content | None, written: Sequence[int]) -> Content:
         ranks = [per_slice for per_slice, _ in self._inspected]
         rank = max(map(max, ranks))
         slices, start = [], 0
@@ -125,14 +143,38 @@ class LayerWeights:
             stop = start + b.shape[2]
             if any(per_slice[number] for per_slice in ranks):
                 its_a = self._a[number, :rank].flatten(0, 1).t()
-                slices.append(Slice(start, stop, its_a, b[:rank].flatten(0, 1)))
+                slices.append(Slice(number, start, stop, its_a, b[:rank].flatten(0, 1)))
             start = stop
-        packed = PackedLayer.of([(each.start, each.stop, each.a, each.b) for each in slices])
+        packed = None if before is None else self._repacked(before, rank, slices, written)
+        if packed is None:
+            packed = PackedLayer.of([(each.start, each.stop, each.a, each.b) for each in slices])
         tame = all(each for _, each in self._inspected)
         return Content(tuple(map(max, ranks)), rank, tuple(slices), tame, packed)
 
+    def _repacked(
+        self, before: Content, rank: int, slices: Sequence[Slice], written: Sequence[int]
+    ) -> PackedLayer | None:
+        """What was packed before with the slots that were written since, where it has the same shape."""
+        same = before.rank == rank and [each.number for each in before.slices] == [
+            each.number for each in slices
+        ]
+        if before.packed is None or not before.packed.rewritable or not same:
+            return None
+        for slot in written:
+            before.packed.rewrite(
+                slot,
+                self.slots,
+                [
+                    (self._a[each.number, :rank, slot], self._b[each.number][:rank, slot])
+                    for each in slices
+                ],
+            )
+        return before.packed
+
     def _inspect(self, slot: int) -> tuple[tuple[int, ...], bool]:
         """Per slice its rank, and whether it is tame."""
+        if not any(bool(each[..., slot, :].any()) for each in (self._a, *self._b)):
+            return (0,) * len(self._b), True
         ranks, tame = [], True
         for its_a, its_b in zip(self._a, self._b, strict=True):
             sizes = [each[:, slot].abs().amax(1) for each in (its_a, its_b)]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
+from services.inference.engines.base import Delta
 from services.inference.engines.fake import FakeEngine
 from tests.support.inference import RunningInference, start_inference
 from tests.support.waiting import eventually
@@ -31,6 +38,53 @@ async def test_what_does_not_fit_onto_the_slots_stays_loaded(tmp_path: Path) -> 
         await service.ask("bot-5")
         assert len(engine.loaded) == 5
         assert (tier(service, "cpu"), tier(service, "disk")) == (5, 6)
+
+
+class CountingEngine(FakeEngine):
+    """Knows how many different adapters it has computed at once."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._now: Counter[int] = Counter()
+        self.most = 0
+
+    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Delta, None]:
+        number = args[3].number
+        self._now[number] += 1
+        self.most = max(self.most, len(+self._now))
+        try:
+            async with aclosing(super().generate(*args, **kwargs)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._now[number] -= 1
+
+
+async def test_popular_and_rare_adapters_are_all_answered_by_their_own_on_few_slots(
+    tmp_path: Path,
+) -> None:
+    """As bench/adapters.py, which measures it."""
+    count, engine = 24, CountingEngine(max_adapters=3, max_cpu_adapters=24, token_s=0.001)
+    async with start_inference(tmp_path, engine=engine, slot_turn_s=0.005) as service:
+        names = [f"bot-{number}" for number in range(count)]
+        for name in names:
+            await service.publish(name, name)
+        expected = {name: (await service.ask(name, max_tokens=8)).text for name in names}
+        assert len(set(expected.values())) == count
+        draw, asked = random.Random(0), Counter(names)
+        weights = [1 / (rank + 1) for rank in range(count)]
+
+        async def client() -> None:
+            for _ in range(20):
+                (name,) = draw.choices(names, weights)
+                assert (await service.ask(name, max_tokens=8)).text == expected[name]
+                asked[name] += 1
+
+        await asyncio.gather(*(client() for _ in range(32)))
+        assert min(asked.values()) > 1
+        assert engine.most == 3
+        # Each was loaded once, whatever the slots did.
+        assert max(engine.loaded) == count
 
 
 async def test_the_disk_is_bounded_and_what_is_loaded_stays_on_it(tmp_path: Path) -> None:

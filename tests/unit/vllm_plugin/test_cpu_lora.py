@@ -89,6 +89,26 @@ def _kernels() -> None:
         ask()
 
 
+@pytest.mark.parametrize("most_merged", [0, 2**18], ids=["apart", "merged"])
+def test_adapters_of_the_first_and_last_slice_leave_the_one_between_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, most_merged: int
+) -> None:
+    """q and v, and not k: what most adapters are of."""
+    monkeypatch.setattr(cpu_lora_packed, "_MOST_MERGED", most_merged)
+    draw = torch.Generator().manual_seed(0)
+    its = layer(4, 8, 64, [64, 32, 32], torch.bfloat16)
+    for slot in range(4):
+        its.write(slot, 8, draw, [0, 2])
+    of_tokens = [0, 3, -1, 1, 2, 0]
+    x = torch.randn(6, 64, generator=draw).bfloat16()
+    y = torch.randn(6, 128, generator=draw).bfloat16()
+    before, wanted = y.clone(), plain(y, x, its, of_tokens, 1.0)
+    add_adapters(y, x, its.weights, TokenGroups(of_tokens, 4))
+    assert torch.equal(y[:, 64:96], before[:, 64:96])
+    assert torch.equal(y[2], before[2])
+    assert (y.double() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.usefixtures("way")
@@ -184,6 +204,53 @@ def test_a_slot_that_gets_another_adapter_is_computed_with_that_one() -> None:
         torch.testing.assert_close(
             y.double(), plain(torch.zeros(3, 24), x, its, of_tokens, 1.0), atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("most_merged", [0, 2**18], ids=["apart", "merged"])
+def test_packed_weights_are_changed_where_a_slot_was_written(
+    monkeypatch: pytest.MonkeyPatch, most_merged: int
+) -> None:
+    monkeypatch.setattr(cpu_lora_packed, "_MOST_MERGED", most_merged)
+    draw = torch.Generator().manual_seed(0)
+    its = layer(5, 8, 64, [64, 32, 96], torch.bfloat16)
+    for slot in range(5):
+        its.write(slot, 8, draw, [0, 1, 2])
+    packed = its.weights.content().packed
+    if packed is None:
+        pytest.skip("this CPU has no AMX")
+    of_tokens = [4, 0, 3, -1, 1, 2, 0]
+    x = torch.randn(7, 64, generator=draw).bfloat16()
+    for slot, rank, slices in (
+        (1, 8, [0, 1, 2]),
+        (3, 2, [2]),
+        (3, 8, [0]),
+        (0, 1, []),
+        (4, 7, [1]),
+    ):
+        with torch.inference_mode():
+            its.write(slot, rank, draw, slices)
+            y = torch.zeros(7, 192).bfloat16()
+            add_adapters(y, x, its.weights, TokenGroups(of_tokens, 5))
+        assert its.weights.content().packed is packed
+        wanted = plain(torch.zeros(7, 192), x, its, of_tokens, 1.0)
+        assert (y.double() - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+    # No other slot has a rank as large any more.
+    for slot in range(5):
+        its.write(slot, 4, draw, [0, 1, 2])
+    assert its.weights.content().packed is not packed
+
+
+def test_a_layer_that_has_missed_many_changes_looks_at_all_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    its = layer(3, 8, 16, [16], torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    its.write(0, 8, draw, [0])
+    assert its.weights.content().ranks == (8, 0, 0)
+    its.write(1, 4, draw, [0])
+    for _ in range(2000):
+        its.changes.note(2)
+    assert its.weights.content().ranks == (8, 4, 0)
 
 
 def test_a_layer_that_vllm_first_uses_in_inference_mode_can_be_written_outside_of_it() -> None:
