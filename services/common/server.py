@@ -59,11 +59,11 @@ class GrpcServer:
     ) -> None:
         self._settings = settings
         self._names = tuple(service_names)
-        self._draining = False
         self._metrics = metrics
         self._health = HealthServicer()
+        self._interceptor = CallInterceptor(RpcMetrics(metrics), tracing)
         self.grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(RpcMetrics(metrics), tracing)],
+            interceptors=[self._interceptor],
             options=_OPTIONS,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -113,7 +113,7 @@ class GrpcServer:
     async def set_serving(self, serving: bool) -> None:
         """Whether it should get calls: readiness, the server as a whole, and each service."""
         for name in (READINESS, "", *self._names):
-            await self._set(name, serving=serving and not self._draining)
+            await self._set(name, serving=serving and not self._interceptor.draining)
 
     async def set_started(self) -> None:
         """Its start is over, whatever comes."""
@@ -127,11 +127,15 @@ class GrpcServer:
         status = health_pb2.HealthCheckResponse
         await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
-    async def drain(self) -> None:
-        """Takes no new calls, lets those in flight end within the drain time, then stops."""
-        self._draining = True
+    async def refuse(self) -> None:
+        """Not ready any more, whatever comes: what still arrives is UNAVAILABLE, with a hint to retry."""
+        self._interceptor.draining = True
         # It stays alive: it must not be killed for draining.
         await self.set_serving(False)
+
+    async def drain(self) -> None:
+        """Takes no new calls, lets those in flight end within the drain time, then stops."""
+        await self.refuse()
         await self.grpc.stop(self._settings.drain_timeout_s)
         self._endpoint.close()
 
