@@ -64,7 +64,7 @@ class GrpcServer:
         self._interceptor = CallInterceptor(RpcMetrics(metrics), tracing)
         self.grpc = grpc.aio.server(
             interceptors=[self._interceptor],
-            options=_OPTIONS,
+            options=(*_OPTIONS, *_aging(settings.max_connection_age_s)),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(
@@ -138,6 +138,10 @@ class GrpcServer:
         await self.refuse()
         await self.grpc.stop(self._settings.drain_timeout_s)
         self._endpoint.close()
+
+
+def _aging(max_age_s: float) -> tuple[tuple[str, int], ...]:
+    return (("grpc.max_connection_age_ms", round(1000 * max_age_s)),) if max_age_s else ()
 
 
 async def serve_until_signal(
