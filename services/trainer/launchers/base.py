@@ -122,7 +122,6 @@ class Worker(ABC):
         return
 
 
-
 class Launcher(ABC):
     """Starts workers."""
 
