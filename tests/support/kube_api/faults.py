@@ -38,17 +38,19 @@ class Faults:
         error_rate: share of calls that fail at random, half of them after the deed.
         watch_break_rate: share of a watch's events after which it breaks.
         repeat_rate: share of a watch's events that are sent twice, or again after a later one.
-        seed: of what is random.
     """
 
     next: deque[Fault] = field(default_factory=deque)
     error_rate: float = 0.0
     watch_break_rate: float = 0.0
     repeat_rate: float = 0.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
+        self._random = random.Random(0)
+
+    def reseed(self, seed: int) -> None:
+        """Makes another row of chances."""
+        self._random.seed(seed)
 
     def of(self, method: str, plural: str) -> Fault | None:
         """The fault that a call meets."""
