@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import secrets
+from collections import defaultdict
 from typing import Any
 
 from tests.support.kube_api.store import Entry, Object, Refused, Store, now
@@ -46,6 +47,7 @@ class JobController:
 
     def __init__(self, store: Store, admit: Any) -> None:
         self._store, self._admit = store, admit
+        self._pod_names: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         self._dirty: dict[tuple[str, str], None] = {}
         self._news = asyncio.Event()
         self.ran: list[tuple[str, str]] = []
@@ -62,6 +64,10 @@ class JobController:
         if entry.plural == "jobs":
             self._mark(meta["namespace"], meta["name"])
         elif entry.plural == "pods" and (job := (meta.get("labels") or {}).get(_LABEL)):
+            names = self._pod_names[meta["namespace"], job]
+            names[meta["name"]] = None
+            if entry.kind == "DELETED":
+                del names[meta["name"]]
             self._mark(meta["namespace"], job)
 
     def _mark(self, namespace: str, name: str) -> None:
@@ -83,14 +89,9 @@ class JobController:
                 await asyncio.sleep(0)
 
     def _pods(self, namespace: str, name: str) -> list[Object]:
-        # By name first: labels of a thousand pods are looked at for each of a thousand Jobs.
-        found = self._store.all("pods", lambda one: one["metadata"]["name"].startswith(name + "-"))
-        return [
-            copy.deepcopy(pod)
-            for pod in found
-            if pod["metadata"]["namespace"] == namespace
-            and pod["metadata"]["labels"].get(_LABEL) == name
-        ]
+        names = self._pod_names[namespace, name]
+        found = (self._store.find("pods", namespace, one) for one in names)
+        return [pod for pod in found if pod is not None]
 
     def _collect(self, namespace: str, name: str) -> None:
         for pod in self._pods(namespace, name):

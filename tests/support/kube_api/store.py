@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 Object = dict[str, Any]
-Key = tuple[str, str, str]
 
 
 class Refused(Exception):
@@ -56,8 +55,7 @@ class Store:
         self.log: list[Entry] = []
         self.compacted = 0
         self.created: dict[str, list[str]] = {}
-        self.changed = asyncio.Condition()
-        self._objects: dict[Key, Object] = {}
+        self._objects: defaultdict[str, dict[tuple[str, str], Object]] = defaultdict(dict)
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -75,7 +73,7 @@ class Store:
 
     def find(self, plural: str, namespace: str, name: str) -> Object | None:
         """An object, or None."""
-        found = self._objects.get((plural, namespace, name))
+        found = self._objects[plural].get((namespace, name))
         return copy.deepcopy(found) if found is not None else None
 
     def get(self, plural: str, namespace: str, name: str) -> Object:
@@ -87,15 +85,12 @@ class Store:
 
     def all(self, plural: str, matches: Callable[[Object], bool] = lambda _: True) -> list[Object]:
         """The objects of a kind, oldest first; not to be changed."""
-        return [
-            one for (kind, _, _), one in self._objects.items() if kind == plural and matches(one)
-        ]
+        return [one for one in self._objects[plural].values() if matches(one)]
 
     def create(self, plural: str, namespace: str, one: Object) -> Object:
         """A new object; Refused 409 where its name is taken."""
         meta = dict(one["metadata"])
-        key = (plural, namespace, meta["name"])
-        if key in self._objects:
+        if (namespace, meta["name"]) in self._objects[plural]:
             message = f'{plural} "{meta["name"]}" already exists'
             raise Refused(409, "AlreadyExists", message)
         meta |= {
@@ -105,34 +100,34 @@ class Store:
             "generation": 1,
         }
         self.created.setdefault(plural, []).append(meta["name"])
-        return self._put("ADDED", key, {**copy.deepcopy(one), "metadata": meta})
+        return self._put("ADDED", plural, {**copy.deepcopy(one), "metadata": meta})
 
     def update(self, plural: str, one: Object) -> Object:
         """Another state of an object; nothing where it is gone."""
         meta = one["metadata"]
-        key = (plural, meta["namespace"], meta["name"])
-        known = self._objects.get(key)
+        known = self._objects[plural].get((meta["namespace"], meta["name"]))
         if known is None or known["metadata"]["uid"] != meta["uid"]:
             return one
         if _without_version(known) == _without_version(one):
             return known
-        return self._put("MODIFIED", key, one)
+        return self._put("MODIFIED", plural, one)
 
     def remove(self, plural: str, namespace: str, name: str) -> None:
         """Takes an object away."""
-        key = (plural, namespace, name)
-        if key in self._objects:
-            self._put("DELETED", key, self._objects[key])
+        known = self._objects[plural].get((namespace, name))
+        if known is not None:
+            self._put("DELETED", plural, known)
 
-    def _put(self, kind: str, key: Key, one: Object) -> Object:
+    def _put(self, kind: str, plural: str, one: Object) -> Object:
         self.revision += 1
         stored = copy.deepcopy(one)
         stored["metadata"]["resourceVersion"] = str(self.revision)
+        key = (stored["metadata"]["namespace"], stored["metadata"]["name"])
         if kind == "DELETED":
-            del self._objects[key]
+            del self._objects[plural][key]
         else:
-            self._objects[key] = stored
-        entry = Entry(self.revision, kind, key[0], stored)
+            self._objects[plural][key] = stored
+        entry = Entry(self.revision, kind, plural, stored)
         self.log.append(entry)
         for listener in list(self._listeners):
             listener(entry)
