@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 
 from services.common.server import LIVENESS, READINESS, STARTUP
-from tests.support.k8s.render import ROOT, Object, containers, matches, named, pod_specs
+from tests.support.k8s.render import K8S, ROOT, Object, containers, matches, named, pod_specs
 
 # Those whose memory holds what a container's own /dev/shm has no room for.
 SHARED_MEMORY_BYTES = 160 * 1024**2
@@ -193,6 +195,28 @@ def test_gpus_are_asked_for_on_the_gpu_overlay_only(dev: list[Object], gpu: list
 
     assert gpus(dev) == []
     assert gpus(gpu) == ["1"]
+
+
+def test_the_job_that_fetches_a_base_is_held_to_the_same_rules(gpu: list[Object]) -> None:
+    job = yaml.safe_load((K8S / "overlays/gpu/fetch-base/job.yaml").read_text())
+    kubernetes_validate.validate(job, "1.36", strict=True)
+    for rule in (
+        test_roots_are_read_only_and_what_must_be_written_is_a_volume_with_a_limit,
+        test_every_container_asks_for_what_it_needs_and_is_bounded_in_memory,
+        test_only_what_calls_the_api_server_gets_a_token,
+        test_services_do_not_set_variables_that_look_like_our_settings,
+        test_images_have_the_version_of_this_checkout,
+        test_pods_pass_the_restricted_standard,
+    ):
+        rule([job])
+    spec = job["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] in named(gpu, "ServiceAccount")
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] in named(
+        gpu, "PersistentVolumeClaim"
+    )
+    folder = next(one["value"] for one in spec["containers"][0]["env"] if one["name"] == "FOLDER")
+    serving = named(gpu, "Deployment")["graft-inference-default"]["spec"]["template"]["spec"]
+    assert environment(gpu, serving["containers"][0])["GRAFT_INFERENCE_BASE"] == folder
 
 
 def is_ours(container: Object) -> bool:
