@@ -247,6 +247,8 @@ class KubernetesLauncher(Launcher):
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
         if name in self._workers or name in self._released or _is_stored(job):
             return
+        if job["metadata"].get("ownerReferences"):
+            return  # Part of something else, which is looked after.
         self._released.add(name)
         ended = end_condition(job) is not None
         get_logger().info("job of no attempt", name=name, ended=ended)
