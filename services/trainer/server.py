@@ -153,7 +153,7 @@ def _make_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> Launc
         raise GraftError(
             Reason.INVALID_REQUEST,
             "The trainer starts workers as pods and does not know where they can reach it",
-            next_step="Set GRAFT_TRAINER_WORKER_ADDRESS to its Service, for example graft-trainer:50052.",
+            next_step="Set GRAFT_TRAINER_WORKER_ADDRESS to its Service, for example graft-trainer:7432.",
         )
     try:
         from services.trainer.launchers.kubernetes import KubernetesLauncher

@@ -193,8 +193,8 @@ def _jobset(plan: AttemptPlan, policy: PodPolicy, meta: _Meta, template: Manifes
                 {
                     "name": _REPLICATED,
                     "replicas": 1,
+                    # Without our labels: the JobSet is what is looked after, not the Jobs that it makes.
                     "template": {
-                        "metadata": {"labels": template["metadata"]["labels"]},
                         "spec": _job_spec(plan, policy, template) | {"backoffLimit": 0},
                     },
                 }

@@ -222,7 +222,7 @@ def _environment(
         "GRAFT_WORKER_DIR": f"{WORK_DIR}/{ids['namespace']}/{ids['job']}",
         "GRAFT_WORKER_END_FILE": END_FILE,
         "GRAFT_WORKER_SIGNING_KEY": f"{KEYS_DIR}/key.pem" if policy.signing_key_secret else "",
-        "OMP_NUM_THREADS": str(plan.size.cpu_threads) if plan.size.cpu_threads else "",
+        "OMP_NUM_THREADS": _threads(plan.size, policy),
         **(plan.worker_env or {}),
     }
     values = {**policy.env, **{key: value for key, value in told.items() if value}}
@@ -236,9 +236,22 @@ def _environment(
     return listed
 
 
+def _threads(size: Size, policy: PodPolicy) -> str:
+    """Of each process: without a number, torch takes every core of the node, whatever the pod may use."""
+    if size.cpu_threads:
+        return str(size.cpu_threads)
+    match = _QUANTITY.fullmatch(policy.requests.get("cpu", ""))
+    if match is None or match[2] not in ("", "m"):
+        return ""
+    cores = float(match[1]) * size.slots / (1000 if match[2] else 1)
+    return str(max(1, int(cores / processes_per_node(size, policy))))
+
+
 def _resources(size: Size, policy: PodPolicy) -> dict[str, Any]:
     requests = _times(policy.requests, size.slots)
     limits = _times(policy.limits, size.slots)
+    if size.cpu_threads and "cpu" not in limits:
+        requests["cpu"] = str(size.cpu_threads)
     if gpus := size.slots * policy.gpus_per_slot:
         # Extended resources are asked for by their limit alone; both must be equal.
         limits[policy.gpu_resource] = str(gpus)

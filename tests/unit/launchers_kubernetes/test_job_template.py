@@ -181,6 +181,25 @@ class TestPod:
         assert limits == {"memory": "32Gi", "nvidia.com/gpu": "2"}
         assert pod(plan)["containers"][0]["resources"]["requests"] == {"cpu": "2", "memory": "8Gi"}
 
+    @pytest.mark.parametrize(
+        ("size", "cpu", "threads"),
+        [
+            (Size(), "4", "4"),
+            (Size(slots=2), "4", "4"),
+            (Size(), "500m", "1"),
+            (Size(cpu_threads=3), "4", "3"),
+        ],
+    )
+    def test_a_process_computes_with_as_many_threads_as_it_has_cores(
+        self, size: Size, cpu: str, threads: str
+    ) -> None:
+        policy = PodPolicy(requests={"cpu": cpu})
+        assert environment(pod(replace(PLAN, size=size), policy))["OMP_NUM_THREADS"] == threads
+
+    def test_threads_that_a_job_asks_for_are_cores_that_it_gets(self) -> None:
+        plan = replace(PLAN, size=Size(cpu_threads=6))
+        assert pod(plan)["containers"][0]["resources"]["requests"]["cpu"] == "6"
+
     def test_a_job_on_cpu_asks_for_no_gpu(self) -> None:
         limits = pod(policy=PodPolicy(gpus_per_slot=0))["containers"][0]["resources"]["limits"]
         assert limits == {"memory": "16Gi"}
@@ -245,6 +264,7 @@ class TestSeveralNodes:
         assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
         assert jobset["spec"]["suspend"] is True
         (replicated,) = jobset["spec"]["replicatedJobs"]
+        assert "metadata" not in replicated["template"]
         inner = replicated["template"]["spec"]
         assert (inner["completionMode"], inner["parallelism"]) == ("Indexed", 3)
         name = jobset["metadata"]["name"]

@@ -81,6 +81,7 @@ class KubernetesLauncher(Launcher):
         self._released: set[str] = set()
         self._warnings: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._mirrors: dict[Kind, Mirror] = {}
+        self._pods: defaultdict[str, dict[str, Object]] = defaultdict(dict)
         self._tasks: set[asyncio.Task[None]] = set()
         self._api: Api | None = None
         self._recovered = False
@@ -153,7 +154,7 @@ class KubernetesLauncher(Launcher):
         if not _has_token(job, launch.token):
             return None
         worker = self._worker(launch)
-        worker.adopt(job, [pod for pod in self._mirrors[PODS] if _name_of(pod) == name])
+        worker.adopt(job, list(self._pods[name].values()) if name in self._pods else [])
         return worker
 
     async def recovered(self) -> None:
@@ -222,7 +223,14 @@ class KubernetesLauncher(Launcher):
         return told
 
     def _told_of_pod(self, pod: Object, deleted: bool) -> None:
-        if (worker := self._workers.get(_name_of(pod))) is not None:
+        name, uid = _name_of(pod), pod["metadata"]["uid"]
+        if not deleted:
+            self._pods[name][uid] = pod
+        elif name in self._pods:
+            self._pods[name].pop(uid, None)
+            if not self._pods[name]:
+                del self._pods[name]
+        if (worker := self._workers.get(name)) is not None:
             worker.see_pod(pod, deleted)
 
     def _told_of_event(self, event: Object, deleted: bool) -> None:
@@ -239,6 +247,8 @@ class KubernetesLauncher(Launcher):
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
         if name in self._workers or name in self._released or _is_stored(job):
             return
+        if job["metadata"].get("ownerReferences"):
+            return  # Part of something else, which is looked after.
         self._released.add(name)
         ended = end_condition(job) is not None
         get_logger().info("job of no attempt", name=name, ended=ended)

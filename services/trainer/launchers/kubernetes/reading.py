@@ -38,6 +38,7 @@ def kept_of_job(job: Object) -> Object:
     """What is needed of a Job or JobSet."""
     meta, spec = job["metadata"], job.get("spec", {})
     names = ("name", "uid", "resourceVersion", "labels", "annotations", "deletionTimestamp")
+    names += ("ownerReferences",)
     return {
         "metadata": {name: meta[name] for name in names if name in meta},
         "spec": {
