@@ -24,7 +24,14 @@ from services.trainer.jobs import (
     Started,
     StateChanged,
 )
-from services.trainer.states import ACTIVE, FINAL, FailureCause, JobState, check_transition
+from services.trainer.states import (
+    ACTIVE,
+    FINAL,
+    FailureCause,
+    IllegalTransitionError,
+    JobState,
+    check_transition,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +79,26 @@ def move(
     return Change(moved, events=(StateChanged(job.state, after, message, cause, version),))
 
 
-def moved(after: JobState, message: str = "", cause: FailureCause | None = None) -> Decision:
-    """move() as a Decision."""
-    return lambda job, _attempt: move(job, after, message, cause)
+def moved(
+    after: JobState,
+    message: str = "",
+    cause: FailureCause | None = None,
+    *,
+    before: JobState | None = None,
+) -> Decision:
+    """move() as a Decision.
+
+    Args:
+        before: the only state that it was decided for: in another one by now, the Decision raises
+            IllegalTransitionError, also where the table has the transition.
+    """
+
+    def decide(job: Job, _attempt: Attempt | None) -> Change:
+        if before is not None and job.state is not before:
+            raise IllegalTransitionError(f"{job.name} is {job.state} by now, not {before}")
+        return move(job, after, message, cause)
+
+    return decide
 
 
 def cancel(reason: str) -> Decision:
@@ -172,6 +196,17 @@ def _apply(change: Change, report: Report) -> Change:
             return replace(change, job=job, events=(*change.events, report))
         case LogLine() | CheckpointSaved():
             return replace(change, events=(*change.events, report))
+
+
+def noted(number: int, text: str, standing: bool) -> Decision:
+    """What is going on with an attempt's worker; nothing where the attempt is over."""
+
+    def decide(job: Job, attempt: Attempt | None) -> Change:
+        if attempt is None or attempt.number != number or attempt.end_time or job.ended:
+            return Change(job)
+        return Change(replace(job, message=text) if standing else job, events=(LogLine(text),))
+
+    return decide
 
 
 def ended(exit_code: int | None, verdict: Verdict) -> Decision:

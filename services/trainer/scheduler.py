@@ -98,7 +98,7 @@ class Scheduler:
                     await self._journal.change(job.name, moved(JobState.PREFLIGHT))
                 await self._journal.change(job.name, await self._outcome(job))
         except IllegalTransitionError:
-            get_logger().info("job was cancelled while it was checked", job=job.name)
+            get_logger().info("job moved on while it was checked", job=job.name)
         except Exception as error:
             get_logger().error("check failed", job=job.name, exc_info=error)
             await asyncio.sleep(_RETRY_S)
@@ -108,31 +108,37 @@ class Scheduler:
 
     async def _outcome(self, job: Job) -> Decision:
         if job.slots > self._slots.total:
-            return moved(JobState.FAILED, _too_large(job, self._slots.total), _CONFIG)
+            return _checked(JobState.FAILED, _too_large(job, self._slots.total), _CONFIG)
         try:
             await self._preflight.check(job)
         except GraftError as error:
-            return moved(JobState.FAILED, str(error), _cause(error))
-        return moved(JobState.QUEUED)
+            return _checked(JobState.FAILED, str(error), _cause(error))
+        return _checked(JobState.QUEUED)
 
     async def _fill_slots(self) -> None:
         for job in await self._journal.store.in_states((JobState.QUEUED,)):
             if self._stopping:
                 return
-            if job.slots > self._slots.total:
-                message = _too_large(job, self._slots.total)
-                await self._journal.change(job.name, moved(JobState.FAILED, message, _CONFIG))
-                continue
-            taken = self._slots.take(job.slots)
-            if taken is None:
-                return
             try:
+                if job.slots > self._slots.total:
+                    message = _too_large(job, self._slots.total)
+                    decide = moved(JobState.FAILED, message, _CONFIG, before=JobState.QUEUED)
+                    await self._journal.change(job.name, decide)
+                    continue
+                taken = self._slots.take(job.slots)
+                if taken is None:
+                    return
                 await self._supervisor.launch(job, taken)
             except IllegalTransitionError:
-                get_logger().info("job was cancelled while it was queued", job=job.name)
+                get_logger().info("job moved on while it was queued", job=job.name)
 
 
 _CONFIG = FailureCause.BAD_CONFIG
+
+
+def _checked(after: JobState, message: str = "", cause: FailureCause | None = None) -> Decision:
+    """What a check found. A job that was read just before another check of it ended may run by now."""
+    return moved(after, message, cause, before=JobState.PREFLIGHT)
 
 
 def _cause(error: GraftError) -> FailureCause:
