@@ -29,7 +29,7 @@ def pod(code: int, message: str = "", index: int = 0, **status: Any) -> dict[str
     }
 
 
-DISRUPTED = {
+DISRUPTED: dict[str, Any] = {
     "conditions": [
         {
             "type": "DisruptionTarget",

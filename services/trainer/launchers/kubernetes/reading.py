@@ -37,8 +37,10 @@ def kept_of_pod(pod: Object) -> Object:
 def kept_of_job(job: Object) -> Object:
     """What is needed of a Job or JobSet."""
     meta, spec = job["metadata"], job.get("spec", {})
-    names = ("name", "uid", "resourceVersion", "labels", "annotations", "deletionTimestamp")
-    names += ("ownerReferences",)
+    names = (
+        *("name", "uid", "resourceVersion", "deletionTimestamp"),
+        *("labels", "annotations", "ownerReferences"),
+    )
     return {
         "metadata": {name: meta[name] for name in names if name in meta},
         "spec": {
