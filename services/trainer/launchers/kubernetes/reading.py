@@ -37,8 +37,10 @@ def kept_of_pod(pod: Object) -> Object:
 def kept_of_job(job: Object) -> Object:
     """What is needed of a Job or JobSet."""
     meta, spec = job["metadata"], job.get("spec", {})
-    names = ("name", "uid", "resourceVersion", "labels", "annotations", "deletionTimestamp")
-    names += ("ownerReferences",)
+    names = (
+        *("name", "uid", "resourceVersion", "deletionTimestamp"),
+        *("labels", "annotations", "ownerReferences"),
+    )
     return {
         "metadata": {name: meta[name] for name in names if name in meta},
         "spec": {
@@ -89,11 +91,13 @@ def end_of(job: Object | None, pods: Sequence[Object]) -> tuple[int | None, Rema
     """
     condition_ = (end_condition(job) if job is not None else None) or {}
     reason, said = condition_.get("reason", ""), condition_.get("message", "")
-    pod = _telling(pods)
-    code = exit_code_of(pod) if pod is not None else None
+    succeeded = condition_.get("type") in _SUCCEEDED
+    pod = _telling(pods, succeeded)
+    code = exit_code_of(pod) if pod is not None and not succeeded else None
     if code is None and (match := _EXIT_CODE.search(said)):
         code = _signed(int(match[1]))
-    if code is None and condition_.get("type") in _SUCCEEDED:
+    if succeeded:
+        # Nodes that were ended once the first had succeeded have codes of their own.
         code = 0
     if reason == "DeadlineExceeded":
         return code, Remains(finished=_too_long(said))
@@ -108,10 +112,10 @@ def end_of(job: Object | None, pods: Sequence[Object]) -> tuple[int | None, Rema
     return code, Remains(finished, disrupted, because, _log_tail(pod))
 
 
-def _telling(pods: Sequence[Object]) -> Object | None:
+def _telling(pods: Sequence[Object], succeeded: bool) -> Object | None:
     """The pod whose end is the attempt's: of several the one that failed, else the first node's."""
     ended = [one for one in pods if "terminated" in _state(one)]
-    failed = [one for one in ended if exit_code_of(one)]
+    failed = [one for one in ended if exit_code_of(one) and not succeeded]
     candidates = failed or ended or list(pods)
     return min(candidates, key=_index, default=None)
 
