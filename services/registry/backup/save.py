@@ -147,7 +147,9 @@ async def _copy_all(
         nonlocal copied
         async with turns:
             try:
-                copied += await copy_blob(source, target, digest, size_bytes)
+                # Apart: the sum must be read after the wait, not before it.
+                new = await copy_blob(source, target, digest, size_bytes)
+                copied += new
             except GraftError as error:
                 if error.reason not in _LOST:
                     raise
