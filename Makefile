@@ -10,7 +10,15 @@ PROTOS = $(shell cd proto && find graft -name '*.proto' | sort)
 SERVICE_PROTOS = $(shell cd proto && find graft -name '*_service.proto' | sort)
 CODE := sdk services tests bench examples
 
-.PHONY: help install reinstall demo test chaos soak test-gpu bench-gpu lint format proto check-proto docs bench lock promtool clean
+IMAGES ?= ghcr.io/graft-dev
+TAG ?= 0.1.0
+ACCELERATOR ?= cpu
+IMAGE_registry := services/registry
+IMAGE_trainer := services/trainer
+IMAGE_worker := services/trainer/run
+IMAGE_inference := services/inference
+
+.PHONY: help install reinstall demo test chaos soak test-gpu bench-gpu lint format proto check-proto docs bench lock promtool images k8s-golden clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -83,6 +91,12 @@ bench-gpu:  ## Training on a CUDA device beside its peers; writes out/bench/gpu-
 
 lock: install  ## Write requirements/*.lock again from what is installed
 	$(BIN)/python requirements/lock.py
+	$(BIN)/python requirements/images.py
+
+images: image-registry image-trainer image-worker image-inference  ## Build every image: IMAGES=... TAG=... ACCELERATOR=cpu|gpu
+
+image-%:
+	docker build -f $(IMAGE_$*)/Dockerfile --build-arg ACCELERATOR=$(ACCELERATOR) $(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL=$(PIP_INDEX_URL)) -t $(IMAGES)/$*:$(TAG) .
 
 clean:  ## Remove what was made here, except the virtual environment
 	rm -rf out build .graft .mypy_cache .ruff_cache .pytest_cache
