@@ -27,7 +27,8 @@ class Done:
 def shell_blocks(document: Path) -> Mapping[str, Sequence[str]]:
     """The ```sh blocks of a document in their order, by the heading above them."""
     found: dict[str, list[str]] = {}
-    heading, block = "", None
+    heading = ""
+    block: list[str] | None = None
     for line in document.read_text("utf-8").splitlines():
         if block is not None:
             if line == "```":

@@ -4,7 +4,6 @@ the audit log is whole. Reads only, and beside a registry that serves.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from sqlalchemy import and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.backup.opening import Opened
-from services.registry.backup.progress import Progress
+from services.registry.backup.progress import each
 from services.registry.blobs.base import BlobStore
 from services.registry.catalogue import rows
 from services.registry.catalogue.blob_index import PRESENT
@@ -29,7 +28,6 @@ from services.registry.catalogue.tables import (
 )
 from services.registry.convert.messages import manifest_digest
 
-_AT_ONCE = 8
 _PAGE = 200
 
 
@@ -102,19 +100,14 @@ async def _files(connection: AsyncConnection) -> tuple[Mapping[str, list[str]], 
 
 async def _bytes(store: BlobStore, sizes: Mapping[str, int], deep: bool) -> Mapping[str, str]:
     """What is wrong with which digests."""
-    progress, turns = Progress("Checking blobs:", len(sizes)), asyncio.Semaphore(_AT_ONCE)
     wrong: dict[str, str] = {}
 
     async def one(digest: str, size_bytes: int) -> None:
-        async with turns:
-            found = await _look(store, digest, size_bytes, deep)
-            if found:
-                wrong[digest] = found
-            progress.step()
+        found = await _look(store, digest, size_bytes, deep)
+        if found:
+            wrong[digest] = found
 
-    async with asyncio.TaskGroup() as group:
-        for digest, size_bytes in sizes.items():
-            group.create_task(one(digest, size_bytes))
+    await each("Checking blobs:", sizes, one)
     return wrong
 
 

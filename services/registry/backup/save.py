@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.backup.folder import FORMAT, BackupFolder, BackupInfo
 from services.registry.backup.opening import Opened
-from services.registry.backup.progress import Progress
+from services.registry.backup.progress import each
 from services.registry.backup.rows import copy_rows
 from services.registry.blobs.base import BlobStore
 from services.registry.blobs.filesystem import FilesystemBlobStore
@@ -40,7 +40,6 @@ from services.registry.catalogue.tables import (
 )
 
 _TRIES = 5
-_AT_ONCE = 8
 _LOST = (Reason.BLOB_NOT_FOUND, Reason.DIGEST_MISMATCH)
 
 
@@ -140,25 +139,20 @@ async def _copy_all(
     source: BlobStore, target: BlobStore, sizes: Mapping[str, int]
 ) -> tuple[int, set[str]]:
     """How many were copied, and which could not be."""
-    progress, turns = Progress("Copying blobs:", len(sizes)), asyncio.Semaphore(_AT_ONCE)
     copied, lost = 0, set[str]()
 
     async def one(digest: str, size_bytes: int) -> None:
         nonlocal copied
-        async with turns:
-            try:
-                # Apart: the sum must be read after the wait, not before it.
-                new = await copy_blob(source, target, digest, size_bytes)
-                copied += new
-            except GraftError as error:
-                if error.reason not in _LOST:
-                    raise
-                lost.add(digest)
-            progress.step()
+        try:
+            # Apart: the sum must be read after the wait, not before it.
+            new = await copy_blob(source, target, digest, size_bytes)
+            copied += new
+        except GraftError as error:
+            if error.reason not in _LOST:
+                raise
+            lost.add(digest)
 
-    async with asyncio.TaskGroup() as group:
-        for digest, size_bytes in sizes.items():
-            group.create_task(one(digest, size_bytes))
+    await each("Copying blobs:", sizes, one)
     return copied, lost
 
 

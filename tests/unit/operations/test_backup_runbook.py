@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -66,7 +67,7 @@ async def test_one_machine_and_an_endpoint_that_serves_all_the_time(
         assert (restored["copied"], checked["damages"]) == (3, [])
         async with running_registry(data, listen=address) as server:
             await _serves(replica, 2)
-            with pytest.raises(grpc.aio.AioRpcError, match="bot has no version 3"):
+            with pytest.raises(grpc.aio.AioRpcError, match=r"There is no version .*bot.versions.3"):
                 await _version(replica, "bot:3")
             async with registry_calls(server.address) as calls:
                 new = await calls.commit(folders[3], fingerprint)
@@ -176,13 +177,13 @@ async def _serves(replica: RunningInference, number: int) -> None:
 
 async def _follow(
     block: str, variables: Mapping[str, str], folder: Path
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     done = await run_block(block, variables, folder)
     assert done.code == 0, done.err
     return _results(done)
 
 
-def _results(done: Done) -> list[dict[str, object]]:
+def _results(done: Done) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]
 
 
@@ -197,7 +198,7 @@ def _settings(postgres: PostgresServer, store: ObjectStore, folder: Path) -> dic
     }
 
 
-def _fields(variables: Mapping[str, str]) -> dict[str, object]:
+def _fields(variables: Mapping[str, str]) -> dict[str, Any]:
     """Settings for a registry in this process."""
     named = {name.removeprefix("GRAFT_REGISTRY_").lower(): one for name, one in variables.items()}
     return {"folder": Path(named.pop("data_dir")), **named}
