@@ -7,6 +7,7 @@ async with graft.Client() as client:
 """
 
 from graft.adapters import Adapters
+from graft.balancing import Balance
 from graft.catalogue import Bases
 from graft.client import Client
 from graft.endpoints import Endpoints
@@ -56,6 +57,7 @@ __all__ = [
     "Adapters",
     "Alias",
     "Answer",
+    "Balance",
     "Base",
     "Bases",
     "Change",

@@ -23,6 +23,8 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("graft_request_id", default=None
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _SERVICE_CONFIG = json.dumps(
     {
+        # A name with several addresses, as a headless Service has, means all of them in turn.
+        "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
                 "name": [{}],
@@ -34,7 +36,7 @@ _SERVICE_CONFIG = json.dumps(
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             }
-        ]
+        ],
     }
 )
 OPTIONS: tuple[tuple[str, str | int], ...] = (
@@ -50,7 +52,13 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 
 def open_channel(address: str, options: Sequence[tuple[str, str | int]] = ()) -> grpc.aio.Channel:
-    """An asyncio channel to address ("host:port"), without encryption. Connects when it is used."""
+    """An asyncio channel to address, without encryption. Connects when it is used.
+
+    Args:
+        address: "host:port" or "dns:///host:port". Where host has several addresses its calls take
+            them in turn, and those that cannot be reached are passed over.
+        options: more than OPTIONS.
+    """
     return grpc.aio.insecure_channel(address, options=[*OPTIONS, *options])
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import grpc
 
@@ -13,10 +13,12 @@ from graft import catalogue, convert
 from graft import plan as planning
 from graft.adapters import Adapters
 from graft.audit import Audit
+from graft.balancing import Balance, Balancer, ByAdapter, RoundRobin
 from graft.base_versions import BaseVersions
 from graft.catalogue import Bases
 from graft.connection import Connection
 from graft.endpoints import Endpoints
+from graft.errors import GraftError, Reason
 from graft.generation import Message, Prompt, Sampling, chat_request, generate_request
 from graft.inference.v1 import inference_service_pb2 as pb
 from graft.jobs import JobHandle, Jobs
@@ -29,8 +31,12 @@ from graft.operations import Operations
 from graft.plan import OnStage, Plan, Recommendation
 from graft.preflight import OnProgress, PreflightReport, preflight
 from graft.promotion import Promotion
+from graft.replicas import Replicas
 from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
+
+if TYPE_CHECKING:
+    from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
 
 _PEER = "inference"
 Request = TypeVar("Request", pb.GenerateRequest, pb.ChatRequest)
@@ -50,6 +56,9 @@ class Client:
         generate_timeout_s: deadline of a request for text.
         patience_s: how long a watch tries to reach a service that went away.
         actor: who asks, for the services' logs and the history of aliases.
+        balance: how requests for text are spread where inference's address means several replicas:
+            in turn, or "adapter": those of an adapter to one replica while it is there and not
+            overloaded.
 
     Attributes:
         adapters: list, get, versions, push, pull, promote, rollback, history.
@@ -73,11 +82,13 @@ class Client:
         generate_timeout_s: float = 600.0,
         patience_s: float = 60.0,
         actor: str | None = None,
+        balance: Balance | str = Balance.ROUND_ROBIN,
     ) -> None:
         self.endpoints = Endpoints.find(registry, trainer, inference)
         self.namespace = namespace
         self._generate_timeout_s = generate_timeout_s
         self._connection = Connection(self.endpoints, timeout_s, patience_s, actor)
+        self._balancer = _balancer(balance, self._connection, namespace)
         self.adapters = Adapters(self._connection, namespace)
         self.base_versions = BaseVersions(self._connection, namespace)
         self.promotion = Promotion(self._connection, namespace)
@@ -105,6 +116,7 @@ class Client:
 
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
+        await self._balancer.close()
         await self._connection.close()
 
     async def preflight(
@@ -255,7 +267,7 @@ class Client:
                 RATE_LIMITED, DEADLINE_EXCEEDED; see GraftError.retry_after_s.
         """
         request = generate_request(model, prompt, sampling, priority)
-        return await self._answer(self._connection.inference.Generate, request, request_id)
+        return await self._answer(lambda stub: stub.Generate, request, request_id)
 
     def stream(
         self,
@@ -271,7 +283,7 @@ class Client:
         Args and errors as generate.
         """
         request = generate_request(model, prompt, sampling, priority)
-        return self._pieces(self._connection.inference.StreamGenerate, request, request_id)
+        return self._pieces(lambda stub: stub.StreamGenerate, request, request_id)
 
     async def chat(
         self,
@@ -296,7 +308,7 @@ class Client:
             GraftError: as generate.
         """
         request = chat_request(model, messages, tools, sampling, priority)
-        return await self._answer(self._connection.inference.Chat, request, request_id)
+        return await self._answer(lambda stub: stub.Chat, request, request_id)
 
     def stream_chat(
         self,
@@ -313,29 +325,41 @@ class Client:
         Args and errors as chat.
         """
         request = chat_request(model, messages, tools, sampling, priority)
-        return self._pieces(self._connection.inference.StreamChat, request, request_id)
+        return self._pieces(lambda stub: stub.StreamChat, request, request_id)
 
     async def _answer(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, pb.GenerateResponse],
+        method: Callable[
+            [InferenceServiceAsyncStub],
+            grpc.aio.UnaryUnaryMultiCallable[Request, pb.GenerateResponse],
+        ],
         request: Request,
         request_id: str | None,
     ) -> Answer:
-        message = await self._connection.call(
-            method, request, _PEER, timeout_s=self._generate_timeout_s, request_id=request_id
-        )
-        return convert.answer(message)
+        def work(stub: InferenceServiceAsyncStub) -> Awaitable[pb.GenerateResponse]:
+            timeout_s = self._generate_timeout_s
+            return self._connection.call(
+                method(stub), request, _PEER, timeout_s=timeout_s, request_id=request_id
+            )
+
+        return convert.answer(await self._balancer.call(request.model, work))
 
     async def _pieces(
         self,
-        method: grpc.aio.UnaryStreamMultiCallable[Request, pb.GenerateResponse],
+        method: Callable[
+            [InferenceServiceAsyncStub],
+            grpc.aio.UnaryStreamMultiCallable[Request, pb.GenerateResponse],
+        ],
         request: Request,
         request_id: str | None,
     ) -> AsyncGenerator[Answer, None]:
-        stream = self._connection.stream(
-            method, request, _PEER, timeout_s=self._generate_timeout_s, request_id=request_id
-        )
-        async with aclosing(stream):
+        def work(stub: InferenceServiceAsyncStub) -> AsyncGenerator[pb.GenerateResponse, None]:
+            timeout_s = self._generate_timeout_s
+            return self._connection.stream(
+                method(stub), request, _PEER, timeout_s=timeout_s, request_id=request_id
+            )
+
+        async with aclosing(self._balancer.stream(request.model, work)) as stream:
             async for message in stream:
                 yield convert.answer(message)
 
@@ -386,3 +410,17 @@ class Client:
             GraftError: REVISION_COMPACTED when that far back is not kept any more.
         """
         return catalogue.watch(self._connection, self.namespace, after_revision, resource, kinds)
+
+
+def _balancer(balance: Balance | str, connection: Connection, namespace: str) -> Balancer:
+    try:
+        chosen = Balance(balance)
+    except ValueError:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"balance is {balance!r}, and there is none of that name",
+            next_step=f"Use one of {', '.join(Balance)}.",
+        ) from None
+    if chosen is Balance.ADAPTER:
+        return ByAdapter(Replicas(connection.endpoints.inference), namespace)
+    return RoundRobin(connection)

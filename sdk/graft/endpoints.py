@@ -12,6 +12,8 @@ from typing import Any, Self
 from graft.errors import GraftError, Reason
 
 SERVICES = ("registry", "trainer", "inference")
+# gRPC's own way to say that every address of a name is meant; it is what a plain name means here too.
+DNS = "dns:///"
 DEFAULT_ADDRESSES = {
     "registry": "127.0.0.1:7431",
     "trainer": "127.0.0.1:7432",
@@ -63,12 +65,12 @@ class Endpoints:
 
 
 def check_address(service: str, address: str) -> str:
-    """Returns address when it is host:port.
+    """Returns address when it is host:port, or dns:///host:port.
 
     Raises:
         GraftError: INVALID_REQUEST.
     """
-    host, _, port = address.rpartition(":")
+    host, _, port = address.removeprefix(DNS).rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise GraftError(
             Reason.INVALID_REQUEST,

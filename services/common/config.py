@@ -47,6 +47,12 @@ class ServiceSettings(BaseSettings):
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="how long calls in flight may go on after SIGTERM"
     )
+    max_connection_age_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="clients connect anew after so long, and so find replicas that were added; calls "
+        "in flight go on; 0 for never",
+    )
     ready_file: Path | None = Field(
         default=None,
         description="JSON with the bound addresses is written here once the service serves",

@@ -33,6 +33,7 @@ else:
 
 # Asked by machines every few seconds; a log line for each would bury the others.
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
+_RETRY_AFTER_S = 1.0
 
 
 class CallInterceptor(_Interceptor):
@@ -40,6 +41,8 @@ class CallInterceptor(_Interceptor):
 
     def __init__(self, metrics: RpcMetrics, tracing: Tracing | None = None) -> None:
         self._metrics, self._tracing = metrics, tracing or Tracing.off()
+        # From then on no call begins; those that have begun go on.
+        self.draining = False
 
     async def intercept_service(
         self,
@@ -65,7 +68,7 @@ class CallInterceptor(_Interceptor):
         )
 
     def _observed(self, method: str, context: Context) -> _Observed:
-        return _Observed(self._metrics, self._tracing, method, context)
+        return _Observed(self._metrics, self._tracing, method, context, refuse=self.draining)
 
     def _unary(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Context) -> Any:
@@ -91,10 +94,16 @@ class _Observed:
     """One call: binds its request id, counts and logs it, and turns errors into statuses."""
 
     def __init__(
-        self, metrics: RpcMetrics, tracing: Tracing, method: str, context: Context
+        self,
+        metrics: RpcMetrics,
+        tracing: Tracing,
+        method: str,
+        context: Context,
+        *,
+        refuse: bool,
     ) -> None:
         self._metrics, self._tracing = metrics, tracing
-        self._method, self._context = method, context
+        self._method, self._context, self._refuse = method, context, refuse
 
     async def __aenter__(self) -> None:
         metadata = dict(self._context.invocation_metadata() or ())
@@ -107,6 +116,9 @@ class _Observed:
         self._span = self._tracing.call(self._method, metadata, request_id)
         self._span.__enter__()
         self._metrics.in_flight.labels(self._method).inc()
+        if self._refuse:
+            error = _draining()
+            await self.__aexit__(type(error), error, None)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
         seconds = time.perf_counter() - self._began_s
@@ -132,6 +144,15 @@ class _Observed:
             await self._context.abort(
                 refused.code, status.details, trailing_metadata=status.trailing_metadata
             )
+
+
+def _draining() -> GraftError:
+    return GraftError(
+        Reason.UNAVAILABLE,
+        "The service is stopping and takes no new calls",
+        next_step="Try again at once: another replica answers, or this one when it is back.",
+        retry_after_s=_RETRY_AFTER_S,
+    )
 
 
 def _as_graft_error(error: BaseException | None) -> GraftError | None:

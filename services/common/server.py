@@ -59,12 +59,12 @@ class GrpcServer:
     ) -> None:
         self._settings = settings
         self._names = tuple(service_names)
-        self._draining = False
         self._metrics = metrics
         self._health = HealthServicer()
+        self._interceptor = CallInterceptor(RpcMetrics(metrics), tracing)
         self.grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(RpcMetrics(metrics), tracing)],
-            options=_OPTIONS,
+            interceptors=[self._interceptor],
+            options=(*_OPTIONS, *_aging(settings.max_connection_age_s)),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(
@@ -113,7 +113,7 @@ class GrpcServer:
     async def set_serving(self, serving: bool) -> None:
         """Whether it should get calls: readiness, the server as a whole, and each service."""
         for name in (READINESS, "", *self._names):
-            await self._set(name, serving=serving and not self._draining)
+            await self._set(name, serving=serving and not self._interceptor.draining)
 
     async def set_started(self) -> None:
         """Its start is over, whatever comes."""
@@ -127,13 +127,21 @@ class GrpcServer:
         status = health_pb2.HealthCheckResponse
         await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
-    async def drain(self) -> None:
-        """Takes no new calls, lets those in flight end within the drain time, then stops."""
-        self._draining = True
+    async def refuse(self) -> None:
+        """Not ready any more, whatever comes: what still arrives is UNAVAILABLE, with a hint to retry."""
+        self._interceptor.draining = True
         # It stays alive: it must not be killed for draining.
         await self.set_serving(False)
+
+    async def drain(self) -> None:
+        """Takes no new calls, lets those in flight end within the drain time, then stops."""
+        await self.refuse()
         await self.grpc.stop(self._settings.drain_timeout_s)
         self._endpoint.close()
+
+
+def _aging(max_age_s: float) -> tuple[tuple[str, int], ...]:
+    return (("grpc.max_connection_age_ms", round(1000 * max_age_s)),) if max_age_s else ()
 
 
 async def serve_until_signal(

@@ -146,6 +146,11 @@ class InferenceSettings(ServiceSettings):
         default=(),
         description='models that readiness waits for and that stay loaded: ["bot", "bot@canary"]',
     )
+    require_production: bool = Field(
+        default=False,
+        description="readiness waits for what the production aliases of this base name: on the "
+        "engine as far as it has room, the last moved first, and the rest on disk",
+    )
     pinned: tuple[str, ...] = Field(
         default=(), description="models that, once loaded, never make room for others"
     )

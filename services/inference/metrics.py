@@ -74,6 +74,17 @@ class InferenceMetrics:
         )  # fmt: skip
         self._queued = _gauge(registry, "queue_waiting", "Requests that wait for their turn")
         self.watch_queue = self._queued.set_function
+        self.queue_age = _gauge(
+            registry, "queue_age_seconds", "How long the request that waits longest for its turn "
+            "has waited",
+        )  # fmt: skip
+        self.in_flight_tokens = _gauge(
+            registry, "in_flight_tokens", "Tokens of the requests on the engine: their prompts, and "
+            "their answers as long as they are expected to be, or already are",
+        )  # fmt: skip
+        self.required_missing = _gauge(
+            registry, "required_missing", "Required models that are not held yet"
+        )
         self._stages = _histogram(
             registry,
             "swap_stage_seconds",

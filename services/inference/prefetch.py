@@ -35,6 +35,10 @@ class Prefetch:
         if self._task is None:
             self._task = asyncio.create_task(self._work())
 
+    def is_coming(self, name: str) -> bool:
+        """Whether it is wanted and was neither fetched nor given up yet."""
+        return name in self._wanted
+
     async def close(self) -> None:
         """Ends what is under way."""
         if self._task is not None:

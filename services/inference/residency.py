@@ -76,6 +76,10 @@ class Residency:
         yield from self._current.values()
         yield from self._draining
 
+    def current(self) -> tuple[Resident, ...]:
+        """All that take requests, now or when they are loaded. From any thread."""
+        return tuple(self._current.values())
+
     def failures(self) -> Iterator[Failure]:
         """Versions that could not be loaded."""
         return (each for each in self._failures if each.version.name not in self._current)

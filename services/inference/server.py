@@ -32,10 +32,12 @@ from services.inference.engines.vllm_arguments import VllmOptions
 from services.inference.follower import Follower
 from services.inference.gate import Gate
 from services.inference.loading import Preparation
+from services.inference.lora_info import LoraInfo
 from services.inference.metrics import InferenceMetrics, MetricsOptions
 from services.inference.models import Models
 from services.inference.pace import Pace
 from services.inference.prefetch import Prefetch
+from services.inference.production import Production
 from services.inference.prompts import Prompts
 from services.inference.registry.base import Registry
 from services.inference.registry.memory import MemoryRegistry
@@ -158,10 +160,20 @@ class InferenceServer:
         swaps = Swaps(catalogue, self.registry, residency, metrics)
         swaps.pins = Pins([*settings.required, *settings.pinned], settings.namespace).versions
         router = Router(base, catalogue, self.registry, swaps)
-        self._required = Required(settings.required, router, residency)
-        self._supervise(residency, self._required)
         limit = self.engine.limits.max_loaded
         prefetch = Prefetch(preparation, swaps.describe)
+        room = limit - len(settings.required)
+        self._required = Required(
+            settings.required,
+            router,
+            residency,
+            Production(base, catalogue, room, prefetch.is_coming)
+            if settings.require_production
+            else None,
+            metrics.required_missing.set,
+        )
+        self._supervise(residency, self._required)
+        LoraInfo(self.engine, residency, swaps).show_in(self.metrics_registry)
         self._follower = Follower(
             self.registry,
             base,
@@ -175,6 +187,8 @@ class InferenceServer:
         prompts = Prompts(self.engine, base)
         scheduler = Scheduler(_scheduling(settings), lambda: self.engine.limits.max_adapters)
         metrics.watch_queue(lambda: scheduler.waiting)
+        metrics.queue_age.set_function(lambda: scheduler.oldest_s)
+        metrics.in_flight_tokens.set_function(lambda: scheduler.in_flight_tokens)
         answers = Answers(
             self.engine, gate, router, residency, prompts, base, metrics, pace, scheduler
         )
@@ -223,6 +237,7 @@ class InferenceServer:
             await asyncio.to_thread(self._tracing.close)
 
     async def _stop_serving(self) -> None:
+        await self.grpc.refuse()
         if self._supervisor is not None:
             await self._supervisor.stop()
         if self.grpc.address:

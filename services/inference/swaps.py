@@ -53,6 +53,10 @@ class Swaps:
         """What serves under a name now."""
         return self._routes.get(key)
 
+    def routes(self) -> dict[RouteKey, AdapterVersion]:
+        """All routes as they are now. From any thread."""
+        return dict(self._routes)
+
     def adopt(self, key: RouteKey, version: AdapterVersion) -> AdapterVersion:
         """Routes a name that had no route; answers what it is routed to."""
         adopted = self._routes.setdefault(key, version)

@@ -10,7 +10,7 @@ import grpc
 from graft.bases import read_base
 from graft.blobs import BlobClient
 from graft.channel import call_metadata, rpc_errors
-from graft.errors import GraftError, NotFoundError, Reason
+from graft.errors import ConflictError, GraftError, NotFoundError, Reason
 from graft.leases import LeaseKeeper, default_holder
 from graft.names import (
     DEFAULT_ALIAS,
@@ -44,11 +44,28 @@ class RemoteRegistry(Registry):
 
     async def record_base(self, folder: Path, name: str) -> str:
         base = await asyncio.to_thread(read_base, folder, name)
+        digest = base.fingerprint.digest
+        try:
+            with rpc_errors(_PEER):
+                await self._stub.CreateBase(
+                    pb.CreateBaseRequest(base=base), metadata=call_metadata(actor=_ACTOR)
+                )
+        except ConflictError:
+            # A later version of that base is served under its name as well.
+            if not await self._is_version_of(name, digest):
+                raise
+        return digest
+
+    async def _is_version_of(self, base: str, fingerprint: str) -> bool:
+        request = pb.ListVersionsRequest(
+            parent=base, filter=f'fingerprint = "{fingerprint}"', page_size=1
+        )
         with rpc_errors(_PEER):
-            await self._stub.CreateBase(
-                pb.CreateBaseRequest(base=base), metadata=call_metadata(actor=_ACTOR)
+            recorded = await self._stub.GetBase(
+                pb.GetBaseRequest(name=base), metadata=call_metadata(actor=_ACTOR)
             )
-        return base.fingerprint.digest
+            page = await self._stub.ListVersions(request, metadata=call_metadata(actor=_ACTOR))
+        return bool(page.versions) and not recorded.HasField("delete_time")
 
     async def snapshot(self) -> Snapshot:
         # Aliases first: what happens between the two calls is in the watch after their revision.

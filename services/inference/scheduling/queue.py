@@ -136,6 +136,7 @@ class Turn:
         waited_s: how long it waited.
         cause: what it waited for last.
         expected: tokens that it is expected to take.
+        charged: tokens that it counts with now.
     """
 
     def __init__(self, scheduler: Scheduler, flow: Flow, claim: Claim, number: int, now_s: float):
@@ -147,7 +148,7 @@ class Turn:
         self.given.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.slot, self.opens = claim.slot, False
         self.queued = self.counted = self.started = self.closed = False
-        self._prompt_tokens, self._completion_tokens, self._charged = claim.prompt_tokens, 0, 0.0
+        self._prompt_tokens, self._completion_tokens, self.charged = claim.prompt_tokens, 0, 0.0
         self.expected = claim.prompt_tokens + min(flow.mean_completion, claim.max_tokens)
 
     @property
@@ -163,7 +164,7 @@ class Turn:
 
     def prompt(self, tokens: int) -> None:
         """What its prompt really has."""
-        self._settle(self._charged + tokens - self._prompt_tokens)
+        self._settle(self.charged + tokens - self._prompt_tokens)
         self._prompt_tokens = tokens
 
     def ready(self) -> None:
@@ -178,7 +179,7 @@ class Turn:
         """So many new tokens came."""
         self._completion_tokens += tokens
         used = self._prompt_tokens + self._completion_tokens
-        if used > self._charged:
+        if used > self.charged:
             self._settle(used)
 
     def close(self) -> None:
@@ -196,8 +197,11 @@ class Turn:
         self.flow.learn(self._completion_tokens)
 
     def _settle(self, tokens: float) -> None:
-        change, self._charged = tokens - self._charged, tokens
+        change, self.charged = tokens - self.charged, tokens
         if change:
+            # One whose reader stalls is closed, and what still comes of it is charged all the same.
+            if self.counted and not self.closed:
+                self._scheduler.in_flight_tokens += change
             self.flow.charge(change, self._scheduler.now_s())
 
 

@@ -59,7 +59,16 @@ class Scheduler:
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self.in_flight = 0
+        # What the turns in flight are expected to use, or use already where that is more.
+        self.in_flight_tokens = 0.0
         self.waiting = 0
+
+    @property
+    def oldest_s(self) -> float:
+        """How long the request that waits longest has waited; 0 while none waits. From any thread."""
+        now_s = self.now_s()
+        arrived_s = [one.arrived_s for flow in tuple(self._backlog) for one in tuple(flow.waiting)]
+        return now_s - min(arrived_s, default=now_s)
 
     async def turn(self, claim: Claim) -> Turn:
         """Waits until it is the claim's turn; close() it in any case.
@@ -184,9 +193,9 @@ class Scheduler:
         flow.rate.given(turn.expected, now_s)
         flow.share.choose()
         flow.run(1)
+        turn.counted = True
         turn.charge_expected()
         turn.opens = self._slots.enter(turn.slot, now_s)
-        turn.counted = True
         self.in_flight += 1
         turn.waited_s = now_s - turn.arrived_s
         turn.given.set_result(None)
@@ -219,6 +228,7 @@ class Scheduler:
         turn.closed = True
         if turn.counted:
             self.in_flight -= 1
+            self.in_flight_tokens -= turn.charged
             turn.charge_used()
             turn.flow.run(-1)
             self._slots.leave(turn.slot, opening=turn.opens)

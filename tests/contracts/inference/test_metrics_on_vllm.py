@@ -63,4 +63,17 @@ async def test_vllms_metrics_are_beside_ours_and_do_not_grow_with_the_adapters(
     assert {name for name in wanted if name.startswith("vllm:")} - names == set()
     assert "graft_inference_requests_total" in names
     assert len(set(counts)) == 1
-    assert "bot-" not in "".join(line for line in text.splitlines() if line.startswith("vllm:"))
+    lines = [line for line in text.splitlines() if line.startswith("vllm:") and "bot-" in line]
+    # Ours: what runs now, and not every combination that ever was.
+    assert [line.partition("{")[0] for line in lines] == ["vllm:lora_requests_info"]
+    # What endpoint pickers of the Gateway API inference extension read of a vLLM by default.
+    assert names >= {
+        "vllm:num_requests_waiting",
+        "vllm:num_requests_running",
+        "vllm:kv_cache_usage_perc",
+        "vllm:lora_requests_info",
+        "vllm:cache_config_info",
+    }
+    config = next(one for one in samples if one.name == "vllm:cache_config_info")
+    assert int(config.labels["block_size"]) > 0
+    assert int(config.labels["num_gpu_blocks"]) > 0

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import graft
 import pytest
 from graft.channel import open_channel
 from graft.digests import digest_file
@@ -18,7 +19,7 @@ from services.inference.domain import AdapterSeen, AdapterVersion, AliasSeen, Ev
 from services.inference.registry.base import Registry
 from services.inference.registry.memory import MemoryRegistry
 from services.inference.registry.remote import RemoteRegistry
-from tests.support.models import make_adapter
+from tests.support.models import make_adapter, make_base
 from tests.support.registry import RegistryCalls, running_registry
 
 BASE = "namespaces/default/bases/tiny"
@@ -199,3 +200,24 @@ class TestRemoteRegistry(RegistryContract):
             registry = RemoteRegistry(open_channel(server.address), "default")
             yield RemoteWorld(registry, calls, base.fingerprint.digest)
             await registry.close()
+
+
+async def test_a_version_of_the_base_is_served_under_its_name_and_no_other_model(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    merged, foreign = (make_base(tmp_path / f"m{seed}", seed=seed) for seed in (5, 6))
+    async with (
+        running_registry(tmp_path / "registry") as server,
+        graft.Client(registry=server.address) as client,
+    ):
+        registry = RemoteRegistry(open_channel(server.address), "default")
+        recorded = await registry.record_base(tiny_base, BASE)
+        with pytest.raises(GraftError) as caught:
+            await registry.record_base(merged, BASE)
+        assert caught.value.reason is Reason.ALREADY_EXISTS
+        version = await client.base_versions.push(merged, "tiny", method="merge")
+        assert await registry.record_base(merged, BASE) == version.fingerprint != recorded
+        with pytest.raises(GraftError) as caught:
+            await registry.record_base(foreign, BASE)
+        assert caught.value.reason is Reason.ALREADY_EXISTS
+        await registry.close()

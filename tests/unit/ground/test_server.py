@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry
 from services.common.config import ServiceSettings
 from services.common.interceptors import Context
 from services.common.server import GrpcServer
+from tests.support.health import probes
 
 SERVICE = pb.DESCRIPTOR.services_by_name["BlobService"].full_name
 
@@ -134,6 +135,26 @@ async def test_calls_are_counted_by_method_and_code(server: tuple[GrpcServer, Se
     text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
     method = "/graft.registry.v1.BlobService/FindMissing"
     assert f'graft_rpc_calls_total{{code="OK",method="{method}"}} 1.0' in text
+
+
+async def test_from_the_first_moment_of_a_drain_it_is_unready_and_new_calls_are_told_to_retry(
+    server: tuple[GrpcServer, Servicer],
+) -> None:
+    grpc_server, servicer = server
+    async with open_channel(grpc_server.address, [("grpc.enable_retries", 0)]) as channel:
+        call = BlobServiceStub(channel).Read(pb.ReadRequest())
+        assert (await anext(aiter(call))).data == b"a"
+        await grpc_server.refuse()
+        assert await probes(channel) == (True, False, True)
+        with pytest.raises(GraftError) as caught, rpc_errors("the registry"):
+            await BlobServiceStub(channel).FindMissing(pb.FindMissingRequest())
+        assert caught.value.reason is Reason.UNAVAILABLE
+        assert caught.value.retry_after_s
+        # What a failing engine that recovers says does not make it ready again.
+        await grpc_server.set_serving(True)
+        assert await probes(channel) == (True, False, True)
+        servicer.go_on.set()
+        assert (await anext(aiter(call))).data == b"b"
 
 
 async def test_a_stream_in_flight_ends_whole_while_the_server_drains(

@@ -56,6 +56,74 @@ async def stream(service: RunningInference, model: str, *, max_tokens: int = 8) 
         pass
 
 
+def _list(text: str) -> list[str]:
+    """As endpoint pickers read a label of vllm:lora_requests_info."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+async def test_a_gateway_reads_which_adapters_are_there_by_the_names_that_clients_use(
+    service: RunningInference,
+) -> None:
+    async def info() -> dict[str, str]:
+        samples = [
+            dict(labels)
+            for (name, labels) in await scrape(service)
+            if name == "vllm:lora_requests_info"
+        ]
+        assert len(samples) == 1
+        return samples[0]
+
+    assert await info() == {
+        "max_lora": "4", "running_lora_adapters": "", "waiting_lora_adapters": "",
+    }  # fmt: skip
+    await service.publish("bot", "one", "two", "three")
+    await service.promote("bot", 1)
+    await service.promote("bot", 2, "canary")
+    for model in ("bot", "bot@canary", "bot:3"):
+        await service.ask(model)
+    assert _list((await info())["running_lora_adapters"]) == ["bot", "bot:3", "bot@canary"]
+    await service.publish("slow", "x")
+    service.fake.load_gate.clear()
+    asking = asyncio.create_task(service.ask("slow"))
+    await eventually(lambda: service.fake.loading == 1, "the load")
+    assert _list((await info())["waiting_lora_adapters"]) == ["slow"]
+    service.fake.load_gate.set()
+    await asking
+    assert "slow" in _list((await info())["running_lora_adapters"])
+    # More than there are slots are never shown as running.
+    await service.publish("last", "y")
+    await service.ask("last")
+    running = _list((await info())["running_lora_adapters"])
+    assert len(running) == 4
+    assert "last" in running
+
+
+async def test_what_replicas_are_scaled_by_follows_the_requests(tmp_path: Path) -> None:
+    async with start_inference(tmp_path, max_in_flight=1) as service:
+        assert await value(service, "in_flight_tokens") == 0
+        assert await value(service, "queue_age_seconds") == 0
+        service.fake.hold(after_tokens=2)
+        asking = [asyncio.create_task(stream(service, "tiny", max_tokens=40)) for _ in range(2)]
+
+        async def waits() -> bool:
+            return await value(service, "queue_waiting") == 1
+
+        await eventually(waits, "the queue")
+        # The prompt's five tokens and its special one, and an answer as long as it may be.
+        assert await value(service, "in_flight_tokens") == 6 + 40
+        first = await value(service, "queue_age_seconds")
+        assert first is not None
+
+        async def older() -> bool:
+            return (await value(service, "queue_age_seconds") or 0.0) > first
+
+        await eventually(older, "the age")
+        await service.fake.release()
+        await asyncio.gather(*asking)
+        assert await value(service, "in_flight_tokens") == 0
+        assert await value(service, "queue_age_seconds") == 0
+
+
 async def test_a_scrape_tells_of_each_version_by_itself(service: RunningInference) -> None:
     await service.publish("bot", "one", "two")
     await stream(service, "bot:1", max_tokens=5)
