@@ -175,9 +175,7 @@ async def _serves(replica: RunningInference, number: int) -> None:
     await eventually(it_does, f"version {number} at the endpoint")
 
 
-async def _follow(
-    block: str, variables: Mapping[str, str], folder: Path
-) -> list[dict[str, Any]]:
+async def _follow(block: str, variables: Mapping[str, str], folder: Path) -> list[dict[str, Any]]:
     done = await run_block(block, variables, folder)
     assert done.code == 0, done.err
     return _results(done)
