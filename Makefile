@@ -98,5 +98,8 @@ images: image-registry image-trainer image-worker image-inference  ## Build ever
 image-%:
 	docker build -f $(IMAGE_$*)/Dockerfile --build-arg ACCELERATOR=$(ACCELERATOR) $(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL=$(PIP_INDEX_URL)) -t $(IMAGES)/$*:$(TAG) .
 
+k8s-golden: install  ## Write again what deploy/k8s renders to, for review
+	$(BIN)/python -m tests.support.k8s.golden
+
 clean:  ## Remove what was made here, except the virtual environment
 	rm -rf out build .graft .mypy_cache .ruff_cache .pytest_cache

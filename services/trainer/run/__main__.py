@@ -15,6 +15,7 @@ from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
+from services.trainer.run.last_report import leave_report
 from services.trainer.run.reporters import JsonLinesReporter, Reporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     loop = BackgroundLoop()
     reporter = _reporter(settings, loop, stop)
     code, finished = attempt(spec_path, settings, loop, reporter, stop)
+    leave_report(settings.end_file, finished)
     with suppress(PreemptedError):  # Told to stop while it only waits to be heard.
         reporter.finish(finished)
         loop.close()

@@ -24,6 +24,7 @@ class WorkerSettings:
         registry_patience_s: how long a registry that cannot be reached is tried again.
         trainer_patience_s: how long the end of the attempt is offered to a trainer that is away.
         signing_key: a PEM file with the key that signs the version; None for none.
+        end_file: where the worker's last report is left for whoever ran it; None for nowhere.
     """
 
     job: str
@@ -35,6 +36,7 @@ class WorkerSettings:
     registry_patience_s: float
     trainer_patience_s: float
     signing_key: Path | None = None
+    end_file: Path | None = None
 
     @property
     def namespace(self) -> str:
@@ -85,4 +87,5 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         registry_patience_s=registry_patience_s,
         trainer_patience_s=trainer_patience_s,
         signing_key=Path(value("SIGNING_KEY")) if value("SIGNING_KEY") else None,
+        end_file=Path(value("END_FILE")) if value("END_FILE") else None,
     )

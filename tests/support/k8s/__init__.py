@@ -1,0 +1,1 @@
+"""Renders deploy/k8s and reads what came out."""
