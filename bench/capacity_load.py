@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from statistics import median
+from typing import TYPE_CHECKING
 
 import grpc
 import psutil
@@ -29,6 +30,9 @@ from services.registry.catalogue.postgres import open_postgres
 from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.pulse import Pulse
 from services.registry.watch import ChangeFeed
+
+if TYPE_CHECKING:
+    from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
 _MIB = 1024 * 1024
 _STREAMS_PER_CHANNEL = 50
@@ -212,7 +216,7 @@ async def jobs(address: str, pid: int, count: int, seconds: float) -> Measuremen
         take while they run; memory_mib.
     """
     async with open_channel(address) as channel:
-        stub = TrainerServiceStub(channel)
+        stub: TrainerServiceAsyncStub = TrainerServiceStub(channel)
         begin_s = time.perf_counter()
         await asyncio.gather(*(stub.CreateJob(_job(number)) for number in range(count)))
         submitted_s = time.perf_counter()
@@ -237,7 +241,7 @@ def _job(number: int) -> trainer_pb.CreateJobRequest:
     return trainer_pb.CreateJobRequest(parent=_NAMESPACE, spec=spec)
 
 
-async def _all_run(stub: TrainerServiceStub, count: int) -> bool:
+async def _all_run(stub: TrainerServiceAsyncStub, count: int) -> bool:
     running, token = 0, ""
     while True:
         page = await stub.ListJobs(
