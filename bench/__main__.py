@@ -21,6 +21,7 @@ BENCHMARKS = (
     "registry",
     "blobs",
     "capacity",
+    "kubernetes",
 )
 
 

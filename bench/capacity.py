@@ -47,14 +47,14 @@ def run(short: bool = False) -> Report:
     report = Report("capacity", {"step_s": _STEP_S, "short": short})
     with tempfile.TemporaryDirectory(prefix="graft-capacity-") as folder:
         root = Path(folder)
+        for count in (20,) if short else _JOBS:
+            _trainer(report, root / f"trainer-{count}", count, short)
         for size in _SIZES[:1] if short else _SIZES:
             _registry_of(
                 report, root / f"registry-{size}", size, short, size == _SIZES[-1] or short
             )
         for count in _REGISTRIES[:1] if short else _REGISTRIES:
             _registries(report, root / f"registries-{count}", count, short)
-        for count in (20,) if short else _JOBS:
-            _trainer(report, root / f"trainer-{count}", count, short)
     _bottlenecks(report)
     return report
 

@@ -247,7 +247,10 @@ async def _all_run(stub: TrainerServiceAsyncStub, count: int) -> bool:
         page = await stub.ListJobs(
             trainer_pb.ListJobsRequest(parent=_NAMESPACE, page_size=500, page_token=token)
         )
-        running += sum(job.state == trainer_pb.JOB_STATE_RUNNING for job in page.jobs)
+        for job in page.jobs:
+            if job.state == trainer_pb.JOB_STATE_FAILED:
+                raise RuntimeError(f"{job.name} failed: {job.message}")
+            running += job.state == trainer_pb.JOB_STATE_RUNNING
         token = page.next_page_token
         if not token:
             return running == count

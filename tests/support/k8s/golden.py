@@ -32,7 +32,11 @@ def rules_text() -> str:
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "graft", "labels": {"app.kubernetes.io/part-of": "graft"}},
+        "metadata": {
+            "name": "graft",
+            "namespace": "graft",
+            "labels": {"app.kubernetes.io/part-of": "graft"},
+        },
         "spec": yaml.safe_load(ALERTS.read_text()),
     }
     head = "# Made by `make k8s-golden` of deploy/observability/alerts.yaml; change that.\n"

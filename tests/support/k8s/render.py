@@ -40,7 +40,7 @@ INSTALLATIONS = (
     Installation("dev", ("monitoring",)),
     Installation("gpu"),
     Installation("gpu", ("hpa",)),
-    Installation("gpu", ("gateway",)),
+    Installation("gpu", ("gateway", "gateway-openai")),
     Installation("gpu", ("kueue", "keda", "monitoring", "gateway")),
 )
 
