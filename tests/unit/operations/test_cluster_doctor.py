@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from graft.cli.app import app
-from graft.cli.cluster.permissions import TRAINER_NEEDS
+from graft.cli.cluster.permissions import INSTALLER_NEEDS, TRAINER_NEEDS, WORKER_NEEDS, Need
 from typer.testing import CliRunner, Result
 
 from tests.support.models import REPOSITORY
@@ -133,7 +134,7 @@ def test_what_the_installer_may_not_is_named_verb_by_verb(cluster: ApiServer, do
         found["you may install"]["detail"]
         == "not allowed: create, patch on roles.rbac.authorization.k8s.io"
     )
-    assert found["you may grant the trainer's Role"]["detail"] == "not allowed: get on pods/log"
+    assert found["you may grant the Roles"]["detail"] == "not allowed: get on pods/log"
 
 
 def test_a_role_of_the_trainer_that_lacks_a_verb_is_found(cluster: ApiServer, doctor: Any) -> None:
@@ -242,19 +243,48 @@ def test_credentials_that_ended_and_kubeconfigs_that_are_none(
     assert "kubectl config get-contexts" in doctor("--context", "elsewhere").stderr
 
 
-def test_the_role_in_the_manifests_is_what_the_doctor_asks_for() -> None:
-    path = REPOSITORY / "deploy/k8s/base/trainer.yaml"
-    objects = [one for one in yaml.safe_load_all(path.read_text()) if one]
-    (role,) = [one for one in objects if one["kind"] == "Role"]
-    granted = {
+@pytest.fixture(scope="module")
+def overlays() -> list[dict[str, Any]]:
+    """The objects of both overlays, as they are applied."""
+    found = []
+    for overlay in ("dev", "gpu"):
+        command = ["kubectl", "kustomize", f"deploy/k8s/overlays/{overlay}"]
+        text = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
+        found += [one for one in yaml.safe_load_all(text) if one]
+    return found
+
+
+def _granted(overlays: list[dict[str, Any]], name: str) -> set[tuple[str, str, str]]:
+    return {
         (group, resource, verb)
+        for role in overlays
+        if role["kind"] == "Role" and role["metadata"]["name"] == name
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    asked = {(need.group, need.resource, verb) for need in TRAINER_NEEDS for verb in need.verbs}
-    assert granted == asked
+
+
+def _asked(needs: Sequence[Need]) -> set[tuple[str, str, str]]:
+    return {(need.group, need.resource, verb) for need in needs for verb in need.verbs}
+
+
+def test_the_doctor_asks_for_exactly_what_is_in_the_roles(overlays: list[dict[str, Any]]) -> None:
+    assert _granted(overlays, "graft-trainer") == _asked(TRAINER_NEEDS)
+    assert _granted(overlays, "graft-worker") == _asked(WORKER_NEEDS)
+
+
+def test_the_doctor_asks_for_every_kind_that_is_applied(overlays: list[dict[str, Any]]) -> None:
+    applied = {
+        (one["apiVersion"].rpartition("/")[0], one["kind"].lower().rstrip("y")) for one in overlays
+    }
+    asked = {(need.group, need.resource) for need in INSTALLER_NEEDS}
+    for group, kind in applied:
+        assert any(group == known and resource.startswith(kind) for known, resource in asked), (
+            group,
+            kind,
+        )
 
 
 def _named(name: str, labels: dict[str, str] | None = None) -> dict[str, Any]:

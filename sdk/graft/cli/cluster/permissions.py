@@ -31,13 +31,16 @@ class Need:
 # The trainer's Role, rule by rule: what its Kubernetes launcher does.
 TRAINER_NEEDS = (
     Need("batch", "jobs", ("create", "get", "list", "watch", "patch", "delete")),
-    Need("", "pods", ("get", "list", "watch")),
+    Need("jobset.x-k8s.io", "jobsets", ("create", "get", "list", "watch", "patch", "delete")),
+    Need("", "pods", ("list", "watch", "delete")),
     Need("", "pods/log", ("get",)),
     Need("", "events", ("list", "watch")),
     Need("", "configmaps", ("create",)),
     Need("", "secrets", ("create",)),
     Need("", "services", ("create",)),
 )
+# The worker's: how a job goes that no trainer hears is written onto its own Job.
+WORKER_NEEDS = (Need("batch", "jobs", ("patch",)), Need("", "events", ("create",)))
 _APPLY = ("get", "create", "patch")
 # What `kubectl apply -k` of an overlay makes.
 INSTALLER_NEEDS = (
@@ -45,11 +48,11 @@ INSTALLER_NEEDS = (
     Need("scheduling.k8s.io", "priorityclasses", _APPLY, cluster_wide=True),
     Need("apps", "deployments", _APPLY),
     Need("apps", "statefulsets", _APPLY),
-    Need("batch", "jobs", _APPLY),
     Need("", "services", _APPLY),
     Need("", "configmaps", _APPLY),
     Need("", "secrets", _APPLY),
     Need("", "serviceaccounts", _APPLY),
+    Need("", "persistentvolumeclaims", _APPLY),
     Need("rbac.authorization.k8s.io", "roles", _APPLY),
     Need("rbac.authorization.k8s.io", "rolebindings", _APPLY),
     Need("policy", "poddisruptionbudgets", _APPLY),
@@ -61,10 +64,10 @@ async def look_at_permissions(cluster: Cluster, namespace: str) -> list[Finding]
     """What the user may not, of what installing takes, and what the trainer may not."""
     installer = await _refused(cluster, namespace, INSTALLER_NEEDS, "")
     # Nobody can give away in a Role what he has not himself.
-    grants = await _refused(cluster, namespace, TRAINER_NEEDS, "")
+    grants = await _refused(cluster, namespace, (*TRAINER_NEEDS, *WORKER_NEEDS), "")
     return [
         _verdict("you may install", installer, namespace, _INSTALLER_STEP),
-        _verdict("you may grant the trainer's Role", grants, namespace, _GRANT_STEP),
+        _verdict("you may grant the Roles", grants, namespace, _GRANT_STEP),
         await _trainer(cluster, namespace),
     ]
 
