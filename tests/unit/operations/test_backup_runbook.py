@@ -46,6 +46,9 @@ async def test_one_machine_and_an_endpoint_that_serves_all_the_time(
     async with running_registry(data) as server, registry_calls(server.address) as calls:
         address = server.address
         fingerprint = await _fill(calls, tiny_base, folders[:2])
+        # Without an alias the newest version is meant.
+        await calls.create_adapter("plain")
+        await calls.commit(folders[0], fingerprint, "plain")
         channel = open_channel(address)
         endpoint = start_inference(
             tmp_path / "endpoint",
@@ -54,19 +57,23 @@ async def test_one_machine_and_an_endpoint_that_serves_all_the_time(
         )
         replica = await endpoint.__aenter__()
         await _serves(replica, 2)
+        assert (await _version(replica, "plain")).endswith("/plain/versions/1")
         saved = (await _follow(save, variables, tmp_path))[0]
-        assert (saved["versions"], saved["copied"], saved["lost"]) == (2, 3, [])
+        assert (saved["versions"], saved["copied"], saved["lost"]) == (3, 3, [])
         lost = await calls.commit(folders[2], fingerprint)
         await calls.set_alias(lost.name)
         await _serves(replica, 3)
+        await calls.commit(folders[2], fingerprint, "plain")
+        await _serves(replica, 2, "plain")
         restored, checked = await _follow(rehearse, variables, tmp_path)
-        assert (restored["versions"], checked["versions"], checked["damages"]) == (2, 2, [])
+        assert (restored["versions"], checked["versions"], checked["damages"]) == (3, 3, [])
     try:
         assert await _version(replica, "bot") == f"{BOT}/versions/3"
         restored, checked = await _follow(restore, variables, tmp_path)
         assert (restored["copied"], checked["damages"]) == (3, [])
         async with running_registry(data, listen=address) as server:
             await _serves(replica, 2)
+            await _serves(replica, 1, "plain")
             with pytest.raises(grpc.aio.AioRpcError, match=r"There is no version .*bot.versions.3"):
                 await _version(replica, "bot:3")
             async with registry_calls(server.address) as calls:
@@ -168,11 +175,13 @@ async def _version(replica: RunningInference, model: str) -> str:
     return answer.provenance.version
 
 
-async def _serves(replica: RunningInference, number: int) -> None:
-    async def it_does() -> bool:
-        return await _version(replica, "bot") == f"{BOT}/versions/{number}"
+async def _serves(replica: RunningInference, number: int, adapter: str = "bot") -> None:
+    wanted = f"namespaces/default/adapters/{adapter}/versions/{number}"
 
-    await eventually(it_does, f"version {number} at the endpoint")
+    async def it_does() -> bool:
+        return await _version(replica, adapter) == wanted
+
+    await eventually(it_does, f"{adapter}:{number} at the endpoint")
 
 
 async def _follow(block: str, variables: Mapping[str, str], folder: Path) -> list[dict[str, Any]]:
