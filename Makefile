@@ -18,7 +18,7 @@ IMAGE_trainer := services/trainer
 IMAGE_worker := services/trainer/run
 IMAGE_inference := services/inference
 
-.PHONY: help install reinstall demo test chaos soak test-gpu bench-gpu lint format proto check-proto docs bench lock promtool images k8s-golden clean
+.PHONY: help install reinstall demo test chaos soak test-gpu test-k8s bench-gpu lint format proto check-proto docs bench lock promtool images k8s-golden clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,10 @@ soak: install  ## The long forms of random and slow tests (about half an hour)
 # A GPU host may have no network and bring its own Python with torch for CUDA: make test-gpu GPU_PYTHON=python3
 test-gpu:  ## What must hold on a CUDA device, on random weights; fails where there is none
 	PYTHONPATH=sdk:. $(GPU_PYTHON) -m pytest -m gpu tests/gpu --timeout 900
+
+# GRAFT_TEST_K8S_IMAGES=HOST/PATH, _TAG, _CONTEXT, _OVERLAY, _NAMESPACE, _TIMEOUT_S and _KEEP=1: see docs/operations.md
+test-k8s: install  ## The demo's path on the cluster that KUBECONFIG names, in a namespace that is removed after
+	$(BIN)/python -m pytest -m k8s tests/k8s --timeout 7200
 
 lint: install $(BUF)  ## ruff, mypy --strict, buf lint
 	$(BIN)/ruff check $(CODE)

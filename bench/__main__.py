@@ -22,6 +22,7 @@ BENCHMARKS = (
     "preflight",
     "registry",
     "blobs",
+    "capacity",
     "kubernetes",
 )
 

@@ -77,6 +77,18 @@ class Catalogue:
             case Returned():
                 return True
 
+    def rewind(self, snapshot: Snapshot) -> list[AdapterEntry]:
+        """Forgets versions that a registry lost in a restore; the adapters that had some."""
+        lost: list[AdapterEntry] = []
+        for adapter in snapshot.adapters:
+            entry = self._adapters.get(adapter.name)
+            if entry is not None and entry.latest > adapter.latest:
+                entry.latest = adapter.latest
+                for number in [one for one in entry.versions if one > adapter.latest]:
+                    del entry.versions[number]
+                lost.append(entry)
+        return lost
+
     def missing(self, snapshot: Snapshot) -> list[Gone]:
         """What is known and is not in a newer snapshot."""
         adapters = {adapter.name for adapter in snapshot.adapters}

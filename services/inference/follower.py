@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from graft.errors import GraftError, Reason
-from graft.names import DEFAULT_ALIAS
+from graft.names import DEFAULT_ALIAS, version_name
 
 from services.common.logs import get_logger
-from services.inference.catalogue import Catalogue
+from services.inference.catalogue import AdapterEntry, Catalogue
 from services.inference.domain import AdapterVersion, AliasSeen, Base, Event, Gone, Returned
 from services.inference.metrics import InferenceMetrics
 from services.inference.registry.base import Registry
@@ -84,6 +84,8 @@ class Follower:
         snapshot = await self._registry.snapshot()
         for gone in self._catalogue.missing(snapshot):
             self._act_on_end(gone)
+        for entry in self._catalogue.rewind(snapshot):
+            self._act_on_loss(entry)
         moved = sorted(
             self._catalogue.load(snapshot), key=lambda alias: alias.revision, reverse=True
         )
@@ -96,6 +98,8 @@ class Follower:
                     self._prefetch(alias.version)
                     continue
             self._act_on_alias(alias)
+        # Also back, where a registry was restored: the events from there on are other ones.
+        self.revision = snapshot.revision
         self._seen(snapshot.revision)
 
     async def _follow(self) -> None:
@@ -147,6 +151,14 @@ class Follower:
     def _act_on_end(self, gone: Gone) -> None:
         self._catalogue.apply(gone)
         self._swaps.forget(gone.adapter, gone.alias)
+
+    def _act_on_loss(self, entry: AdapterEntry) -> None:
+        """The registry was restored to a time before the newest versions of an adapter."""
+        get_logger().warning("the registry lost versions", adapter=entry.name, newest=entry.latest)
+        if not entry.latest:
+            self._swaps.forget(entry.name)
+        elif self._swaps.route((entry.name, NEWEST)) is not None:
+            self._swaps.want((entry.name, NEWEST), version_name(entry.name, entry.latest))
 
     def _act_on_version(self, version: AdapterVersion) -> None:
         key = version.adapter, NEWEST

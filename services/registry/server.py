@@ -113,7 +113,7 @@ class RegistryServer:
         database = Database(await self._open_engine(changed), changed)
         catalogue = SqlCatalogue(database)
         self._opened.push_async_callback(catalogue.close)
-        blobs = self._given_blobs or _open_blobs(settings)
+        blobs = self._given_blobs or open_blobs(settings)
         self._opened.push_async_callback(blobs.close)
         feed = ChangeFeed(catalogue, changed, settings.bookmark_interval_s, metrics.count)
         server = GrpcServer(settings, _SERVICES, prometheus, tracing)
@@ -178,7 +178,7 @@ class RegistryServer:
     async def _open_engine(self, changed: Pulse) -> AsyncEngine:
         settings = self._settings
         if settings.postgres_url is None:
-            self._opened.callback(os.close, _lock_folder(settings.data_dir))
+            self._opened.callback(os.close, lock_folder(settings.data_dir))
             return await open_sqlite(settings.database_path)
         # Any number of registries share it, and may share the folder of the blobs.
         engine = await open_postgres(settings.postgres_url, settings.database_connections)
@@ -213,7 +213,8 @@ async def _fill(
     metrics.watch_lag.set_function(lambda: feed.lag)
 
 
-def _open_blobs(settings: RegistrySettings) -> BlobStore:
+def open_blobs(settings: RegistrySettings) -> BlobStore:
+    """The store of bytes that the settings name."""
     if not settings.s3_bucket:
         return FilesystemBlobStore(settings.blobs_path)
     return S3BlobStore(
@@ -260,8 +261,12 @@ def _retention(settings: RegistrySettings) -> Retention:
     )
 
 
-def _lock_folder(folder: Path) -> int:
-    """Holds the folder for this process until the handle is closed, also by a crash."""
+def lock_folder(folder: Path) -> int:
+    """Holds the folder for this process until the handle is closed, also by a crash.
+
+    Raises:
+        GraftError: UNAVAILABLE when another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "registry.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

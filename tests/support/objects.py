@@ -55,6 +55,10 @@ class ObjectStore:
         """Writes an object behind everybody's back."""
         obstore.put(self._open(bucket), key, data)
 
+    def remove(self, bucket: str, key: str) -> None:
+        """Takes an object away behind everybody's back."""
+        obstore.delete(self._open(bucket), key)
+
     def _open(self, bucket: str) -> S3Store:
         return s3_options(self.url, bucket, prefix="").connect()
 

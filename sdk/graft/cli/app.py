@@ -28,6 +28,7 @@ from graft.cli import (
     up,
     watch,
 )
+from graft.cli.cluster import commands as cluster
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
 from graft.names import DEFAULT_NAMESPACE
@@ -99,6 +100,7 @@ def _add_commands() -> None:
     metadata.add_commands(adapters.app, bases.app)
     operations.add_commands(app, adapters.app, bases.app)
     app.command()(doctor.doctor)
+    app.add_typer(cluster.app, name="cluster")
     app.command()(version)
 
 

@@ -51,6 +51,7 @@ _SET_LATEST = {
 @dataclass(slots=True)
 class _Parent:
     latest_version: int
+    reserved_version: int
     life: Life
     grew: bool = False
 
@@ -118,7 +119,8 @@ class CommitGroup:
         self._check_present(new.manifest)
         self._use(namespace, new.manifest)
         self.change.caller = caller
-        parent.latest_version, parent.grew = parent.latest_version + 1, True
+        parent.latest_version = max(parent.latest_version, parent.reserved_version) + 1
+        parent.grew = True
         version = Version(
             parent=new.parent,
             number=parent.latest_version,
@@ -224,12 +226,12 @@ async def _parents(connection: AsyncConnection, names: Iterable[str]) -> dict[st
         those = [name for name in names if f"/{table.name}/" in name]
         if those:
             c = table.c
-            query = select(c.name, c.latest_version, c.delete_time_us, c.purge_time_us).where(
-                c.name.in_(those)
-            )
+            query = select(
+                c.name, c.latest_version, c.reserved_version, c.delete_time_us, c.purge_time_us
+            ).where(c.name.in_(those))
             for row in await _all(connection, query):
                 life = rows.ended(row.delete_time_us, row.purge_time_us)
-                found[row.name] = _Parent(row.latest_version, life)
+                found[row.name] = _Parent(row.latest_version, row.reserved_version, life)
     return found
 
 

@@ -35,11 +35,40 @@ async def upgrade(engine: AsyncEngine, revision: str = "head") -> None:
             await connection.run_sync(_upgrade, revision)
 
 
-def _upgrade(connection: Connection, revision: str) -> None:
+async def check_current(engine: AsyncEngine) -> None:
+    """For who reads a catalogue beside a registry that may be another Graft: changes nothing.
+
+    Raises:
+        GraftError: UNAVAILABLE when the schema is not the one that this Graft makes.
+    """
+    async with engine.connect() as connection:
+        await connection.run_sync(_check_current)
+
+
+def _check_current(connection: Connection) -> None:
+    scripts = ScriptDirectory.from_config(_config(connection))
+    _check_known(connection, scripts)
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found != scripts.get_current_head():
+        raise GraftError(
+            Reason.UNAVAILABLE,
+            f"The registry's database has the schema {found or 'of no registry'}, and this Graft "
+            f"makes {scripts.get_current_head()}",
+            next_step="Check the settings; if they are right, run the Graft version of the registry "
+            "that runs there, or start this one's registry first: it brings the schema up to date.",
+        )
+
+
+def _config(connection: Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__path__[0])))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    config = _config(connection)
     _check_known(connection, ScriptDirectory.from_config(config))
     command.upgrade(config, revision)
 

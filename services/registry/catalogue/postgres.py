@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from services.registry.catalogue.failures import FAILURES
-from services.registry.catalogue.migrate import upgrade
+from services.registry.catalogue.migrate import check_current, upgrade
 
 _DIALECT = "postgresql+asyncpg://"
 _CONNECT_S = 10.0
@@ -52,18 +52,19 @@ async def connect(dsn: str, settings: Mapping[str, str] = _COMMON, **options: An
     return await asyncpg.connect(dsn, timeout=_CONNECT_S, server_settings=dict(settings), **options)
 
 
-async def open_postgres(dsn: str, connections: int = 10) -> AsyncEngine:
+async def open_postgres(dsn: str, connections: int = 10, migrate: bool = True) -> AsyncEngine:
     """An engine for the database at dsn, brought to the newest schema where needed.
 
     Args:
         dsn: postgresql://user@host:port/database; a password may come from it or from ~/.pgpass.
         connections: how many the engine holds at most.
+        migrate: False to leave its schema as it is; then any but this Graft's is UNAVAILABLE.
 
     Raises:
         GraftError: UNAVAILABLE when the database cannot be reached or used.
     """
     try:
-        await _upgrade(dsn)
+        await _upgrade(dsn, migrate)
     except FAILURES as error:
         raise _unusable(dsn, error) from error
 
@@ -83,11 +84,11 @@ async def open_postgres(dsn: str, connections: int = 10) -> AsyncEngine:
     return engine
 
 
-async def _upgrade(dsn: str) -> None:
+async def _upgrade(dsn: str, migrate: bool) -> None:
     # Apart from the others: a migration may take longer than any statement else.
     engine = create_async_engine(_DIALECT, async_creator=lambda: connect(dsn), poolclass=NullPool)
     try:
-        await upgrade(engine)
+        await (upgrade if migrate else check_current)(engine)
     finally:
         await engine.dispose()
 

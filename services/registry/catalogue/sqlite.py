@@ -9,7 +9,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.registry.catalogue.database import SNAPSHOT, WRITE
-from services.registry.catalogue.migrate import upgrade
+from services.registry.catalogue.migrate import check_current, upgrade
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -19,14 +19,22 @@ _PRAGMAS = (
 )
 
 
-async def open_sqlite(path: Path) -> AsyncEngine:
-    """An engine for the file at path, made and brought to the newest schema where needed."""
+async def open_sqlite(path: Path, migrate: bool = True) -> AsyncEngine:
+    """An engine for the file at path, made and brought to the newest schema where needed.
+
+    Args:
+        path: of the file.
+        migrate: False to leave its schema as it is.
+
+    Raises:
+        GraftError: UNAVAILABLE for a schema of a newer Graft, without migrate for any but this one's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _configure)
     event.listen(engine.sync_engine, "begin", _begin)
     try:
-        await upgrade(engine)
+        await (upgrade if migrate else check_current)(engine)
     except BaseException:
         await engine.dispose()
         raise

@@ -61,6 +61,8 @@ bases = Table(
     Column("config_json", Text, nullable=False),
     Column("modules", Text, nullable=False),
     Column("latest_version", BigInteger, nullable=False, server_default=text("0")),
+    # Numbers up to this one are not given any more: a catalogue that was restored lost them.
+    Column("reserved_version", BigInteger, nullable=False, server_default=text("0")),
     *_life_columns(),
     Index("bases_by_namespace", "namespace", "name"),
     Index("bases_by_time", "namespace", "create_time_us", "name"),
@@ -83,6 +85,7 @@ adapters = Table(
     Column("namespace", String(63), nullable=False),
     Column("base", String(255), ForeignKey("bases.name"), nullable=False),
     Column("latest_version", BigInteger, nullable=False),
+    Column("reserved_version", BigInteger, nullable=False, server_default=text("0")),
     *_life_columns(),
     Index("adapters_by_namespace", "namespace", "name"),
     Index("adapters_by_time", "namespace", "create_time_us", "name"),

@@ -1,0 +1,1 @@
+"""`graft cluster`: commands that talk to a Kubernetes cluster, through the user's kubeconfig."""
