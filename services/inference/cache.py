@@ -116,12 +116,13 @@ class AdapterCache:
         self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
     ) -> None:
         folder = self._folders.folder(key)
-        if await self._verify(folder, files):
-            return
-        async with self._folders.alone(key):
-            # Another process may have fetched it meanwhile.
-            if not await self._verify(folder, files):
-                await self._fetch(version, files, key, make_room=make_room)
+        while not await self._verify(folder, files):
+            async with self._folders.alone(key) as alone:
+                # Another process may have fetched it meanwhile.
+                if alone and not await self._verify(folder, files):
+                    await self._fetch(version, files, key, make_room=make_room)
+                if alone:
+                    return
 
     async def _fetch(
         self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool

@@ -88,7 +88,9 @@ class ApplyApi:
         self.queries.append(query)
         body = json.loads(await request.read())
         before = self.objects.get(request.path)
-        stored = copy.deepcopy(before) if before else {"metadata": {"generation": 0}}
+        stored: dict[str, Any] = {"metadata": {"generation": 0}}
+        if before:
+            stored = copy.deepcopy(before)
         same = before is not None and {**before, **body, "metadata": before["metadata"]} == before
         if not same:
             metadata = {**stored["metadata"], **body["metadata"]}
