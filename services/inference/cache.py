@@ -116,8 +116,11 @@ class AdapterCache:
         self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
     ) -> None:
         folder = self._folders.folder(key)
-        while not await self._verify(folder, files):
-            async with self._folders.alone(key) as alone:
+        while True:
+            absent = not folder.is_dir()
+            if await self._verify(folder, files):
+                return
+            async with self._folders.alone(key, absent=absent) as alone:
                 # Another process may have fetched it meanwhile.
                 if alone and not await self._verify(folder, files):
                     await self._fetch(version, files, key, make_room=make_room)

@@ -82,13 +82,15 @@ class Folders:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, part, ignore_errors=True))
 
     @asynccontextmanager
-    async def alone(self, key: str) -> AsyncIterator[bool]:
+    async def alone(self, key: str, *, absent: bool) -> AsyncIterator[bool]:
         """One process at a time fills a key; yields whether it is this one.
 
         Those that wait for a folder that is not there go on, all at once, when another has put it in
         place; it is whole then. They need not be alone for that.
+
+        Args:
+            absent: the folder was not there when this process looked whether it is right.
         """
-        absent = not self.folder(key).is_dir()
         while (held := try_lock(self._locks / f"{key}.fill", alone=True)) is None:
             await asyncio.sleep(_POLL_S)
             if absent and self.folder(key).is_dir():

@@ -129,9 +129,10 @@ def _container(plan: BasePlan, config: str) -> dict[str, Any]:
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
         ],
-        "startupProbe": _probe("startup", _PROBE_S, -(-plan.start_s // _PROBE_S)),
-        "readinessProbe": _probe("readiness", 5, 2),
-        "livenessProbe": _probe("liveness", _PROBE_S, 6),
+        "startupProbe": _probe("startup", _PROBE_S, 3, -(-plan.start_s // _PROBE_S)),
+        "readinessProbe": _probe("readiness", 5, 3, 2),
+        # Patient: it shares its cores with the engine, and starts a dead engine anew by itself.
+        "livenessProbe": _probe("liveness", _PROBE_S, 10, 6),
         "lifecycle": {"preStop": {"sleep": {"seconds": _GOODBYE_S}}},
         "resources": _resources(plan),
         "securityContext": _CONTAINER_SECURITY,
@@ -170,11 +171,11 @@ def _env_from(plan: BasePlan, config: str) -> list[dict[str, Any]]:
     return [*secret, {"configMapRef": {"name": config}}]
 
 
-def _probe(service: str, period_s: int, failures: int) -> dict[str, Any]:
+def _probe(service: str, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:
     return {
         "grpc": {"port": GRPC_PORT, "service": service},
         "periodSeconds": period_s,
-        "timeoutSeconds": min(5, period_s),
+        "timeoutSeconds": timeout_s,
         "failureThreshold": failures,
     }
 
@@ -185,7 +186,8 @@ def _resources(plan: BasePlan) -> dict[str, Any]:
     limits = {"memory": hardware.memory}
     if hardware.gpus:
         limits[hardware.gpu_resource] = str(hardware.gpus)
-    return {"requests": {"cpu": hardware.cpu, "memory": hardware.memory}, "limits": limits}
+    requests = {"cpu": hardware.cpu, "memory": hardware.memory, "ephemeral-storage": "1Gi"}
+    return {"requests": requests, "limits": limits}
 
 
 def _mounts(plan: BasePlan) -> list[dict[str, Any]]:
@@ -194,11 +196,10 @@ def _mounts(plan: BasePlan) -> list[dict[str, Any]]:
         {"name": "home", "mountPath": _HOME},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": CACHE_VOLUME, "mountPath": _CACHE},
+        {"name": "shared-memory", "mountPath": "/dev/shm"},
     ]
     if plan.weights.claim or plan.weights.revision:
         mounts.append({"name": "model", "mountPath": _MODEL, "readOnly": True})
-    if plan.hardware.gpus:
-        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
     return mounts
 
 
@@ -209,16 +210,20 @@ def _volumes(plan: BasePlan) -> list[dict[str, Any]]:
         {"name": "home", "emptyDir": {"sizeLimit": "8Gi"}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
         {"name": CACHE_VOLUME, **_cache(plan)},
+        # The engine's processes talk by it, and a container has 64 MiB by itself.
+        {"name": "shared-memory", "emptyDir": _shared_memory(plan)},
     ]
     if plan.weights.claim:
         claim = {"claimName": plan.weights.claim, "readOnly": True}
         volumes.append({"name": "model", "persistentVolumeClaim": claim})
     elif plan.weights.revision:
         volumes.append({"name": "model", **_room(plan.weights)})
-    if plan.hardware.gpus:
-        memory = {"medium": "Memory", "sizeLimit": plan.hardware.shared_memory}
-        volumes.append({"name": "shared-memory", "emptyDir": memory})
     return volumes
+
+
+def _shared_memory(plan: BasePlan) -> dict[str, str]:
+    size = plan.hardware.shared_memory if plan.hardware.gpus else "1Gi"
+    return {"medium": "Memory", "sizeLimit": size}
 
 
 def _cache(plan: BasePlan) -> dict[str, Any]:
