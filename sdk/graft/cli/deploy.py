@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +85,7 @@ def deploy(
         str, typer.Option(help="With --cache node, the folder on each node.")
     ] = "/var/lib/graft-adapters",
     cache_size: Annotated[str, typer.Option(help="At most so much of them.")] = "16Gi",
-    image: Annotated[str, typer.Option(help="Of the inference service.")] = "",
+    image: Annotated[str, typer.Option(help="Of inference; by default Graft's own.")] = "",
     pull_secret: Annotated[str, typer.Option(help="Secret for the image.")] = "",
     env_secret: Annotated[str, typer.Option(help="Secret with further variables.")] = "",
     setting: Annotated[
@@ -132,6 +131,7 @@ def deploy(
             replicas=Replicas(
                 scale, replicas, max_replicas, queue_age, in_flight_tokens, prometheus, wake_query
             ),
+            image=image,
             settings=_pairs(setting),
             env_secret=env_secret,
             pull_secret=pull_secret,
@@ -139,7 +139,6 @@ def deploy(
             drain_s=drain,
             start_s=start,
         )
-        plan = replace(plan, image=image) if image else plan
         manifests = base_manifests(plan)
         if render is not None:
             _render(out, manifests, render)

@@ -138,7 +138,7 @@ class BasePlan:
         namespace: Graft's namespace, where base and adapters are.
         kube_namespace: Kubernetes' namespace.
         registry: "host:port" of the registry as pods reach it.
-        image: of inference.
+        image: of inference; "" for Graft's own of this version, for CPUs or for GPUs.
         settings: more settings of the service, as GRAFT_INFERENCE_* are named, in lower case.
         env_secret: a Secret whose entries become environment variables; "" for none.
         pull_secret: a Secret for the image; "" for none.
@@ -153,7 +153,7 @@ class BasePlan:
     namespace: str = DEFAULT_NAMESPACE
     kube_namespace: str = "graft"
     registry: str = "graft-registry:7431"
-    image: str = f"ghcr.io/graft-dev/inference:{VERSION}"
+    image: str = ""
     adapters: Adapters = Adapters()
     hardware: Hardware = Hardware()
     replicas: Replicas = Replicas()
@@ -195,6 +195,12 @@ class BasePlan:
                     f"the setting {name!r} cannot be given",
                     f"These follow from other options: {', '.join(_OWN).lower()}.",
                 )
+
+    @property
+    def image_name(self) -> str:
+        """The image that is run."""
+        own = f"ghcr.io/graft-dev/inference:{VERSION}{'-gpu' if self.hardware.gpus else ''}"
+        return self.image or own
 
     @property
     def name(self) -> str:

@@ -122,7 +122,7 @@ def _spread(key: str, selector: dict[str, str]) -> dict[str, Any]:
 def _container(plan: BasePlan, config: str) -> dict[str, Any]:
     return {
         "name": "inference",
-        "image": plan.image,
+        "image": plan.image_name,
         "env": _env(),
         "envFrom": _env_from(plan, config),
         "ports": [
@@ -146,7 +146,7 @@ def _fetching(plan: BasePlan, config: str) -> dict[str, Any]:
     revision = {"name": "GRAFT_INFERENCE_BASE_REVISION", "value": str(plan.weights.revision)}
     return {
         "name": "fetch-base",
-        "image": plan.image,
+        "image": plan.image_name,
         "command": ["python", "-m", "services.inference.fetch_base"],
         "env": [*_env(), revision],
         "envFrom": _env_from(plan, config),

@@ -242,6 +242,8 @@ def test_gpus_are_asked_for_with_shared_memory_and_their_nodes_are_tolerated() -
     spec = pod(PLANS["gpus"])
     (container,) = spec["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert container["image"].endswith("-gpu")
+    assert pod(replace(PLANS["gpus"], image="mine:1"))["containers"][0]["image"] == "mine:1"
     (memory,) = (one for one in spec["volumes"] if one["name"] == "shared-memory")
     assert memory["emptyDir"]["medium"] == "Memory"
     assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
