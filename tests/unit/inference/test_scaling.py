@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -42,11 +41,12 @@ async def registry(tmp_path: Path) -> MemoryRegistry:
 async def test_scale_in_drains_and_no_request_of_a_client_of_both_fails(
     tmp_path: Path, registry: MemoryRegistry
 ) -> None:
-    settings = {"registry": registry, "require_production": True, "drain_timeout_s": 20.0}
     going_engine = FakeEngine()
     async with (
-        start_inference(tmp_path / "stays", **settings) as stays,
-        start_inference(tmp_path / "goes", engine=going_engine, **settings) as goes,
+        start_inference(tmp_path / "stays", registry=registry, require_production=True) as stays,
+        start_inference(
+            tmp_path / "goes", registry=registry, require_production=True, engine=going_engine
+        ) as goes,
     ):
         both = f"ipv4:{stays.server.address},{goes.server.address}"
         going_engine.hold(after_tokens=2)
@@ -62,9 +62,8 @@ async def test_scale_in_drains_and_no_request_of_a_client_of_both_fails(
         text, finished = await streaming
         assert finished
         assert len(text) == 8
-        began_s = time.monotonic()
-        await stopping
-        assert time.monotonic() - began_s < 20
+        # Well before its 30 seconds are over: nothing runs any more.
+        await asyncio.wait_for(stopping, 20)
 
 
 async def _released(load: asyncio.Task[Counter[str]], engine: FakeEngine) -> Counter[str]:
