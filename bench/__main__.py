@@ -24,6 +24,7 @@ BENCHMARKS = (
     "blobs",
     "capacity",
     "kubernetes",
+    "alias_replicas",
 )
 
 

@@ -116,12 +116,16 @@ class AdapterCache:
         self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
     ) -> None:
         folder = self._folders.folder(key)
-        if await self._verify(folder, files):
-            return
-        async with self._folders.alone(key):
-            # Another process may have fetched it meanwhile.
-            if not await self._verify(folder, files):
-                await self._fetch(version, files, key, make_room=make_room)
+        while True:
+            absent = not folder.is_dir()
+            if await self._verify(folder, files):
+                return
+            async with self._folders.alone(key, absent=absent) as alone:
+                # Another process may have fetched it meanwhile.
+                if alone and not await self._verify(folder, files):
+                    await self._fetch(version, files, key, make_room=make_room)
+                if alone:
+                    return
 
     async def _fetch(
         self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool

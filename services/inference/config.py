@@ -77,6 +77,9 @@ class InferenceSettings(ServiceSettings):
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="share of the GPU's memory for weights and KV cache"
     )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="GPUs that compute together, each with a part of every matrix"
+    )
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="GiB of KV cache on a CPU")
     enforce_eager: bool = Field(
         default=False, description="no compilation: starts faster, runs slower"

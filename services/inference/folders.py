@@ -25,6 +25,8 @@ from graft.errors import GraftError, Reason
 
 from services.inference.file_locks import FileLock, lock, try_lock
 
+_POLL_S = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -80,11 +82,22 @@ class Folders:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, part, ignore_errors=True))
 
     @asynccontextmanager
-    async def alone(self, key: str) -> AsyncIterator[None]:
-        """One process at a time fills a key; the others wait, and then find it there."""
-        held = await lock(self._locks / f"{key}.fill", alone=True)
+    async def alone(self, key: str, *, absent: bool) -> AsyncIterator[bool]:
+        """One process at a time fills a key; yields whether it is this one.
+
+        Those that wait for a folder that is not there go on, all at once, when another has put it in
+        place; it is whole then. They need not be alone for that.
+
+        Args:
+            absent: the folder was not there when this process looked whether it is right.
+        """
+        while (held := try_lock(self._locks / f"{key}.fill", alone=True)) is None:
+            await asyncio.sleep(_POLL_S)
+            if absent and self.folder(key).is_dir():
+                yield False
+                return
         try:
-            yield
+            yield True
         finally:
             held.remove()
             held.release()

@@ -313,6 +313,7 @@ def make_engine(settings: InferenceSettings) -> Engine:
             dtype=settings.dtype,
             quantization=settings.quantization,
             gpu_memory_utilization=settings.gpu_memory_utilization,
+            tensor_parallel_size=settings.tensor_parallel_size,
             cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
             enforce_eager=settings.enforce_eager,
             enable_prefix_caching=settings.enable_prefix_caching,

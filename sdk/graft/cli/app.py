@@ -11,6 +11,7 @@ from graft.cli import (
     archive,
     audit,
     bases,
+    deploy,
     doctor,
     hub,
     jobs,
@@ -96,6 +97,7 @@ def _add_commands() -> None:
     app.command()(watch.watch)
     app.command()(lineage.lineage)
     app.add_typer(audit.app, name="audit")
+    bases.app.command()(deploy.deploy)
     promotion.add_commands(adapters.app)
     metadata.add_commands(adapters.app, bases.app)
     operations.add_commands(app, adapters.app, bases.app)

@@ -36,6 +36,7 @@ class VllmOptions:
     metrics: bool = True
     traces_endpoint: str | None = None
     max_cpu_adapters: int | None = None
+    tensor_parallel_size: int = 1
 
 
 def engine_arguments(options: VllmOptions) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
         }
     else:
         arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+        arguments["tensor_parallel_size"] = options.tensor_parallel_size
     if options.max_adapters:
         spare = _spare_slots()
         slots = options.max_adapters + spare

@@ -65,9 +65,13 @@ class Scheduler:
 
     @property
     def oldest_s(self) -> float:
-        """How long the request that waits longest has waited; 0 while none waits. From any thread."""
+        """How long the request that waits longest has waited; 0 while none waits. From any thread.
+
+        Without those that their own limits hold back: more engines would not help them.
+        """
         now_s = self.now_s()
-        arrived_s = [one.arrived_s for flow in tuple(self._backlog) for one in tuple(flow.waiting)]
+        flows = [flow for flow in tuple(self._backlog) if flow.cause is not Cause.LIMIT]
+        arrived_s = [one.arrived_s for flow in flows for one in tuple(flow.waiting)]
         return now_s - min(arrived_s, default=now_s)
 
     async def turn(self, claim: Claim) -> Turn:

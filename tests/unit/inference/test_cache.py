@@ -269,3 +269,25 @@ async def test_a_lock_that_is_let_go_is_free_though_a_forked_process_has_it_open
         alone.release()
     finally:
         os.close(copy)
+
+
+async def test_who_waits_for_anothers_fetch_goes_on_when_it_is_there_and_not_one_by_one(
+    lab: Lab,
+) -> None:
+    one = await lab.version("a")
+    key = one.digest.removeprefix("sha256:")
+    (await lab.cache().hold(one)).release()
+    (lab.root / key).rename(lab.folder / "whole")
+    alone = try_lock(lab.root / ".locks" / f"{key}.fill", alone=True)
+    assert alone is not None
+    caches = [lab.cache() for _ in range(3)]
+    waiting = [asyncio.create_task(cache.hold(one)) for cache in caches]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    (lab.folder / "whole").rename(lab.root / key)
+    # The one that fetched it still has its lock.
+    held = await asyncio.wait_for(asyncio.gather(*waiting), 20)
+    alone.release()
+    for each in held:
+        each.release()
+    assert len(lab.registry.fetched) == len(set(lab.registry.fetched))

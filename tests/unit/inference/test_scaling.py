@@ -1,0 +1,139 @@
+"""Replicas that come and go under load: nobody's request fails, and nothing that runs is cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import pytest
+from graft.channel import open_channel, rpc_errors
+from graft.errors import GraftError, Reason
+from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+
+from services.inference.engines.fake import FakeEngine
+from services.inference.registry.memory import MemoryRegistry
+from tests.support.health import probes
+from tests.support.inference import (
+    BASE,
+    FINGERPRINT,
+    adapter_resource,
+    question,
+    start_inference,
+    write_adapter,
+)
+from tests.support.waiting import eventually
+
+BOT = adapter_resource("bot")
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> MemoryRegistry:
+    """With one adapter in production."""
+    registry = MemoryRegistry(FINGERPRINT)
+    await registry.add_adapter(BOT, BASE)
+    await registry.add_version(BOT, write_adapter(tmp_path / "one", "one"))
+    await registry.set_alias(BOT, "production", 1)
+    return registry
+
+
+async def test_scale_in_drains_and_no_request_of_a_client_of_both_fails(
+    tmp_path: Path, registry: MemoryRegistry
+) -> None:
+    going_engine = FakeEngine()
+    async with (
+        start_inference(tmp_path / "stays", registry=registry, require_production=True) as stays,
+        start_inference(
+            tmp_path / "goes", registry=registry, require_production=True, engine=going_engine
+        ) as goes,
+    ):
+        both = f"ipv4:{stays.server.address},{goes.server.address}"
+        going_engine.hold(after_tokens=2)
+        streaming = asyncio.create_task(_stream(goes.stub))
+        await eventually(lambda: going_engine.unfinished() == 1, "the stream")
+        async with open_channel(both) as channel:
+            load = asyncio.create_task(_load(channel, requests=60))
+            await asyncio.sleep(0)
+            stopping = asyncio.create_task(goes.server.stop())
+            # Those that are held here came before the drain: they are answered when it goes on.
+            counts = await asyncio.wait_for(_released(load, going_engine), 30)
+        assert counts == Counter(ok=60)
+        text, finished = await streaming
+        assert finished
+        assert len(text) == 8
+        # Well before its 30 seconds are over: nothing runs any more.
+        await asyncio.wait_for(stopping, 20)
+
+
+async def _released(load: asyncio.Task[Counter[str]], engine: FakeEngine) -> Counter[str]:
+    await asyncio.sleep(0.2)
+    await engine.release()
+    return await load
+
+
+async def _load(channel: grpc.aio.Channel, requests: int) -> Counter[str]:
+    stub = InferenceServiceStub(channel)
+    counts: Counter[str] = Counter()
+    for _ in range(requests):
+        try:
+            await stub.Generate(question("bot"))
+            counts["ok"] += 1
+        except grpc.aio.AioRpcError as error:
+            counts[f"{error.code().name} {error.details()}"] += 1
+    return counts
+
+
+async def _stream(stub: InferenceServiceStub) -> tuple[str, bool]:
+    text, finished = "", False
+    async for part in stub.StreamGenerate(question("bot")):  # type: ignore[attr-defined]
+        text += part.text
+        finished = part.HasField("usage")
+    return text, finished
+
+
+async def test_a_drain_is_seen_at_once_and_ends_within_its_time_whatever_runs(
+    tmp_path: Path, registry: MemoryRegistry
+) -> None:
+    engine = FakeEngine()
+    async with start_inference(
+        tmp_path, registry=registry, engine=engine, drain_timeout_s=1.0
+    ) as service:
+        engine.hold(after_tokens=2)
+        streaming = asyncio.create_task(_stream(service.stub))
+        await eventually(lambda: engine.unfinished() == 1, "the stream")
+        assert await probes(service.channel) == (True, True, True)
+        await service.server.grpc.refuse()
+        assert await probes(service.channel) == (True, False, True)
+        async with open_channel(service.server.address, [("grpc.enable_retries", 0)]) as channel:
+            with pytest.raises(GraftError) as caught, rpc_errors("inference"):
+                await InferenceServiceStub(channel).Generate(question("bot"))
+        assert caught.value.reason is Reason.UNAVAILABLE
+        assert caught.value.retry_after_s
+        # One that never ends is cut when its time is over; the process does not wait for a kill.
+        await asyncio.wait_for(service.server.stop(), 20)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await streaming
+
+
+async def test_a_replica_that_is_added_gets_requests_when_connections_are_old(
+    tmp_path: Path, registry: MemoryRegistry
+) -> None:
+    """A connection ends after its time, and what was in flight on it goes on."""
+    engine = FakeEngine()
+    async with start_inference(
+        tmp_path, registry=registry, engine=engine, max_connection_age_s=0.3
+    ) as service:
+        engine.hold(after_tokens=2)
+        streaming = asyncio.create_task(_stream(service.stub))
+        await eventually(lambda: engine.unfinished() == 1, "the stream")
+        states: set[grpc.ChannelConnectivity] = set()
+
+        async def left() -> bool:
+            states.add(service.channel.get_state())
+            return grpc.ChannelConnectivity.READY in states and len(states) > 1
+
+        await eventually(left, "the end of the connection")
+        await engine.release()
+        assert (await streaming)[1]
+        assert (await service.ask("bot")).text
