@@ -15,7 +15,7 @@ from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
-from services.trainer.run.reporters import JsonLinesReporter, Reporter
+from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentReporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
@@ -72,6 +72,8 @@ def attempt(
 
 
 def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) -> Reporter:
+    if settings.rank:
+        return SilentReporter()
     if not settings.trainer_address:
         return JsonLinesReporter()
     return SessionReporter(
