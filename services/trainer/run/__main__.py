@@ -14,7 +14,10 @@ from graft.spec_file import read_spec_file
 from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 
 from services.trainer.run.background import BackgroundLoop
+from services.trainer.run.ending import write_end
 from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
+from services.trainer.run.kube.access import JobAddress, JobApi
+from services.trainer.run.kube.reporter import JobReporter
 from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentReporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
@@ -40,6 +43,7 @@ def main(arguments: list[str]) -> int:
     loop = BackgroundLoop()
     reporter = _reporter(settings, loop, stop)
     code, finished = attempt(spec_path, settings, loop, reporter, stop)
+    write_end(settings.end_file, code, finished)
     with suppress(PreemptedError):  # Told to stop while it only waits to be heard.
         reporter.finish(finished)
         loop.close()
@@ -75,7 +79,7 @@ def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) 
     if settings.rank:
         return SilentReporter()
     if not settings.trainer_address:
-        return JsonLinesReporter()
+        return _unheard(settings, loop)
     return SessionReporter(
         loop,
         settings.trainer_address,
@@ -83,6 +87,15 @@ def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) 
         settings.trainer_patience_s,
         stop.forbid_commit,
     )
+
+
+def _unheard(settings: WorkerSettings, loop: BackgroundLoop) -> Reporter:
+    """The reporter of a worker without a trainer: standard output, and in a pod of a Job the Job too."""
+    lines = JsonLinesReporter()
+    address = JobAddress.read(os.environ)
+    if address is None:
+        return lines
+    return JobReporter(loop, JobApi(address), lines, settings.kubernetes_every_s)
 
 
 def _quiet_libraries(spec: JobSpec) -> None:

@@ -26,6 +26,8 @@ class WorkerSettings:
         signing_key: a PEM file with the key that signs the version; None for none.
         rank: of this process among those that train the job together, from 0.
         processes: how many those are.
+        end_file: gets the last report; None for nowhere.
+        kubernetes_every_s: at most so often figures are written on the Job that this worker is the pod of.
     """
 
     job: str
@@ -39,6 +41,8 @@ class WorkerSettings:
     signing_key: Path | None = None
     rank: int = 0
     processes: int = 1
+    end_file: Path | None = None
+    kubernetes_every_s: float = 5.0
 
     @property
     def namespace(self) -> str:
@@ -75,12 +79,13 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         attempt = int(value("ATTEMPT", "1"))
         registry_patience_s = float(value("REGISTRY_PATIENCE_S", "600"))
         trainer_patience_s = float(value("TRAINER_PATIENCE_S", "300"))
+        every_s = float(value("KUBERNETES_EVERY_S", "5"))
         rank, processes = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     except ValueError as error:
         raise GraftError(
             Reason.INVALID_REQUEST,
             f"A variable of the worker is not a number ({error})",
-            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S and TRAINER_PATIENCE_S; torchrun sets RANK and WORLD_SIZE.",
+            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S and KUBERNETES_EVERY_S; torchrun sets RANK and WORLD_SIZE.",
         ) from None
     work_dir = Path(value("DIR") or spec_path.parent / f"{spec_path.stem}-work").absolute()
     return WorkerSettings(
@@ -95,4 +100,6 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         signing_key=Path(value("SIGNING_KEY")) if value("SIGNING_KEY") else None,
         rank=rank,
         processes=processes,
+        end_file=Path(value("END_FILE")) if value("END_FILE") else None,
+        kubernetes_every_s=every_s,
     )

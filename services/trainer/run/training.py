@@ -19,7 +19,7 @@ from services.trainer.run.exits import PreemptedError
 from services.trainer.run.models import load_model, longest_input_tokens
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import Reporter
-from services.trainer.run.result import Result, library_versions, store_result
+from services.trainer.run.result import Result, commit_id, library_versions, store_result
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.team import Team
@@ -141,7 +141,7 @@ class Training:
         request = CommitVersionRequest(
             parent=output,
             lineage=lineage,
-            request_id=f"{self._settings.job}/commit",
+            request_id=commit_id(self._settings.job, self._spec_json),
             method=method.kind,
         )
         if method.makes_base:

@@ -85,12 +85,17 @@ class Worker:
         base = open_base(self._spec.base, self._settings.namespace)
         if self._settings.rank:
             return self._help(base)
-        parent = ""
+        parent, made = "", None
         if self._settings.registry_address:
-            parent = self._loop.run(self._check_registry(base))
+            parent, made = self._loop.run(self._check_registry(base))
         fingerprint = base.record.fingerprint.digest
         result = find_result(self._settings.result_dir, self._spec_json, fingerprint)
-        team = self._gather(base, result is None)
+        team = self._gather(base, result is None and made is None)
+        if result is None and made is not None:
+            # Its files are gone with an earlier pod's disk.
+            self._loop.run(self._point(made))
+            team.end()
+            return made.name
         if result is None:
             result = self._train(base, team)
             assert result is not None, "this is the first process"
@@ -113,9 +118,23 @@ class Worker:
         team.wait_for_end()
         return ""
 
-    async def _check_registry(self, base: BaseFolder) -> str:
+    async def _check_registry(self, base: BaseFolder) -> tuple[str, Version | None]:
+        """The base's version that is trained on, and the version that this job has made already."""
         async with open_channel(self._settings.registry_address) as channel:
-            return await self._publisher(channel).check(base.record, self._adapter)
+            publisher = self._publisher(channel)
+            parent = await publisher.check(base.record, self._adapter)
+            made = await publisher.find(self._output, self._settings.job, self._spec_json)
+            return parent, made
+
+    async def _point(self, made: Version) -> None:
+        self._reporter.log(f"This job has made {made.name} already; nothing is trained again.")
+        if not self._spec.output.alias:
+            return
+        async with open_channel(self._settings.registry_address) as channel:
+            alias = alias_name(self._adapter, self._spec.output.alias)
+            publisher = self._publisher(channel)
+            if not await publisher.pointed(alias, made.name):
+                await publisher.point(alias, made)
 
     def _gather(self, base: BaseFolder, to_train: bool) -> Team:
         """The processes of this job, once they are all there and have the same base."""
