@@ -50,8 +50,9 @@ class Attendance:
         self._limits = limits
         self._adopted = adopted
         self._link: Link | None = None
-        self._silent_since_s = time.monotonic()
-        self._silence_s = limits.timeout_s if adopted else limits.start_timeout_s
+        self._silent_since_s = time.monotonic() if worker.begun else math.inf
+        known = adopted and worker.begun
+        self._silence_s = limits.timeout_s if known else limits.start_timeout_s
         self._must_end_s, self._must_end_because = math.inf, ""
         self._cancel: Cancel | None = None
         self._deadline_changed = asyncio.Event()
@@ -86,7 +87,7 @@ class Attendance:
         self._cancel = Cancel(reason)
         if self._link is not None:
             self._link.send(self._cancel)
-        elif not self._adopted:
+        elif not (self._adopted and self.worker.begun):
             # It has not begun to train: there is nothing that it would have to put in order.
             self.kill("cancelled before it began")
         self._must_end(self._limits.cancel_grace_s, "it did not stop when cancelled")
@@ -115,6 +116,21 @@ class Attendance:
             Its exit code, None where nobody knows it.
         """
         gone = asyncio.ensure_future(self.worker.wait())
+        beginning = asyncio.ensure_future(self._see_it_begin())
+        try:
+            return await self._until_gone(gone)
+        finally:
+            gone.cancel()
+            beginning.cancel()
+
+    async def _see_it_begin(self) -> None:
+        """From its beginning on a sign of life is expected: what waits for a place gives none."""
+        if not self.worker.begun:
+            await self.worker.until_begun()
+            self._silent_since_s = time.monotonic()
+            self._deadline_changed.set()
+
+    async def _until_gone(self, gone: asyncio.Future[int | None]) -> int | None:
         while not gone.done():
             self._deadline_changed.clear()
             deadline_s, because = self._deadline()

@@ -280,6 +280,14 @@ def answer(answer: session.Answer) -> worker_service_pb2.SessionResponse:
             )
 
 
+def left_report(text: str) -> Finished | None:
+    """The last report of a worker as it left it where it ran, in protobuf JSON; None where it is none."""
+    try:
+        return _finished(json_format.Parse(text, worker_service_pb2.Finished()))
+    except (json_format.ParseError, ValueError):
+        return None
+
+
 def _finished(given: worker_service_pb2.Finished) -> Finished:
     cause = None
     if given.failure_cause:

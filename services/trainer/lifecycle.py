@@ -174,6 +174,17 @@ def _apply(change: Change, report: Report) -> Change:
             return replace(change, events=(*change.events, report))
 
 
+def noted(number: int, text: str, standing: bool) -> Decision:
+    """What is going on with an attempt's worker; nothing where the attempt is over."""
+
+    def decide(job: Job, attempt: Attempt | None) -> Change:
+        if attempt is None or attempt.number != number or attempt.end_time or job.ended:
+            return Change(job)
+        return Change(replace(job, message=text) if standing else job, events=(LogLine(text),))
+
+    return decide
+
+
 def ended(exit_code: int | None, verdict: Verdict) -> Decision:
     """The end of the last attempt; its worker is gone."""
 

@@ -81,6 +81,8 @@ class TrainerServer:
         self._undo.callback(_lock(self._folder).close)
         self._store = await SqliteJobStore.open(self._folder / "jobs.sqlite")
         self._undo.push_async_callback(self._store.close)
+        self._undo.push_async_callback(self._launcher.close)
+        await self._launcher.open()
         self._build()
         self._metrics.reset(await self._store.counts())
         # Before serving: a worker that reconnects must be known.

@@ -15,7 +15,7 @@ from services.common.logs import get_logger
 from services.trainer.attendance import Attendance, Limits
 from services.trainer.jobs import Attempt, Finished, Hello, Job, Report
 from services.trainer.journal import Journal
-from services.trainer.launchers.base import Launcher, Worker
+from services.trainer.launchers.base import Launcher, Remains, Worker
 from services.trainer.launches import Launches
 from services.trainer.lifecycle import (
     Change,
@@ -27,6 +27,7 @@ from services.trainer.lifecycle import (
     reported,
 )
 from services.trainer.metrics import TrainerMetrics
+from services.trainer.notices import Notices
 from services.trainer.session import Acknowledged, Answer, NumberedReport
 from services.trainer.slots import Slots
 from services.trainer.states import ACTIVE, JobState
@@ -34,6 +35,7 @@ from services.trainer.verdict import judge
 
 _STORE_RETRY_S = 2.0
 _LOG_TAIL_BYTES = 4096
+_NOTHING = Remains()
 
 
 class Supervisor:
@@ -110,6 +112,7 @@ class Supervisor:
                 attendance.finished()
             if job.cancel_requested:
                 attendance.cancel(job.cancel_reason)
+        await self._launcher.recovered()
 
     def preempt_strangers(self) -> None:
         """Has adopted workers that report to another address than ours start again with ours."""
@@ -157,7 +160,13 @@ class Supervisor:
             attendance.cancel(reason)
 
     async def drain(self, timeout_s: float) -> None:
-        """Has every worker write a checkpoint and end; ends those that do not within the time."""
+        """Has every worker write a checkpoint and end; ends those that do not within the time.
+
+        Workers that outlive the trainer are left as they are: the next one finds them.
+        """
+        if self._launcher.outlived:
+            await self._leave_all()
+            return
         self._draining = True
         for attendance in self._attending.values():
             attendance.preempt("The trainer is shutting down")
@@ -167,32 +176,53 @@ class Supervisor:
             attendance.kill("it did not end while the trainer shut down")
         await asyncio.gather(*self._tasks)
 
+    async def _leave_all(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for attendance in self._attending.values():
+            attendance.leave()
+
     def _attend(self, attempt: Attempt, worker: Worker, adopted: bool) -> Attendance:
         attendance = Attendance(attempt, worker, self._limits, adopted)
         self._attending[attempt.job] = attendance
-        task = asyncio.ensure_future(self._see_to_end(attendance))
+        notices = Notices(self._journal, attempt)
+        worker.listen(notices.heard)
+        task = asyncio.ensure_future(self._see_to_end(attendance, notices))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if self._draining:
             attendance.preempt("The trainer is shutting down")
         return attendance
 
-    async def _see_to_end(self, attendance: Attendance) -> None:
-        attempt = attendance.attempt
-        exit_code = await attendance.until_gone()
-        await self._settle(attempt, exit_code, attendance.killed_because, attendance.preempted)
+    async def _see_to_end(self, attendance: Attendance, notices: Notices) -> None:
+        attempt, worker = attendance.attempt, attendance.worker
+        try:
+            exit_code = await attendance.until_gone()
+            remains = await worker.remains()
+            await notices.close()
+        finally:
+            notices.leave()
+        because = attendance.killed_because
+        await self._settle(attempt, exit_code, because, attendance.preempted, remains)
         attendance.leave()
         del self._attending[attempt.job]
         self._slots.release(attempt.slots)
+        await worker.release()
 
     async def _settle(
-        self, attempt: Attempt, exit_code: int | None, because: str, preempted: bool = False
+        self,
+        attempt: Attempt,
+        exit_code: int | None,
+        because: str,
+        preempted: bool = False,
+        remains: Remains = _NOTHING,
     ) -> None:
         """Stores what the end of an attempt means; while that fails, its slots are not given away."""
         log = get_logger().bind(job=attempt.job, attempt=attempt.number, exit_code=exit_code)
         while True:
             try:
-                verdict = await self._store_end(attempt, exit_code, because, preempted)
+                verdict = await self._store_end(attempt, exit_code, because, preempted, remains)
                 break
             except Exception as error:
                 log.error("end of attempt not stored", exc_info=error)
@@ -204,9 +234,16 @@ class Supervisor:
             self._metrics.restarted("lost" if verdict.lost else "preempted")
 
     async def _store_end(
-        self, attempt: Attempt, exit_code: int | None, because: str, preempted: bool
+        self,
+        attempt: Attempt,
+        exit_code: int | None,
+        because: str,
+        preempted: bool,
+        remains: Remains,
     ) -> Verdict:
-        tail = _last_line(self._launches.work_dir(attempt.job) / f"attempt-{attempt.number}.log")
+        tail = remains.log_tail or _last_line(
+            self._launches.work_dir(attempt.job) / f"attempt-{attempt.number}.log"
+        )
         verdicts: list[Verdict] = []
 
         def decide(job: Job, current: Attempt | None) -> Change:
@@ -214,10 +251,12 @@ class Supervisor:
             assert current.number == attempt.number
             verdict = judge(
                 job,
-                current.finished,
+                current.finished or remains.finished,
                 exit_code,
                 killed_because=because,
+                how=remains.because,
                 preempted=preempted,
+                disrupted=remains.disrupted,
                 draining=self._draining,
                 log_tail=tail,
             )

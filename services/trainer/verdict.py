@@ -26,7 +26,9 @@ def judge(
     exit_code: int | None,
     *,
     killed_because: str = "",
+    how: str = "",
     preempted: bool = False,
+    disrupted: bool = False,
     draining: bool = False,
     log_tail: str = "",
 ) -> Verdict:
@@ -37,7 +39,9 @@ def judge(
         finished: the worker's last report, if it arrived.
         exit_code: of the worker; negative for a signal, None when nobody knows it.
         killed_because: why the trainer killed it, if it did.
+        how: how it ended, as whoever ran it says; said where there is nothing better.
         preempted: whether it was told to write a checkpoint and end.
+        disrupted: whether it was ended for no fault of its own or of the job.
         draining: whether the trainer shuts down, so that no attempt counts as lost.
         log_tail: last line that the worker wrote, for the message.
     """
@@ -50,11 +54,12 @@ def judge(
         return cancelled
     # The exit code of a worker that an earlier trainer started is not known.
     stopped = exit_code == EXIT_PREEMPTED or (preempted and exit_code is None)
-    if draining or stopped or (finished is not None and finished.preempted):
-        return Verdict(JobState.QUEUED, "Preempted; it goes on from its last checkpoint")
+    if draining or stopped or disrupted or (finished is not None and finished.preempted):
+        why = f" ({how})" if disrupted and how else ""
+        return Verdict(JobState.QUEUED, f"Preempted{why}; it goes on from its last checkpoint")
     if not killed_because and (failed := _failed(exit_code, log_tail)) is not None:
         return failed
-    return _lost(job, killed_because or _how(exit_code), log_tail)
+    return _lost(job, killed_because or how or _how(exit_code), log_tail)
 
 
 def _cancelled(job: Job, finished: Finished | None, exit_code: int | None) -> Verdict | None:

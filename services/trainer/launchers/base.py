@@ -1,14 +1,17 @@
-"""The seam between the trainer and whatever runs its workers: a local process, a fake.
+"""The seam between the trainer and whatever runs its workers: a local process, a cluster, a fake.
 
 A launcher knows nothing of states: it starts one worker for one attempt, finds it again after the
-trainer was restarted, and tells when it has ended.
+trainer was restarted, and tells when it has ended and what is known of its end.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from services.trainer.jobs import Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,36 @@ class Launch:
         return self.work_dir / f"attempt-{self.attempt}.log"
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What is going on with a worker, for people.
+
+    Args:
+        text: a sentence.
+        standing: whether it says where the job stands (why it waits), not only what happened.
+    """
+
+    text: str
+    standing: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What a worker that has ended left behind, beside its exit code.
+
+    Args:
+        finished: its last report, where it is kept where the worker ran.
+        disrupted: whether it was ended for no fault of its own or of the job: a drained node, a preemption.
+        because: how it ended, as whoever ran it says.
+        log_tail: the last line that it wrote.
+    """
+
+    finished: Finished | None = None
+    disrupted: bool = False
+    because: str = ""
+    log_tail: str = ""
+
+
 class Worker(ABC):
     """One worker that was started."""
 
@@ -67,13 +100,58 @@ class Worker(ABC):
     def kill(self) -> None:
         """Ends it and all that it started, at once. Nothing happens when it has ended."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether it runs; before, it waits for a place and no sign of life can be expected."""
+        return True
+
+    async def until_begun(self) -> None:
+        """Waits until it runs, or has ended without."""
+        return
+
+    def listen(self, heard: Callable[[Notice], None]) -> None:
+        """Has every notice about it told from now on, beginning with where it stands; to one listener."""
+        return
+
+    async def remains(self) -> Remains:
+        """What it left behind; once it has ended."""
+        return Remains()
+
+    async def release(self) -> None:
+        """Its end is stored: what is kept of it for that alone may go."""
+        return
+
 
 class Launcher(ABC):
     """Starts workers."""
 
+    @property
+    def outlived(self) -> bool:
+        """Whether workers are left running when the trainer shuts down, for the next one to find."""
+        return False
+
+    async def open(self) -> None:
+        """Gets to know what runs; before anything else.
+
+        Raises:
+            GraftError: UNAVAILABLE or PERMISSION_DENIED, when that is not possible.
+        """
+        return
+
+    async def recovered(self) -> None:
+        """Every worker that is wanted was looked for: others of this trainer's are orphans, and end."""
+        return
+
+    async def close(self) -> None:
+        """Leaves its workers to the next trainer; after everything else."""
+        return
+
     @abstractmethod
     async def start(self, launch: Launch) -> Worker:
         """Starts the worker of an attempt.
+
+        A worker may have to wait for a place first. What keeps it from ever getting one ends it, and is
+        among its remains.
 
         Raises:
             OSError: it cannot be started; nothing of it is left.
@@ -81,12 +159,13 @@ class Launcher(ABC):
 
     @abstractmethod
     async def find(self, launch: Launch, handle: str) -> Worker | None:
-        """The running worker of an attempt that was started earlier, perhaps by another process.
+        """The worker of an attempt that was started earlier, perhaps by another process.
 
         Args:
             launch: as it was started with; at least job, attempt and token.
             handle: from the worker; "" where the trainer died before it could store it.
 
         Returns:
-            None when no such worker runs. Never another process that got the same number.
+            None when no such worker runs and nothing is kept of its end; one that has ended where something
+            is. Never another process that got the same number.
         """

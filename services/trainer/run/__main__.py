@@ -14,10 +14,10 @@ from graft.spec_file import read_spec_file
 from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 
 from services.trainer.run.background import BackgroundLoop
-from services.trainer.run.ending import write_end
 from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
 from services.trainer.run.kube.access import JobAddress, JobApi
 from services.trainer.run.kube.reporter import JobReporter
+from services.trainer.run.last_report import leave_report
 from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentReporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     loop = BackgroundLoop()
     reporter = _reporter(settings, loop, stop)
     code, finished = attempt(spec_path, settings, loop, reporter, stop)
-    write_end(settings.end_file, code, finished)
+    leave_report(settings.end_file, code, finished)
     with suppress(PreemptedError):  # Told to stop while it only waits to be heard.
         reporter.finish(finished)
         loop.close()

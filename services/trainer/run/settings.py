@@ -26,7 +26,7 @@ class WorkerSettings:
         signing_key: a PEM file with the key that signs the version; None for none.
         rank: of this process among those that train the job together, from 0.
         processes: how many those are.
-        end_file: gets the last report; None for nowhere.
+        end_file: where the worker's last report is left for whoever ran it; None for nowhere.
         kubernetes_every_s: at most so often figures are written on the Job that this worker is the pod of.
     """
 

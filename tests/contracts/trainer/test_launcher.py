@@ -109,12 +109,13 @@ class TestLauncher:
         await start(launcher, launch)
         assert await launcher.find(replace(launch, attempt=2, token="other"), "") is None
 
-    async def test_a_worker_that_has_ended_is_not_found(
+    async def test_a_worker_whose_end_is_stored_is_not_found(
         self, kind: str, launch: Launch, start: Start
     ) -> None:
         launcher = make(kind, Script(steps=1))
         worker = await start(launcher, launch)
         await ended(worker)
+        await worker.release()
         assert await launcher.find(launch, worker.handle) is None
         assert await launcher.find(launch, "") is None
 

@@ -1,0 +1,1 @@
+"""Kubernetes objects as plain values: made here, applied elsewhere. Nothing here talks to a cluster."""
