@@ -18,6 +18,7 @@ class RecordingApi:
         annotations: of the Job, after every patch so far.
         patches: how many there were.
         events: as they were posted, oldest first.
+        refusals: how many answers were refusals.
         refuse_with: HTTP status of every answer while it is set.
     """
 
@@ -25,6 +26,7 @@ class RecordingApi:
         self.annotations: dict[str, str] = {}
         self.patches = 0
         self.events: list[dict[str, Any]] = []
+        self.refusals = 0
         self.refuse_with = 0
         self._folder = folder
         folder.mkdir(exist_ok=True)
@@ -88,6 +90,7 @@ def _handler(api: RecordingApi) -> type[BaseHTTPRequestHandler]:
 
         def _refused(self) -> bool:
             if api.refuse_with:
+                api.refusals += 1
                 self._answer({"kind": "Status", "code": api.refuse_with}, api.refuse_with)
             return bool(api.refuse_with)
 
