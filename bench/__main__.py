@@ -20,6 +20,7 @@ BENCHMARKS = (
     "preflight",
     "registry",
     "blobs",
+    "kubernetes",
 )
 
 

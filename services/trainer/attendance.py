@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from services.trainer.jobs import Attempt
 from services.trainer.launchers.base import Worker
@@ -139,8 +140,9 @@ class Attendance:
                 await gone
                 break
             changed = asyncio.ensure_future(self._deadline_changed.wait())
+            either: set[asyncio.Future[Any]] = {gone, changed}
             await asyncio.wait(
-                {gone, changed},
+                either,
                 timeout=None if math.isinf(deadline_s) else deadline_s - time.monotonic(),
                 return_when=asyncio.FIRST_COMPLETED,
             )

@@ -29,8 +29,9 @@ class TrainerSettings(ServiceSettings):
     slots: int = Field(
         default=0,
         ge=0,
-        le=1024,
-        description="jobs of one slot at a time; 0: one per GPU, without GPUs two",
+        le=100_000,
+        description="jobs of one slot at a time; 0: one per GPU, without GPUs two; on Kubernetes, which "
+        "has queues of its own, 10,000",
     )
     accelerator: Literal["auto", "cpu"] = Field(
         default="auto",
@@ -40,6 +41,31 @@ class TrainerSettings(ServiceSettings):
         default=(sys.executable, "-m", "services.trainer.run"),
         description="command line of a worker, to which its spec file is added",
     )
+    launcher: Literal["local", "kubernetes"] = Field(
+        default="local", description="where workers run: on this machine, or as Kubernetes Jobs"
+    )
+    kubernetes_policy: Path | None = Field(
+        default=None,
+        description="YAML file that says how workers' pods are made (docs/launcher.md)",
+    )
+    kubernetes_image: str = Field(
+        default="", description="image of workers, where the policy file names none"
+    )
+    kubernetes_queue: str = Field(
+        default="", description="Kueue's LocalQueue of workers, where the policy file names none"
+    )
+    kubernetes_namespace: str = Field(
+        default="", description="namespace of workers; by default the trainer's own"
+    )
+    kubernetes_instance: str = Field(
+        default="graft",
+        pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
+        description="tells this trainer's Jobs from those of another in the same namespace",
+    )
+    kubernetes_kubeconfig: Path | None = Field(
+        default=None, description="kubeconfig file, for a trainer outside of the cluster"
+    )
+    kubernetes_context: str = Field(default="", description="context of the kubeconfig file")
     signing_key: Path | None = Field(
         default=None, description="PEM file of the key that signs every trained version"
     )

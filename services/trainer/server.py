@@ -6,11 +6,13 @@ import asyncio
 import fcntl
 import os
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 from graft.errors import GraftError, Reason
 from graft.keys import load_key
+from graft.kubernetes.pod_policy import PodPolicies, PodPolicy, read_policies
 from graft.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 from graft.trainer.v1.worker_service_pb2_grpc import add_WorkerServiceServicer_to_server
 from prometheus_client import CollectorRegistry
@@ -34,6 +36,8 @@ from services.trainer.store.sqlite import SqliteJobStore
 from services.trainer.supervisor import Supervisor
 
 SERVICES = ("graft.trainer.v1.TrainerService", "graft.trainer.v1.WorkerService")
+# A cluster has queues and quotas of its own: the trainer holds nothing back that they may let run.
+_CLUSTER_SLOTS = 10_000
 
 
 class TrainerServer:
@@ -54,7 +58,7 @@ class TrainerServer:
         self._settings = settings
         self._folder = settings.data_dir / "trainer"
         self._devices = _devices(settings)
-        self._launcher = launcher or _local_launcher(settings, self._devices)
+        self._launcher = launcher or _make_launcher(settings, self._devices)
         self._preflight = preflight or ProcessPreflight(settings.preflight_timeout_s)
         self._registry = CollectorRegistry()
         self._tracing = tracing_from_environment("trainer")
@@ -107,7 +111,7 @@ class TrainerServer:
     def _build(self) -> None:
         settings = self._settings
         wake = asyncio.Event()
-        total = settings.slots or default_slots(self._devices)
+        total = settings.slots or _default_slots(settings, self._devices)
         slots = Slots(total, wake.set)
         self._metrics = TrainerMetrics(self._registry)
         self._journal = Journal(self._store, self._metrics)
@@ -136,6 +140,43 @@ class TrainerServer:
 
 def _devices(settings: TrainerSettings) -> tuple[str, ...]:
     return () if settings.accelerator == "cpu" else visible_devices(os.environ)
+
+
+def _default_slots(settings: TrainerSettings, devices: tuple[str, ...]) -> int:
+    return _CLUSTER_SLOTS if settings.launcher == "kubernetes" else default_slots(devices)
+
+
+def _make_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> Launcher:
+    if settings.launcher == "local":
+        return _local_launcher(settings, devices)
+    if not settings.worker_address:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            "The trainer starts workers as pods and does not know where they can reach it",
+            next_step="Set GRAFT_TRAINER_WORKER_ADDRESS to its Service, for example graft-trainer:50052.",
+        )
+    try:
+        from services.trainer.launchers.kubernetes import KubernetesLauncher
+    except ModuleNotFoundError as error:
+        raise GraftError(
+            Reason.NOT_INSTALLED,
+            f"The Kubernetes launcher needs {error.name}",
+            next_step="Install graft-adapters[trainer,kubernetes].",
+        ) from None
+    usual = PodPolicy()
+    usual = replace(
+        usual,
+        image=settings.kubernetes_image or usual.image,
+        queue=settings.kubernetes_queue,
+    )
+    path = settings.kubernetes_policy
+    return KubernetesLauncher(
+        read_policies(path, usual) if path is not None else PodPolicies(usual),
+        namespace=settings.kubernetes_namespace,
+        instance=settings.kubernetes_instance,
+        kubeconfig=settings.kubernetes_kubeconfig,
+        context=settings.kubernetes_context,
+    )
 
 
 def _local_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> LocalLauncher:

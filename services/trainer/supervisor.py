@@ -251,7 +251,7 @@ class Supervisor:
             assert current.number == attempt.number
             verdict = judge(
                 job,
-                current.finished or remains.finished,
+                _last_report(current.finished, remains.finished),
                 exit_code,
                 killed_because=because,
                 how=remains.because,
@@ -279,6 +279,13 @@ class Supervisor:
         if attendance is None or attendance.attempt.number != hello.attempt:
             raise attempt_over(hello.job, hello.attempt)
         return attendance
+
+
+def _last_report(reported: Finished | None, left: Finished | None) -> Finished | None:
+    """Of what a worker reported and what is known where it ran: why it was made to stop outweighs that it did."""
+    if reported is None or (left is not None and left.cause and not reported.succeeded):
+        return left
+    return reported
 
 
 def _same(token: str, given: str) -> bool:

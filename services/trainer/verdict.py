@@ -46,8 +46,10 @@ def judge(
         log_tail: last line that the worker wrote, for the message.
     """
     if finished is not None and finished.succeeded:
-        where = "" if finished.version else "No registry is set; the result is in the job's folder"
-        return Verdict(JobState.SUCCEEDED, where, version=finished.version)
+        where = finished.message or "No registry is set; the result is in the job's folder"
+        return Verdict(
+            JobState.SUCCEEDED, "" if finished.version else where, version=finished.version
+        )
     if finished is not None and finished.cause not in (None, FailureCause.NODE_LOST):
         return Verdict(JobState.FAILED, finished.message, finished.cause)
     if (cancelled := _cancelled(job, finished, exit_code)) is not None:

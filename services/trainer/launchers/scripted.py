@@ -74,6 +74,8 @@ class ScriptedWorker:
         self._all_heard = asyncio.Event()
         self._stop_code: int | None = None
         self._step = 0
+        # What a worker leaves where it ran; nothing before its end.
+        self.last_report: pb.Finished | None = None
 
     async def run(self) -> int:
         """Plays the script to its end."""
@@ -149,6 +151,8 @@ class ScriptedWorker:
         return int(json.loads(self._checkpoint.read_text("utf-8")))
 
     def _say(self, request: pb.SessionRequest) -> None:
+        if request.HasField("finished"):
+            self.last_report = request.finished
         request.report_number = self._next_number
         self._next_number += 1
         if self._trainer:

@@ -8,16 +8,20 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from graft.kubernetes.pod_policy import PodPolicies
 
 from services.trainer.launchers.base import Launch, Launcher, Worker
 from services.trainer.launchers.fake import FakeLauncher
+from services.trainer.launchers.kubernetes import KubernetesLauncher
 from services.trainer.launchers.local import LocalLauncher, worker_environment
 from services.trainer.launchers.scripted import Script
+from tests.support.kube_api import ScriptedRun, kube_cluster
 from tests.support.processes import process_environment
 from tests.support.trainer import stub_worker_command, until
 
@@ -41,8 +45,38 @@ def launch(tmp_path: Path) -> Launch:
     )
 
 
+Make = Callable[[str, Script], Awaitable[Launcher]]
+
+
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
+async def make(tmp_path: Path, launch: Launch) -> AsyncIterator[Make]:
+    """Makes a launcher of a kind whose workers play a script."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(kind: str, script: Script) -> Launcher:
+            if kind == "fake":
+                return FakeLauncher(lambda launch: script)
+            if kind == "kubernetes":
+                folder = tmp_path / "cluster"
+                cluster = await stack.enter_async_context(
+                    kube_cluster(folder, lambda started: ScriptedRun(started, script))
+                )
+                # The pods' volume is where the trainer's work folder is.
+                work_dir = folder / "volumes/graft/work/default/bot-1"
+                work_dir.mkdir(parents=True)
+                launch.work_dir.symlink_to(work_dir)
+                launcher = KubernetesLauncher(PodPolicies(), kubeconfig=cluster.kubeconfig)
+                await launcher.open()
+                stack.push_async_callback(launcher.close)
+                return launcher
+            fields = {"steps": script.steps, "step_s": script.step_s, "exit_code": script.exit_code}
+            return LocalLauncher(stub_worker_command(**fields), process_environment())
+
+        yield begin
+
+
+@pytest.fixture
+async def start(make: Make) -> AsyncIterator[Start]:
     """Starts a worker that does not outlive the test."""
     started: list[Worker] = []
 
@@ -56,34 +90,32 @@ async def start() -> AsyncIterator[Start]:
         await ended(worker)
 
 
-def make(kind: str, script: Script) -> Launcher:
-    if kind == "fake":
-        return FakeLauncher(lambda launch: script)
-    fields = {"steps": script.steps, "step_s": script.step_s, "exit_code": script.exit_code}
-    return LocalLauncher(stub_worker_command(**fields), process_environment())
-
-
 async def ended(worker: Worker) -> int | None:
     return await asyncio.wait_for(worker.wait(), DEADLINE_S)
 
 
-@pytest.mark.parametrize("kind", ["fake", "local"])
+@pytest.mark.parametrize("kind", ["fake", "local", "kubernetes"])
 class TestLauncher:
-    async def test_a_worker_runs_to_its_end(self, kind: str, launch: Launch, start: Start) -> None:
-        worker = await start(make(kind, Script(steps=2)), launch)
+    async def test_a_worker_runs_to_its_end(
+        self, kind: str, make: Make, launch: Launch, start: Start
+    ) -> None:
+        worker = await start(await make(kind, Script(steps=2)), launch)
         assert await ended(worker) == 0
         assert (launch.work_dir / "scripted-checkpoint.json").read_text() == "2"
 
-    async def test_its_exit_code_is_told(self, kind: str, launch: Launch, start: Start) -> None:
-        worker = await start(make(kind, Script(exit_code=65)), launch)
+    async def test_its_exit_code_is_told(
+        self, kind: str, make: Make, launch: Launch, start: Start
+    ) -> None:
+        worker = await start(await make(kind, Script(exit_code=65)), launch)
         assert await ended(worker) == 65
         assert await ended(worker) == 65
 
     async def test_a_running_worker_is_found_by_its_handle(
-        self, kind: str, launch: Launch, start: Start
+        self, kind: str, make: Make, launch: Launch, start: Start
     ) -> None:
-        launcher = make(kind, ENDLESS)
+        launcher = await make(kind, ENDLESS)
         worker = await start(launcher, launch)
+        await worker.until_begun()
         found = await launcher.find(launch, worker.handle)
         assert found is not None
         assert found.handle == worker.handle
@@ -92,9 +124,9 @@ class TestLauncher:
         await ended(found)
 
     async def test_a_running_worker_is_found_without_a_handle(
-        self, kind: str, launch: Launch, start: Start
+        self, kind: str, make: Make, launch: Launch, start: Start
     ) -> None:
-        launcher = make(kind, ENDLESS)
+        launcher = await make(kind, ENDLESS)
         worker = await start(launcher, launch)
         found = await launcher.find(launch, "")
         assert found is not None
@@ -103,16 +135,16 @@ class TestLauncher:
         await ended(found)
 
     async def test_another_attempts_worker_is_not_found(
-        self, kind: str, launch: Launch, start: Start
+        self, kind: str, make: Make, launch: Launch, start: Start
     ) -> None:
-        launcher = make(kind, ENDLESS)
+        launcher = await make(kind, ENDLESS)
         await start(launcher, launch)
         assert await launcher.find(replace(launch, attempt=2, token="other"), "") is None
 
     async def test_a_worker_whose_end_is_stored_is_not_found(
-        self, kind: str, launch: Launch, start: Start
+        self, kind: str, make: Make, launch: Launch, start: Start
     ) -> None:
-        launcher = make(kind, Script(steps=1))
+        launcher = await make(kind, Script(steps=1))
         worker = await start(launcher, launch)
         await ended(worker)
         await worker.release()
@@ -120,17 +152,17 @@ class TestLauncher:
         assert await launcher.find(launch, "") is None
 
     async def test_a_worker_that_is_asked_to_ends_as_preempted(
-        self, kind: str, launch: Launch, start: Start
+        self, kind: str, make: Make, launch: Launch, start: Start
     ) -> None:
-        worker = await start(make(kind, ENDLESS), launch)
+        worker = await start(await make(kind, ENDLESS), launch)
         await until((launch.work_dir / "scripted-checkpoint.json").exists)
         worker.terminate()
         assert await ended(worker) == 75
 
     async def test_ending_a_worker_that_has_ended_does_nothing(
-        self, kind: str, launch: Launch, start: Start
+        self, kind: str, make: Make, launch: Launch, start: Start
     ) -> None:
-        worker = await start(make(kind, Script(steps=1)), launch)
+        worker = await start(await make(kind, Script(steps=1)), launch)
         await ended(worker)
         worker.kill()
         worker.terminate()

@@ -1,0 +1,185 @@
+"""Random schedules of faults, evictions and restarts: each attempt at most once, each job exactly one end."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import tempfile
+from pathlib import Path
+
+import pytest
+from graft.kubernetes.pod_policy import PodPolicies, PodPolicy
+from graft.trainer.v1 import trainer_service_pb2 as pb
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from services.trainer.launchers.kubernetes import KubernetesLauncher
+from services.trainer.launchers.scripted import Script
+from tests.support.kube_api import Cluster, ScriptedRun, kube_cluster
+from tests.support.kube_api.controller import is_over
+from tests.support.kube_api.preflight import NoPreflight
+from tests.support.kube_api.runs import Ended, Started
+from tests.support.trainer import ENDED, follow, job_request, start_trainer, trainer_stub
+
+STEPS = (
+    "evict",
+    "break watches",
+    "compact",
+    "restart the trainer",
+    "delete a job",
+    "suspend a job",
+    "kill a pod",
+    "wait",
+)
+JOBS = 4
+Schedule = list[tuple[str, int]]
+
+
+async def disturb(cluster: Cluster, step: str, which: int) -> None:
+    """Does one thing to the cluster."""
+    living = [pod for pod in cluster.pods() if not is_over(pod) and pod["spec"].get("nodeName")]
+    jobs = cluster.jobs()
+    if step == "evict" and living:
+        cluster.kubelet.evict(living[which % len(living)]["metadata"]["name"], "graft")
+    elif step == "kill a pod" and living:
+        name = living[which % len(living)]["metadata"]["name"]
+        if name in cluster.kubelet.runs:
+            cluster.kubelet.runs[name].kill()
+    elif step == "break watches":
+        cluster.server.break_watches()
+    elif step == "compact":
+        cluster.store.compact()
+        cluster.server.break_watches()
+    elif step == "delete a job" and jobs:
+        cluster.store.remove("jobs", "graft", jobs[which % len(jobs)]["metadata"]["name"])
+    elif step == "suspend a job" and jobs:
+        job = jobs[which % len(jobs)]
+        for value in (True, False):
+            cluster.store.update("jobs", {**job, "spec": {**job["spec"], "suspend": value}})
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.03)
+
+
+class Watched(ScriptedRun):
+    """A scripted pod of which is known with which others of its job it ran.
+
+    Args:
+        running: jobs whose worker runs.
+        together: gets jobs of which two ran at the same time.
+    """
+
+    def __init__(self, at: Started, script: Script, running: list[str], together: set[str]) -> None:
+        super().__init__(at, script)
+        self._job, self._running = at.environment["GRAFT_WORKER_JOB"], running
+        if self._job in running:
+            together.add(self._job)
+        running.append(self._job)
+
+    async def run(self) -> Ended:
+        try:
+            return await super().run()
+        finally:
+            self._running.remove(self._job)
+
+
+async def live_through(folder: Path, schedule: Schedule, error_rate: float, chance: int) -> None:
+    """Runs jobs while all that happens, and holds the invariants."""
+    script = Script(steps=12, step_s=0.01, heartbeat_s=0.05)
+    policies = PodPolicies(PodPolicy(gpus_per_slot=0))
+    running: list[str] = []
+    together: set[str] = set()
+    async with kube_cluster(
+        folder / "cluster", lambda at: Watched(at, script, running, together)
+    ) as cluster:
+        faults = cluster.faults
+        faults.reseed(chance)
+        faults.error_rate, faults.watch_break_rate, faults.repeat_rate = error_rate, 0.05, 0.2
+        names: list[str] = []
+        port, left = 0, list(schedule)
+        while True:
+            launcher = KubernetesLauncher(policies, kubeconfig=cluster.kubeconfig)
+            async with (
+                start_trainer(
+                    folder,
+                    launcher=launcher,
+                    preflight=NoPreflight(),
+                    slots=JOBS,
+                    listen=f"127.0.0.1:{port}",
+                ) as trainer,
+                trainer_stub(trainer.address) as stub,
+            ):
+                port = int(trainer.address.rpartition(":")[2])
+                while len(names) < JOBS:
+                    names.append((await stub.CreateJob(job_request(max_restarts=100))).name)
+                while left:
+                    step, which = left.pop(0)
+                    if step == "restart the trainer":
+                        break
+                    await disturb(cluster, step, which)
+                else:
+                    faults.error_rate = faults.watch_break_rate = 0.0
+                    for name in names:
+                        check_events(await asyncio.wait_for(follow(stub, name), 40))
+                    check_cluster(cluster)
+                    assert not together, "two workers of one job at the same time"
+                    return
+
+
+def check_events(events: list[pb.JobEvent]) -> None:
+    """Exactly one end, and each attempt begins once."""
+    reached = [event.state_change.to_state for event in events if event.HasField("state_change")]
+    assert [state for state in reached if state in ENDED] == [pb.JOB_STATE_SUCCEEDED]
+    assert reached[-1] == pb.JOB_STATE_SUCCEEDED
+    begun = [
+        event.attempt
+        for event in events
+        if event.HasField("state_change") and event.state_change.to_state == pb.JOB_STATE_RUNNING
+    ]
+    assert begun == list(range(1, len(begun) + 1))
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """No name was created twice; nothing that has ended goes on running."""
+    created = collections.Counter(cluster.store.created["jobs"])
+    assert set(created.values()) == {1}
+
+
+schedules = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7)), max_size=8)
+
+
+def run_one(schedule: Schedule, error_rate: float, chance: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(live_through(Path(folder), schedule, error_rate, chance))
+
+
+@seed(20261121)
+@settings(
+    max_examples=8,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(schedules, st.sampled_from((0.0, 0.05, 0.2)), st.integers(0, 1000))
+def test_each_job_ends_once_whatever_happens(
+    schedule: Schedule, error_rate: float, chance: int
+) -> None:
+    run_one(schedule, error_rate, chance)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@settings(
+    max_examples=300,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7)), max_size=25),
+    st.sampled_from((0.0, 0.05, 0.3)),
+    st.integers(0, 10_000),
+)
+def test_each_job_ends_once_whatever_happens_for_long(
+    schedule: Schedule, error_rate: float, chance: int
+) -> None:
+    run_one(schedule, error_rate, chance)
