@@ -31,6 +31,7 @@ class RecordingApi:
         self._folder = folder
         folder.mkdir(exist_ok=True)
         (folder / "token").write_text(f"{TOKEN}\n")
+        (folder / "namespace").write_text("graft")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -40,7 +41,6 @@ class RecordingApi:
         host, port = self._server.server_address[:2]
         return {
             "GRAFT_WORKER_KUBERNETES_JOB": "support-bot",
-            "GRAFT_WORKER_KUBERNETES_NAMESPACE": "graft",
             "GRAFT_WORKER_KUBERNETES_API": f"http://{host!s}:{port}",
             "GRAFT_WORKER_KUBERNETES_ACCOUNT": str(self._folder),
             "GRAFT_WORKER_KUBERNETES_EVERY_S": "0.2",

@@ -47,13 +47,22 @@ class JobAddress:
         if not job or not (host or url):
             return None
         port = environment.get("KUBERNETES_SERVICE_PORT", "443")
+        account = Path(environment.get("GRAFT_WORKER_KUBERNETES_ACCOUNT", _ACCOUNT))
         return cls(
             url=url or f"https://{f'[{host}]' if ':' in host else host}:{port}",
-            namespace=environment.get("GRAFT_WORKER_KUBERNETES_NAMESPACE", "default"),
+            namespace=_own_namespace(account),
             job=job,
             pod=environment.get("HOSTNAME", ""),
-            account=Path(environment.get("GRAFT_WORKER_KUBERNETES_ACCOUNT", _ACCOUNT)),
+            account=account,
         )
+
+
+def _own_namespace(account: Path) -> str:
+    """The pod's, which lies beside its token."""
+    try:
+        return (account / "namespace").read_text("utf-8").strip()
+    except OSError:
+        return "default"
 
 
 @dataclass(frozen=True, slots=True)
