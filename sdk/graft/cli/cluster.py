@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from graft.errors import GraftError, Reason
 from graft.kubernetes.job_template import Manifest, owned
 
+_KUBECONFIG = "~/.kube/config"
 _PLURALS = {"Job": "jobs", "CronJob": "cronjobs", "ConfigMap": "configmaps", "Service": "services"}
 
 
@@ -37,7 +39,11 @@ async def open_cluster(context: str, namespace: str) -> AsyncIterator[Cluster]:
     configuration = client.Configuration()
     try:
         loader = await config.load_kube_config(
-            context=context or None, client_configuration=configuration, persist_config=False
+            # The library looks at the variable when it is imported, and never again.
+            config_file=os.environ.get("KUBECONFIG") or _KUBECONFIG,
+            context=context or None,
+            client_configuration=configuration,
+            persist_config=False,
         )
     except (ConfigException, OSError, KeyError) as error:
         raise GraftError(
@@ -88,7 +94,6 @@ class Cluster:
 
     async def _call(self, method: str, path: str, body: Any) -> Any:
         import aiohttp
-        from kubernetes_asyncio.client import ApiException
 
         try:
             answer = await self._api.call_api(
@@ -101,39 +106,40 @@ class Cluster:
                 _preload_content=False,
                 _request_timeout=30,
             )
-            return json.loads(await answer.read())
-        except ApiException as error:
-            raise _in_words(error, body, self.namespace) from None
+            status, said = int(answer.status), await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise GraftError(
                 Reason.UNAVAILABLE,
                 f"The Kubernetes API server cannot be reached: {error or type(error).__name__}",
                 next_step="Check it with `kubectl version`, and the context with `kubectl config current-context`.",
             ) from None
+        # The library leaves that to its caller where it does not read the answer itself.
+        if status >= 400:
+            raise _in_words(status, _message(said), body, self.namespace)
+        return json.loads(said)
 
 
-def _in_words(error: Any, body: Any, namespace: str) -> GraftError:
+def _in_words(status: int, said: str, body: Any, namespace: str) -> GraftError:
     what = f"{body['kind']} {body['metadata']['name']}" if body else "it"
-    said = _message(error)
-    if error.status == 409:
+    if status == 409:
         return GraftError(
             Reason.ALREADY_EXISTS,
             f"There is a {what} in the namespace {namespace} already",
             next_step="Name this one otherwise with --name, or delete that one with kubectl.",
         )
-    if error.status in (401, 403):
+    if status in (401, 403):
         return GraftError(
             Reason.PERMISSION_DENIED,
             f"The cluster does not allow it: {said}",
             next_step=f"Ask for the right to create jobs, cronjobs, configmaps and services in {namespace}.",
         )
-    if error.status == 404:
+    if status == 404:
         return GraftError(
             Reason.NAMESPACE_NOT_FOUND,
             f"The cluster has no namespace {namespace}, or no such kind of object: {said}",
             next_step="Name a namespace with --kube-namespace; `kubectl apply -k deploy/k8s/overlays/dev` makes graft.",
         )
-    if error.status in (400, 422):
+    if status in (400, 422):
         return GraftError(
             Reason.INVALID_REQUEST,
             f"The cluster refuses the {what}: {said}",
@@ -141,13 +147,14 @@ def _in_words(error: Any, body: Any, namespace: str) -> GraftError:
         )
     return GraftError(
         Reason.UNAVAILABLE,
-        f"The API server answered {error.status}: {said}",
+        f"The API server answered {status}: {said}",
         next_step="Try again; if it stays so, look at the cluster's events.",
     )
 
 
-def _message(error: Any) -> str:
+def _message(said: bytes) -> str:
+    """What a Status object says, or the beginning of whatever came instead."""
     try:
-        return str(json.loads(error.body)["message"])
+        return str(json.loads(said)["message"])
     except (TypeError, ValueError, KeyError):
-        return str(error.reason or error.status)
+        return said[:300].decode("utf-8", "replace") or "it said nothing"

@@ -130,7 +130,8 @@ def submit(
 ) -> None:
     """Start a job and come back: at the trainer, or with --kubernetes as a Job of its own.
 
-    Exit codes: 0 created, 2 the spec or a name is wrong, 4 it exists or is not allowed, 5 nobody answers.
+    Exit codes: 0 created, 1 not allowed, 2 the spec, a name or the kubeconfig is wrong, 3 no such namespace,
+    4 it exists, 5 nobody answers.
     """
     out, chosen = Output(as_json), options(ctx)
     if not kubernetes:

@@ -15,6 +15,7 @@ class RecordingApi:
     """Use as a context manager.
 
     Attributes:
+        job: the Job's name.
         annotations: of the Job, after every patch so far.
         patches: how many there were.
         events: as they were posted, oldest first.
@@ -22,7 +23,8 @@ class RecordingApi:
         refuse_with: HTTP status of every answer while it is set.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, job: str = "support-bot") -> None:
+        self.job = job
         self.annotations: dict[str, str] = {}
         self.patches = 0
         self.events: list[dict[str, Any]] = []
@@ -40,11 +42,11 @@ class RecordingApi:
         """What the manifest and Kubernetes put into the worker's environment."""
         host, port = self._server.server_address[:2]
         return {
-            "GRAFT_WORKER_KUBERNETES_JOB": "support-bot",
+            "GRAFT_WORKER_KUBERNETES_JOB": self.job,
             "GRAFT_WORKER_KUBERNETES_API": f"http://{host!s}:{port}",
             "GRAFT_WORKER_KUBERNETES_ACCOUNT": str(self._folder),
             "GRAFT_WORKER_KUBERNETES_EVERY_S": "0.2",
-            "HOSTNAME": "support-bot-x1",
+            "HOSTNAME": f"{self.job}-x1",
         }
 
     @property
@@ -67,14 +69,14 @@ def _handler(api: RecordingApi) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_PATCH(self) -> None:
-            assert self.path == "/apis/batch/v1/namespaces/graft/jobs/support-bot"
+            assert self.path == f"/apis/batch/v1/namespaces/graft/jobs/{api.job}"
             assert self.headers["Content-Type"] == "application/merge-patch+json"
             body = self._body()
             if self._refused():
                 return
             api.annotations |= body["metadata"]["annotations"]
             api.patches += 1
-            self._answer({"metadata": {"name": "support-bot", "uid": "u-1"}})
+            self._answer({"metadata": {"name": api.job, "uid": "u-1"}})
 
         def do_POST(self) -> None:
             assert self.path == "/api/v1/namespaces/graft/events"
