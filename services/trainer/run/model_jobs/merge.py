@@ -41,7 +41,8 @@ from services.trainer.run.stop import StopSignal
 
 _PROBE = "probe.npz"
 _PROBE_TOKENS = 32
-# Of the spread of the logits: what rounding to the type of the base's weights may move them by.
+# Of the spread of the logits, as a root mean square: what rounding to the type of the base's weights may move them
+# by. An adapter that is missing altogether moves them by about 1.
 _MOST_DIFFERENCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
@@ -146,7 +147,7 @@ class MergeWorker:
         return store_result(self._settings.result_dir, partial, request, files)
 
     def _check(self, merged: Path, probe: Path) -> float:
-        """Loads the merged folder in a fresh process; the largest difference of a logit, over their spread.
+        """Loads the merged folder in a fresh process; how far its logits are off, over their spread.
 
         Raises:
             GraftError: INTERNAL, when it is larger than rounding explains.
@@ -169,7 +170,7 @@ class MergeWorker:
         found = json.loads(done.stdout.strip().splitlines()[-1])
         difference, dtype = float(found["difference"]), str(found["dtype"])
         self._reporter.log(
-            f"A fresh process computes the same: logits differ by at most {difference:.2g} of their spread."
+            f"A fresh process computes the same: logits differ by {difference:.2g} of their spread."
         )
         if not difference <= _MOST_DIFFERENCE.get(dtype, 0.1):
             raise _not_the_same(f"its logits differ by {difference:.2g} of their spread ({dtype})")
