@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 from google.protobuf import json_format
@@ -22,6 +22,7 @@ from graft.errors import GraftError, Reason
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 _YAML_ENDINGS = (".yaml", ".yml")
+M = TypeVar("M", bound=Message)
 
 
 def read_spec_file(path: Path) -> pb.JobSpec:
@@ -29,6 +30,15 @@ def read_spec_file(path: Path) -> pb.JobSpec:
 
     Raises:
         GraftError: INVALID_SPEC, naming the field, or the line where the file is not YAML or JSON.
+    """
+    return read_message_file(path, pb.JobSpec())
+
+
+def read_message_file(path: Path, message: M) -> M:
+    """As read_spec_file(), for a spec of another kind; fills in the empty message and returns it.
+
+    Raises:
+        GraftError: INVALID_SPEC.
     """
     try:
         text = path.read_text("utf-8")
@@ -38,7 +48,7 @@ def read_spec_file(path: Path) -> pb.JobSpec:
         raise _refused(f"{path} cannot be read ({error.strerror})", "Name a file.") from None
     except UnicodeDecodeError as error:
         raise _refused(f"{path} is not UTF-8 (byte {error.start})", "Save it as UTF-8.") from None
-    return spec_from_dict(_parse(path, text), str(path))
+    return _filled(message, _parse(path, text), str(path))
 
 
 def spec_from_dict(values: Any, where: str = "The spec") -> pb.JobSpec:
@@ -47,11 +57,15 @@ def spec_from_dict(values: Any, where: str = "The spec") -> pb.JobSpec:
     Raises:
         GraftError: INVALID_SPEC, naming the field.
     """
+    return _filled(pb.JobSpec(), values, where)
+
+
+def _filled(message: M, values: Any, where: str) -> M:
     if not isinstance(values, Mapping):
-        raise _refused(f"{where} holds {_kind(values)}, not fields", "Write base:, dataset:, ...")
-    spec = pb.JobSpec()
-    _fill(spec, values, "")
-    return spec
+        first = ", ".join(f"{field.name}:" for field in _descriptor(message).fields[:2])
+        raise _refused(f"{where} holds {_kind(values)}, not fields", f"Write {first}, ...")
+    _fill(message, values, "")
+    return message
 
 
 def replace_field(spec: pb.JobSpec, path: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from graft.cli import (
     hub,
     jobs,
     keys,
+    kubernetes_jobs,
     lineage,
     metadata,
     methods,
@@ -83,6 +84,7 @@ def _add_commands() -> None:
     app.command()(plan.plan)
     app.command()(plan.recommend)
     app.command()(train.train)
+    kubernetes_jobs.add_commands(jobs.app)
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(bases.app, name="bases")

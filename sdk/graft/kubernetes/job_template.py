@@ -147,6 +147,9 @@ def _job_spec(plan: AttemptPlan, policy: PodPolicy, template: Manifest) -> Manif
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _attended_rules() if plan.attended else _alone_rules()},
     }
+    if nodes > 1:
+        # The first one publishes; the others are there as long as it needs them.
+        spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     if policy.deadline_s:
         spec["activeDeadlineSeconds"] = policy.deadline_s
     return {**spec, "template": template}

@@ -187,21 +187,21 @@ def processes_per_node(size: Size, policy: PodPolicy) -> int:
 
 def _command(plan: AttemptPlan, policy: PodPolicy, rendezvous: Rendezvous | None) -> list[str]:
     spec = f"{SPEC_DIR}/{SPEC_KEY}"
-    if rendezvous is None:
+    processes = processes_per_node(plan.size, policy)
+    if rendezvous is None and processes == 1:
         return [*policy.command, spec]
-    python, *program = policy.command
+    # Not torch.distributed.run: this one ends with the worker's own exit code.
+    start = [policy.command[0], "-m", "services.trainer.run.torchrun"]
+    if rendezvous is None:
+        return [*start, "--standalone", f"--nproc-per-node={processes}", spec]
     return [
-        python,
-        "-m",
-        "torch.distributed.run",
+        *start,
         f"--nnodes={plan.size.nodes}",
-        f"--nproc-per-node={processes_per_node(plan.size, policy)}",
+        f"--nproc-per-node={processes}",
         # Kubernetes puts the variable's value in.
         "--node-rank=$(GRAFT_NODE_RANK)",
         f"--master-addr={rendezvous.master_address}",
         f"--master-port={policy.rendezvous_port}",
-        "--max-restarts=0",
-        *program,
         spec,
     ]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from services.trainer.formats import Content, Example
 from services.trainer.methods.base import MethodInfo
+from services.trainer.run.team import Team
 
 if TYPE_CHECKING:
     from services.trainer.methods.base import Method
@@ -41,6 +42,7 @@ class ObjectiveInfo:
         packs_by_default: whether they do where the spec says nothing.
         streaming: whether it can read its data while it trains.
         task_type: PEFT's.
+        several_processes: whether they may train it together.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class ObjectiveInfo:
     packs_by_default: bool = False
     streaming: bool = False
     task_type: str = "CAUSAL_LM"
+    several_processes: bool = True
 
     def learning_rate(self, method: MethodInfo) -> float:
         """The default learning rate with a method."""
@@ -82,6 +85,7 @@ class Reading:
         max_tokens: the longest sequence that both the spec and the base allow.
         log: takes a line for people.
         stream: with dataset.streaming, begins the training rows anew: without end, read as they are asked for.
+        processes: how many train together.
     """
 
     spec: JobSpec
@@ -90,6 +94,7 @@ class Reading:
     max_tokens: int
     log: Callable[[str], None]
     stream: Callable[[], Iterator[Example]] | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,7 @@ class Run:
         store: keeps the checkpoints.
         progress: counts and reports.
         load_base: loads another base by a spec like the job's own: a teacher, a reference.
+        team: the processes that train together.
     """
 
     spec: JobSpec
@@ -140,6 +146,7 @@ class Run:
     store: CheckpointStore
     progress: Progress
     load_base: Callable[[BaseSpec], Any]
+    team: Team = field(default_factory=Team)
 
 
 C = TypeVar("C", bound=ObjectiveConfig)

@@ -54,6 +54,7 @@ class Grpo(Objective[GrpoConfig]):
         needs="prompts, prompts with completions, or conversations",
         adapter_learning_rate=1e-5,
         full_learning_rate=1e-6,
+        several_processes=False,
         learning_rate_source="TRL's default: 1e-6; ours with an adapter: ten times that, as in TRL's script for DPO",
     )
 

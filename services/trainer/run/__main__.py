@@ -1,4 +1,4 @@
-"""python -m services.trainer.run SPEC_FILE: trains one job and ends with one of the contract's exit codes."""
+"""python -m services.trainer.run [train|merge|evaluate] SPEC_FILE: does one job and ends with one of the contract's exit codes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pathlib import Path
 
 from graft.digests import canonical_json
 from graft.errors import GraftError
-from graft.spec_file import read_spec_file
+from graft.spec_file import read_message_file, read_spec_file
+from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec, MergeSpec
 from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
+from services.trainer.run.kube.access import JobAddress, JobApi
+from services.trainer.run.kube.reporter import JobReporter
 from services.trainer.run.last_report import leave_report
-from services.trainer.run.reporters import JsonLinesReporter, Reporter
+from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentReporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
@@ -27,10 +30,13 @@ from services.trainer.spec import JobSpec, local_path, parse_spec
 
 def main(arguments: list[str]) -> int:
     """Runs one attempt; returns its exit code."""
-    if len(arguments) != 1:
-        print("Usage: python -m services.trainer.run SPEC_FILE", file=sys.stderr)
+    *kinds, path = arguments or [""]
+    kind = kinds[0] if kinds else "train"
+    if not path or len(kinds) > 1 or kind not in _KINDS:
+        usage = f"Usage: python -m services.trainer.run [{'|'.join(_KINDS)}] SPEC_FILE"
+        print(usage, file=sys.stderr)
         return ExitCode.BAD_CONFIG
-    spec_path = Path(arguments[0])
+    spec_path = Path(path)
     try:
         settings = read_settings(os.environ, spec_path)
     except GraftError as error:
@@ -40,8 +46,8 @@ def main(arguments: list[str]) -> int:
     stop.listen()
     loop = BackgroundLoop()
     reporter = _reporter(settings, loop, stop)
-    code, finished = attempt(spec_path, settings, loop, reporter, stop)
-    leave_report(settings.end_file, finished)
+    code, finished = attempt(spec_path, settings, loop, reporter, stop, kind)
+    leave_report(settings.end_file, code, finished)
     with suppress(PreemptedError):  # Told to stop while it only waits to be heard.
         reporter.finish(finished)
         loop.close()
@@ -54,15 +60,11 @@ def attempt(
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
+    kind: str = "train",
 ) -> tuple[ExitCode, Finished]:
     """Does the attempt; returns how it ended, whatever happens."""
     try:
-        given = read_spec_file(spec_path)
-        spec = parse_spec(given)
-        _quiet_libraries(spec)
-        spec_json = canonical_json(given).decode()
-        worker = Worker(spec, spec_json, settings, loop, reporter, stop)
-        version = worker.run()
+        version = _KINDS[kind](spec_path, settings, loop, reporter, stop)
         message = "" if version else f"The result is in {settings.result_dir}"
         return ExitCode.DONE, Finished(version=version, message=message)
     except BaseException as error:
@@ -73,9 +75,55 @@ def attempt(
         return exit_of(error, settings.work_dir)
 
 
+def _train(
+    path: Path,
+    settings: WorkerSettings,
+    loop: BackgroundLoop,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> str:
+    given = read_spec_file(path)
+    spec = parse_spec(given)
+    _quiet_libraries(_needs_hub(spec), spec.resources.cpu_threads)
+    return Worker(spec, canonical_json(given).decode(), settings, loop, reporter, stop).run()
+
+
+def _merge(
+    path: Path,
+    settings: WorkerSettings,
+    loop: BackgroundLoop,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> str:
+    from services.trainer.run.model_jobs.merge import MergeWorker
+
+    given = read_message_file(path, MergeSpec())
+    _quiet_libraries()
+    return MergeWorker(given, canonical_json(given).decode(), settings, loop, reporter, stop).run()
+
+
+def _evaluate(
+    path: Path,
+    settings: WorkerSettings,
+    loop: BackgroundLoop,
+    reporter: Reporter,
+    stop: StopSignal,
+) -> str:
+    from services.trainer.run.model_jobs.evaluate import EvaluationWorker
+
+    given = read_message_file(path, EvaluationSpec())
+    _quiet_libraries()
+    return EvaluationWorker(given, settings, loop, reporter, stop).run()
+
+
+_KINDS = {"train": _train, "merge": _merge, "evaluate": _evaluate}
+
+
 def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) -> Reporter:
+    if settings.rank:
+        return SilentReporter()
     if not settings.trainer_address:
-        return JsonLinesReporter()
+        return _unheard(settings, loop)
     return SessionReporter(
         loop,
         settings.trainer_address,
@@ -85,7 +133,16 @@ def _reporter(settings: WorkerSettings, loop: BackgroundLoop, stop: StopSignal) 
     )
 
 
-def _quiet_libraries(spec: JobSpec) -> None:
+def _unheard(settings: WorkerSettings, loop: BackgroundLoop) -> Reporter:
+    """The reporter of a worker without a trainer: standard output, and in a pod of a Job the Job too."""
+    lines = JsonLinesReporter()
+    address = JobAddress.read(os.environ)
+    if address is None:
+        return lines
+    return JobReporter(loop, JobApi(address), lines, settings.kubernetes_every_s)
+
+
+def _quiet_libraries(hub: bool = True, cpu_threads: int = 0) -> None:
     """Environment that must be set before the libraries are imported: nothing phones home, nothing draws bars."""
     settings = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -94,10 +151,10 @@ def _quiet_libraries(spec: JobSpec) -> None:
         "BITSANDBYTES_NOWELCOME": "1",
         "TQDM_DISABLE": "1",
     }
-    if not _needs_hub(spec):
+    if not hub:
         settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    if spec.resources.cpu_threads:
-        settings["OMP_NUM_THREADS"] = str(spec.resources.cpu_threads)
+    if cpu_threads:
+        settings["OMP_NUM_THREADS"] = str(cpu_threads)
     os.environ.update(settings)
 
 

@@ -78,6 +78,13 @@ class CheckpointStore:
             self._log(f"The checkpoint of step {step} is not used: {problem}.")
         return None
 
+    def place(self, step: int) -> Checkpoint:
+        """An empty folder for a checkpoint that comes from another process."""
+        path = self._path(step)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return Checkpoint(step, path)
+
     def _steps(self) -> list[int]:
         names = [path.name for path in self._folder.glob(f"{_PREFIX}[0-9]*")]
         return sorted(int(name.removeprefix(_PREFIX)) for name in names)

@@ -29,6 +29,10 @@ class PreemptedError(Exception):
     """The attempt stops so that another can go on from its checkpoint."""
 
 
+class PeerLostError(PreemptedError):
+    """Another process of the job has ended: all go on from the last checkpoint together, or not at all."""
+
+
 class RegistryRefusedError(Exception):
     """The registry does not take the result, or will not.
 

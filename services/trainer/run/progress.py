@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.team import Team
 from services.trainer.spec import JobSpec
 
 _FILE = "progress.json"
@@ -27,11 +28,15 @@ class Progress:
     Args:
         reporter: gets them.
         stop: asked at each step's end.
+        team: the processes whose figures these are; this one alone when left out.
     """
 
-    def __init__(self, reporter: Reporter, stop: StopSignal) -> None:
+    def __init__(self, reporter: Reporter, stop: StopSignal, team: Team | None = None) -> None:
         self._reporter = reporter
-        self.stop = stop
+        self._stop = stop
+        self._team = team or Team()
+        self._told_to_stop = False
+        self._in_step = [0.0, 0.0, 0.0]
         self.tokens = 0
         self.last = TrainingMetrics()
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
@@ -46,10 +51,24 @@ class Progress:
 
     def add_batch(self, nats: float, learned_tokens: int, tokens: int) -> None:
         """Counts a batch: its summed loss, the tokens it is of, and all its real tokens."""
-        self._nats += nats
-        self._learned += learned_tokens
-        self._new_tokens += tokens
-        self.tokens += tokens
+        self._in_step[0] += nats
+        self._in_step[1] += learned_tokens
+        self._in_step[2] += tokens
+
+    def join(self, batches: int) -> int:
+        """Adds up what all processes did in a step; the sum of their batches.
+
+        Here they also hear whether one of them is told to stop: all stop after the same step, or none.
+        """
+        told = float(self._stop.preempted)
+        *self._in_step, told, total = self._team.sum([*self._in_step, told, batches])
+        self._told_to_stop = told > 0
+        return int(total)
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether the run shall write a checkpoint and stop after this step."""
+        return self._stop.preempted if self._team.alone else self._told_to_stop
 
     def add_figures(self, figures: Mapping[str, float]) -> None:
         """Takes further figures of a batch; a report holds their means."""
@@ -57,7 +76,13 @@ class Progress:
             self._figures.setdefault(name, []).append(value)
 
     def step_done(self) -> None:
-        """Takes the time of an optimizer step."""
+        """Takes the time and the counts of an optimizer step."""
+        nats, learned, tokens = self._in_step
+        self._nats += nats
+        self._learned += int(learned)
+        self._new_tokens += int(tokens)
+        self.tokens += int(tokens)
+        self._in_step = [0.0, 0.0, 0.0]
         now = time.monotonic()
         step_s, self._stepped_at = now - self._stepped_at, now
         old = self._step_s or step_s
@@ -125,6 +150,9 @@ class EpochTrainer(Protocol):
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch."""
 
+    def part_ways(self) -> None:
+        """What a process does that is one of several, before the first step."""
+
     def count_parameters(self) -> tuple[int, int]:
         """Numbers trained, and all numbers of the model."""
 
@@ -145,6 +173,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
+        self._trainer.part_ways()
         trained, total = self._trainer.count_parameters()
         self._progress.begin(
             Started(
@@ -173,5 +202,5 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             last or step % self._trainer.steps_per_epoch == 0
         )
         control.should_save = not last and step % self._every_steps == 0
-        if self._progress.stop.preempted and not last:
+        if self._progress.told_to_stop and not last:
             control.should_save = control.should_training_stop = True

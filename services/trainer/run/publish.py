@@ -92,6 +92,28 @@ class Publisher:
             _check_base(found, base)
         return version
 
+    async def find(self, output: str, job: str, spec_json: str) -> pb.Version | None:
+        """The version that a job of that name and spec has made already.
+
+        Args:
+            output: resource name of the adapter or base.
+
+        Raises:
+            RegistryRefusedError: with the registry's words.
+            GraftError: UNAVAILABLE.
+        """
+        return await self._patiently(lambda: self._find(output, job, spec_json))
+
+    async def _find(self, output: str, job: str, spec_json: str) -> pb.Version | None:
+        request = pb.ListVersionsRequest(parent=output, filter=f'job = "{job}"')
+        try:
+            with rpc_errors(_PEER):
+                answer = await self._registry.ListVersions(request, metadata=self._metadata)
+        except NotFoundError:
+            return None
+        made = (one for one in answer.versions if one.manifest.lineage.spec_json == spec_json)
+        return next(made, None)
+
     async def _version_of(self, base: pb.Base) -> str:
         """The base's version with that fingerprint; "" for the base as it was recorded first."""
         stored = await self._registry.GetBase(
@@ -244,6 +266,30 @@ class Publisher:
             GraftError: UNAVAILABLE.
         """
         await self._patiently(lambda: self._point(alias, version))
+
+    async def pointed(self, alias: str, version: str) -> bool:
+        """Whether an alias has named a version at any time; what people did since then is theirs.
+
+        Raises:
+            RegistryRefusedError: with the registry's words.
+            GraftError: UNAVAILABLE.
+        """
+        return await self._patiently(lambda: self._pointed(alias, version))
+
+    async def _pointed(self, alias: str, version: str) -> bool:
+        token = ""
+        while True:
+            request = pb.ListAliasHistoryRequest(name=alias, page_token=token)
+            try:
+                with rpc_errors(_PEER):
+                    page = await self._registry.ListAliasHistory(request, metadata=self._metadata)
+            except NotFoundError:
+                return False
+            if any(entry.version == version for entry in page.aliases):
+                return True
+            token = page.next_page_token
+            if not token:
+                return False
 
     async def _point(self, alias: str, version: pb.Version) -> None:
         for attempt in range(1, _ALIAS_ATTEMPTS + 1):

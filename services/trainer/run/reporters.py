@@ -45,6 +45,16 @@ class Reporter(ABC):
         self.send(SessionRequest(finalizing=Finalizing()))
 
 
+class SilentReporter(Reporter):
+    """Of a process that another one speaks for."""
+
+    def send(self, report: SessionRequest) -> None:
+        pass
+
+    def finish(self, report: Finished) -> None:
+        pass
+
+
 class JsonLinesReporter(Reporter):
     """Writes each report as one line of JSON, the SessionRequest's JSON form."""
 

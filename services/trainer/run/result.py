@@ -11,6 +11,7 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from graft.blobs import describe_file
 from graft.common.v1.common_pb2 import File
+from graft.digests import digest_bytes
 from graft.files import fsync_folder, write_atomic
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest
 
@@ -27,6 +28,11 @@ class Result:
 
     folder: Path
     request: CommitVersionRequest
+
+
+def commit_id(job: str, spec_json: str) -> str:
+    """The request id of a job's commit: the same job with another spec makes another version."""
+    return f"{job}/commit/{digest_bytes(spec_json.encode()).removeprefix('sha256:')[:16]}"
 
 
 def store_result(

@@ -113,7 +113,10 @@ def _stream(tokenizer: RowTokenizer, reading: Reading, figures: dict[str, float]
     return StreamedRows(
         begin,
         pad_token_id(reading),
-        sequences=hyper.max_steps * hyper.gradient_accumulation_steps * hyper.micro_batch_size,
+        sequences=hyper.max_steps
+        * hyper.gradient_accumulation_steps
+        * hyper.micro_batch_size
+        * reading.processes,
         capacity=reading.max_tokens if hyper.packing else 0,
         batch_size=hyper.micro_batch_size,
         seed=reading.spec.seed,

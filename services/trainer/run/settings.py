@@ -24,7 +24,10 @@ class WorkerSettings:
         registry_patience_s: how long a registry that cannot be reached is tried again.
         trainer_patience_s: how long the end of the attempt is offered to a trainer that is away.
         signing_key: a PEM file with the key that signs the version; None for none.
+        rank: of this process among those that train the job together, from 0.
+        processes: how many those are.
         end_file: where the worker's last report is left for whoever ran it; None for nowhere.
+        kubernetes_every_s: at most so often figures are written on the Job that this worker is the pod of.
     """
 
     job: str
@@ -36,7 +39,10 @@ class WorkerSettings:
     registry_patience_s: float
     trainer_patience_s: float
     signing_key: Path | None = None
+    rank: int = 0
+    processes: int = 1
     end_file: Path | None = None
+    kubernetes_every_s: float = 5.0
 
     @property
     def namespace(self) -> str:
@@ -57,6 +63,9 @@ class WorkerSettings:
 def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSettings:
     """Settings from GRAFT_WORKER_* variables; without a work folder, one beside the spec.
 
+    Which of several processes it is comes from torchrun's RANK and WORLD_SIZE. All but the first have a
+    folder of their own below the work folder, because several may be on one machine.
+
     Raises:
         GraftError: INVALID_REQUEST or INVALID_NAME, naming the variable's value.
     """
@@ -70,22 +79,27 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         attempt = int(value("ATTEMPT", "1"))
         registry_patience_s = float(value("REGISTRY_PATIENCE_S", "600"))
         trainer_patience_s = float(value("TRAINER_PATIENCE_S", "300"))
+        every_s = float(value("KUBERNETES_EVERY_S", "5"))
+        rank, processes = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     except ValueError as error:
         raise GraftError(
             Reason.INVALID_REQUEST,
-            f"A GRAFT_WORKER_ variable is not a number ({error})",
-            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S and TRAINER_PATIENCE_S.",
+            f"A variable of the worker is not a number ({error})",
+            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S and KUBERNETES_EVERY_S; torchrun sets RANK and WORLD_SIZE.",
         ) from None
-    work_dir = value("DIR") or str(spec_path.parent / f"{spec_path.stem}-work")
+    work_dir = Path(value("DIR") or spec_path.parent / f"{spec_path.stem}-work").absolute()
     return WorkerSettings(
         job=job,
         attempt=attempt,
         trainer_address=value("TRAINER"),
         token=value("TOKEN"),
         registry_address=value("REGISTRY"),
-        work_dir=Path(work_dir).absolute(),
+        work_dir=work_dir / f"rank-{rank}" if rank else work_dir,
         registry_patience_s=registry_patience_s,
         trainer_patience_s=trainer_patience_s,
         signing_key=Path(value("SIGNING_KEY")) if value("SIGNING_KEY") else None,
+        rank=rank,
+        processes=processes,
         end_file=Path(value("END_FILE")) if value("END_FILE") else None,
+        kubernetes_every_s=every_s,
     )

@@ -13,17 +13,18 @@ from transformers import set_seed
 from services.trainer.methods import METHODS, Method, Setting
 from services.trainer.objectives import OBJECTIVES, Objective, Prepared, Reading, Run
 from services.trainer.run.bases import BaseFolder, find_folder
-from services.trainer.run.checkpoints import CheckpointStore
+from services.trainer.run.checkpoints import Checkpoint, CheckpointStore
 from services.trainer.run.data import Data
 from services.trainer.run.exits import PreemptedError
 from services.trainer.run.models import load_model, longest_input_tokens
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import Reporter
-from services.trainer.run.result import Result, library_versions, store_result
+from services.trainer.run.result import Result, commit_id, library_versions, store_result
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.team import Team
 from services.trainer.run.trainers.common import steps_per_epoch, total_steps
-from services.trainer.spec import BaseSpec, JobSpec
+from services.trainer.spec import BaseSpec, JobSpec, alone_only
 from services.trainer.tokens import end_token_ids, load_tokenizer
 
 _CHAT_TEMPLATE = "chat_template.jinja"
@@ -38,6 +39,7 @@ class Training:
         settings: where the files go.
         reporter: gets what happens.
         stop: asked at each step's end.
+        team: the processes that train it together; this one alone when left out.
     """
 
     def __init__(
@@ -47,23 +49,29 @@ class Training:
         settings: WorkerSettings,
         reporter: Reporter,
         stop: StopSignal,
+        team: Team | None = None,
     ) -> None:
         self._spec = spec
         self._spec_json = spec_json
         self._settings = settings
         self._reporter = reporter
         self._stop = stop
+        self._team = team or Team()
         if spec.resources.cpu_threads:
             torch.set_num_threads(spec.resources.cpu_threads)
 
-    def run(self, base: BaseFolder, data: Data, output: str) -> Result:
+    def run(self, base: BaseFolder, data: Data, output: str) -> Result | None:
         """Trains and stores the result for the adapter, or base, of that resource name.
+
+        Returns:
+            The result; None in a process that is not the first of its team.
 
         Raises:
             GraftError: what is wrong with spec, base or data, or the training has diverged.
             PreemptedError: it was told to stop; a checkpoint holds what was done.
         """
-        spec = self._spec
+        spec, team = self._spec, self._team
+        check_together(spec, team)
         objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
         tokenizer = load_tokenizer(base.folder, spec.dataset.chat_template)
         set_seed(spec.seed)
@@ -71,11 +79,12 @@ class Training:
         reading = self._reading(base, model, tokenizer, data)
         prepared = objective.prepare(data.training, data.held_out, reading)
         epoch_steps = (
-            steps_per_epoch(spec, prepared.sequences or 0) or spec.hyperparameters.max_steps
+            steps_per_epoch(spec, prepared.sequences or 0, team.size)
+            or spec.hyperparameters.max_steps
         )
         steps = total_steps(spec, epoch_steps)
         method = self._method(objective, base, tokenizer, steps)
-        progress = Progress(self._reporter, self._stop)
+        progress = Progress(self._reporter, self._stop, team)
         store = self._checkpoints(data, base)
         trainer = objective.make_trainer(
             Run(
@@ -90,9 +99,12 @@ class Training:
                 store=store,
                 progress=progress,
                 load_base=load_other_base,
+                team=team,
             )
         )
         self._fit(trainer, store)
+        if not team.first:
+            return None
         lineage = self._lineage(data, prepared, progress)
         request = self._commit_request(base, output, lineage)
         return self._save(method, trainer.model, tokenizer, request)
@@ -105,6 +117,7 @@ class Training:
             max_tokens=self._max_tokens(model),
             log=self._reporter.log,
             stream=data.stream,
+            processes=self._team.size,
         )
 
     def _method(
@@ -128,7 +141,7 @@ class Training:
         request = CommitVersionRequest(
             parent=output,
             lineage=lineage,
-            request_id=f"{self._settings.job}/commit",
+            request_id=commit_id(self._settings.job, self._spec_json),
             method=method.kind,
         )
         if method.makes_base:
@@ -158,13 +171,23 @@ class Training:
         )
 
     def _fit(self, trainer: Any, store: CheckpointStore) -> None:
-        checkpoint = store.last_good()
+        checkpoint = self._shared_checkpoint(store)
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
         with self._stop.checked_by_stage():
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         if trainer.state.global_step < trainer.state.max_steps:
             raise PreemptedError(f"Stopped after step {trainer.state.global_step}")
+
+    def _shared_checkpoint(self, store: CheckpointStore) -> Checkpoint | None:
+        """The first process' last good checkpoint, in every process: their disks need not be one."""
+        own = store.last_good() if self._team.first else None
+        step = self._team.tell(own.step if own else 0)
+        if not step:
+            return None
+        checkpoint = own or store.place(step)
+        self._team.share_folder(checkpoint.path)
+        return checkpoint
 
     def _lineage(self, data: Data, prepared: Prepared, progress: Progress) -> Lineage:
         return Lineage(
@@ -175,7 +198,10 @@ class Training:
             data_rows=prepared.rows,
             seed=self._spec.seed,
             library_versions=library_versions(self._spec.base.quantization != "none"),
-            metrics=data.cleaning.figures() | progress.final_figures() | dict(prepared.figures),
+            metrics=data.cleaning.figures()
+            | progress.final_figures()
+            | dict(prepared.figures)
+            | ({} if self._team.alone else {"processes": float(self._team.size)}),
             sources=data.origins,
         )
 
@@ -195,6 +221,17 @@ class Training:
                 "serve it with that template where the base's own differs."
             )
         return store_result(self._settings.result_dir, partial, request, sorted(files))
+
+
+def check_together(spec: JobSpec, team: Team) -> None:
+    """Refuses an objective that one process trains, where there are several.
+
+    Raises:
+        GraftError: INVALID_SPEC.
+    """
+    info = OBJECTIVES[spec.objective.kind].info
+    if not team.alone and not info.several_processes:
+        raise alone_only(info.title, team.size)
 
 
 def load_other_base(spec: BaseSpec) -> Any:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import grpc
 from graft.bases import read_base
 from graft.channel import REQUEST_ID, open_channel
+from graft.errors import GraftError, Reason
 from graft.keys import PrivateKey, load_key
 from graft.names import adapter_name, alias_name, base_name
 from graft.registry.v1.registry_service_pb2 import Version
@@ -26,6 +27,7 @@ from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, add_parent, describe, find_result
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.team import Team
 from services.trainer.spec import JobSpec
 
 
@@ -59,6 +61,7 @@ class Worker:
         output, namespace = spec.output, settings.namespace
         self._adapter = adapter_name(namespace, output.adapter) if output.adapter else ""
         self._output = self._adapter or base_name(namespace, output.base)
+        self._all_trained = False
 
     def run(self) -> str:
         """Trains, or goes on training, and commits; returns the version's name, "" without a registry.
@@ -80,34 +83,86 @@ class Worker:
         # A key that cannot be used is refused before any time is spent.
         key = load_key(self._settings.signing_key) if self._settings.signing_key else None
         base = open_base(self._spec.base, self._settings.namespace)
-        parent = ""
+        if self._settings.rank:
+            return self._help(base)
+        parent, made = "", None
         if self._settings.registry_address:
-            parent = self._loop.run(self._check_registry(base))
+            parent, made = self._loop.run(self._check_registry(base))
         fingerprint = base.record.fingerprint.digest
         result = find_result(self._settings.result_dir, self._spec_json, fingerprint)
+        team = self._gather(base, result is None and made is None)
+        if result is None and made is not None:
+            # Its files are gone with an earlier pod's disk.
+            self._loop.run(self._point(made))
+            team.end()
+            return made.name
         if result is None:
-            result = self._train(base)
+            result = self._train(base, team)
+            assert result is not None, "this is the first process"
             if parent and not self._adapter:
                 # An adapter's base is found by its fingerprint; a base's version has its own.
                 add_parent(result, parent)
         self._reporter.finalizing()
         self._reporter.log(describe(result))
-        if not self._settings.registry_address:
-            return ""
-        return self._loop.run(self._publish(base, result, key)).name
+        version = ""
+        if self._settings.registry_address:
+            version = self._loop.run(self._publish(base, result, key)).name
+        team.end()
+        return version
 
-    async def _check_registry(self, base: BaseFolder) -> str:
+    def _help(self, base: BaseFolder) -> str:
+        """What every process but the first does: its part of the training, and to be there until the end."""
+        team = self._gather(base, False)
+        if not self._all_trained:
+            self._train(base, team)
+        team.wait_for_end()
+        return ""
+
+    async def _check_registry(self, base: BaseFolder) -> tuple[str, Version | None]:
+        """The base's version that is trained on, and the version that this job has made already."""
         async with open_channel(self._settings.registry_address) as channel:
-            return await self._publisher(channel).check(base.record, self._adapter)
+            publisher = self._publisher(channel)
+            parent = await publisher.check(base.record, self._adapter)
+            made = await publisher.find(self._output, self._settings.job, self._spec_json)
+            return parent, made
 
-    def _train(self, base: BaseFolder) -> Result:
+    async def _point(self, made: Version) -> None:
+        self._reporter.log(f"This job has made {made.name} already; nothing is trained again.")
+        if not self._spec.output.alias:
+            return
+        async with open_channel(self._settings.registry_address) as channel:
+            alias = alias_name(self._adapter, self._spec.output.alias)
+            publisher = self._publisher(channel)
+            if not await publisher.pointed(alias, made.name):
+                await publisher.point(alias, made)
+
+    def _gather(self, base: BaseFolder, to_train: bool) -> Team:
+        """The processes of this job, once they are all there and have the same base."""
+        if self._settings.processes == 1:
+            return Team()
+        from services.trainer.run.joined_team import JoinedTeam
+
+        team = JoinedTeam.join(self._settings.rank, self._settings.processes)
+        said = team.ask_all([base.record.fingerprint.digest, to_train])
+        self._all_trained = not said[0][1]
+        for rank, (fingerprint, _) in enumerate(said):
+            if fingerprint != said[0][0]:
+                raise GraftError(
+                    Reason.WRONG_BASE,
+                    f"Process {rank} of {team.size} finds another model at {self._spec.base.source} "
+                    f"({fingerprint}) than process 0 ({said[0][0]})",
+                    next_step="Put the same base on every machine, or name a Hub id with its revision.",
+                )
+        return team
+
+    def _train(self, base: BaseFolder, team: Team) -> Result | None:
         spec, log = self._spec, self._reporter.log
         opener = set_opener(self._settings, self._loop, log)
         objective = OBJECTIVES[spec.objective.kind].info
         data = read_data(spec.dataset, objective, spec.seed, opener, log)
         from services.trainer.run.training import Training
 
-        training = Training(spec, self._spec_json, self._settings, self._reporter, self._stop)
+        training = Training(spec, self._spec_json, self._settings, self._reporter, self._stop, team)
         return training.run(base, data, self._output)
 
     async def _publish(self, base: BaseFolder, result: Result, key: PrivateKey | None) -> Version:

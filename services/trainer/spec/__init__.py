@@ -2,6 +2,7 @@
 
 from services.trainer.quantization import Quantization
 from services.trainer.spec.base import BaseSpec
+from services.trainer.spec.combinations import alone_only
 from services.trainer.spec.dataset import Cleaning, DatasetSource, DatasetSpec
 from services.trainer.spec.hyperparameters import Hyperparameters
 from services.trainer.spec.job import Checkpointing, JobSpec, Output, Resources, parse_spec
@@ -18,6 +19,7 @@ __all__ = [
     "Output",
     "Quantization",
     "Resources",
+    "alone_only",
     "local_path",
     "parse_spec",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graft.errors import GraftError
+
 from services.trainer.fields import invalid_field, one_of
 from services.trainer.formats import Conversation, PlainText
 from services.trainer.methods import METHODS, MethodInfo
@@ -28,6 +30,7 @@ def check_combinations(spec: JobSpec) -> None:
     _check_memory(spec, method, objective)
     _check_streaming(spec, objective)
     _check_turns(spec, objective)
+    _check_processes(spec, objective)
     OBJECTIVES[spec.objective.kind].check(spec.objective, spec)
 
 
@@ -107,6 +110,24 @@ def _check_streaming(spec: JobSpec, objective: ObjectiveInfo) -> None:
             "above 0 with dataset.streaming, whose length is unknown",
             "Set hyperparameters.max_steps to how long it shall train.",
         )
+
+
+def _check_processes(spec: JobSpec, objective: ObjectiveInfo) -> None:
+    """Checks that an objective which one process trains is not given to several."""
+    resources = spec.resources
+    processes = resources.nodes * max(1, resources.processes_per_node)
+    if processes > 1 and not objective.several_processes:
+        raise alone_only(objective.title, processes)
+
+
+def alone_only(title: str, processes: int) -> GraftError:
+    """The error of an objective that several processes shall train, and cannot."""
+    return invalid_field(
+        "resources",
+        f"{processes} processes",
+        f"one process with {title}, whose answers are sampled and compared in one",
+        "Leave out resources.nodes and resources.processes_per_node, with resources.slots 1.",
+    )
 
 
 def _check_turns(spec: JobSpec, objective: ObjectiveInfo) -> None:

@@ -21,11 +21,13 @@ from services.trainer.spec.hyperparameters import Hyperparameters, parse_hyperpa
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the job may use. cpu_threads 0: whoever starts the worker decides."""
+    """What the job may use. cpu_threads or processes_per_node 0: whoever starts the worker decides."""
 
     slots: int
     cpu_threads: int
     max_restarts: int
+    nodes: int = 1
+    processes_per_node: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ def _resources(given: pb.Resources) -> Resources:
         slots=integer("resources.slots", given.slots, 1, 1, 1024),
         cpu_threads=integer("resources.cpu_threads", given.cpu_threads, 0, 0, 4096),
         max_restarts=integer("resources.max_restarts", restarts, 0, 0, 1000),
+        nodes=integer("resources.nodes", given.nodes, 1, 1, 1024),
+        processes_per_node=integer(
+            "resources.processes_per_node", given.processes_per_node, 0, 0, 64
+        ),
     )
 
 

@@ -251,11 +251,11 @@ class TestSeveralNodes:
         assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
         assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
         command = spec["template"]["spec"]["containers"][0]["command"]
-        assert command[:3] == ["python", "-m", "torch.distributed.run"]
+        assert command[:3] == ["python", "-m", "services.trainer.run.torchrun"]
         assert f"--master-addr={name}-0.{name}" in command
         assert "--nnodes=3" in command
         assert "--nproc-per-node=4" in command
-        assert command[-3:] == ["-m", "services.trainer.run", "/graft/spec/spec.json"]
+        assert command[-1] == "/graft/spec/spec.json"
 
     def test_they_are_a_jobset_where_it_is_installed(self) -> None:
         objects = render_attempt(self.PLAN, PodPolicy(queue="q"), jobset=True)

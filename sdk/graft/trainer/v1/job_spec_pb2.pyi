@@ -1577,22 +1577,34 @@ class Resources(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     CPU_THREADS_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    PROCESSES_PER_NODE_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Accelerator slots; 1 when left out."""
     cpu_threads: _builtins.int
     """CPU threads of the worker; 0 shares the machine's cores between the slots."""
     max_restarts: _builtins.int
     """How often a lost worker is started again; 3 when left out."""
+    nodes: _builtins.int
+    """Machines that train together, each with as many slots; 1 when left out. The global batch is
+    micro_batch_size * gradient_accumulation_steps * nodes * processes_per_node sequences.
+    """
+    processes_per_node: _builtins.int
+    """Processes on each machine, each with its own share of the accelerators. When left out: one per slot where
+    slots are accelerators, else one.
+    """
     def __init__(
         self,
         *,
         slots: _builtins.int = ...,
         cpu_threads: _builtins.int = ...,
         max_restarts: _builtins.int | None = ...,
+        nodes: _builtins.int = ...,
+        processes_per_node: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "max_restarts", b"max_restarts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "cpu_threads", b"cpu_threads", "max_restarts", b"max_restarts", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "cpu_threads", b"cpu_threads", "max_restarts", b"max_restarts", "nodes", b"nodes", "processes_per_node", b"processes_per_node", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015

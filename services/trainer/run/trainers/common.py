@@ -15,6 +15,7 @@ from transformers import Trainer
 from services.trainer.objectives.base import Run
 from services.trainer.run.peft_models import diverged
 from services.trainer.run.progress import ProgressCallback
+from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
 from services.trainer.spec import JobSpec
 
 _OPTIMIZERS = {
@@ -35,6 +36,8 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
     graft_run: Run
     steps_per_epoch: int
     optimizer: Any
+    # Whether a batch's loss is its part of the step's sum; otherwise it is the batch's own mean.
+    sums_loss = False
 
     def begin(self, run: Run) -> None:
         """Takes what the run is made of; comes before TRL's constructor."""
@@ -54,6 +57,21 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+        self.graft_run.team.begin_alike(self._trained())
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def share(self, order: Any) -> Any:
+        """This process' part of an order of rows: every so many-th batch."""
+        size = self.graft_run.spec.hyperparameters.micro_batch_size
+        team = self.graft_run.team
+        return order if team.alone else Share(order, size, team.rank, team.size)
+
+    def shared_collator(self, collator: Any) -> Any:
+        """A collator that knows the batches that share() fills up with."""
+        return collator if self.graft_run.team.alone else idle_aware(collator)
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch, from 0; an objective without an order of its own needs none."""
@@ -84,13 +102,51 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
             progress = self.graft_run.progress
             progress.report(self.state, logs.get("grad_norm", 0.0), logs["learning_rate"])
 
-    def training_step(self, *arguments: Any, **named: Any) -> Any:
-        """A forward and backward pass, and that of what the method adds to the loss."""
-        loss = super().training_step(*arguments, **named)
-        extra = self.graft_run.method.extra_loss(self.model)
-        if extra is not None:
-            (extra / self.args.gradient_accumulation_steps).backward()
+    def training_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        """A forward and backward pass, and that of what the method adds to the loss; the team's at a step's end."""
+        team = self.graft_run.team
+        if inputs.pop(IDLE, False):
+            loss = torch.zeros((), device=self.args.device)
+        else:
+            self._live_batches += 1
+            loss = super().training_step(model, inputs, *arguments, **named)
+            extra = self.graft_run.method.extra_loss(self.model)
+            if extra is not None:
+                share = team.size if self.sums_loss else 1
+                (extra / self.args.gradient_accumulation_steps / share).backward()
+        if not team.alone and self.accelerator.sync_gradients:
+            self._join_step()
         return loss
+
+    _live_batches = 0
+
+    def _join_step(self) -> None:
+        """Makes of each process' gradients those of the whole step."""
+        batches = self.graft_run.progress.join(self._live_batches)
+        # A mean over this process' batches becomes one over everybody's, of which some may be idle at the end.
+        factor = 1.0 if self.sums_loss else self.current_gradient_accumulation_steps / batches
+        self.graft_run.team.sum_gradients(self._trained(), factor)
+        self._live_batches = 0
+
+    def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> Any:
+        """Learned tokens of the step, in all processes."""
+        own = super()._get_num_items_in_batch(batches, device)
+        if own is None or self.graft_run.team.alone:
+            return own
+        (total,) = self.graft_run.team.sum([float(own)])
+        return torch.tensor(int(total), device=device)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.graft_run.team.first:
+            super()._load_rng_state(checkpoint)
+        else:
+            self.part_ways()
+
+    def part_ways(self) -> None:
+        """Gives this process its own dropout: with another's, both would leave out the same."""
+        if not self.graft_run.team.first:
+            run = self.graft_run
+            torch.manual_seed((run.spec.seed, run.team.rank, self.state.global_step).__hash__())
 
     def create_optimizer(self, *arguments: Any, **named: Any) -> Any:
         """The method's own optimizer, or the usual one."""
@@ -103,6 +159,8 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
         run = self.graft_run
+        if not run.team.first:
+            return
 
         def fill() -> Path:
             Trainer._save_checkpoint(self, model, trial)
@@ -128,10 +186,10 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         """Sends none: a user's training is nobody's business."""
 
 
-def steps_per_epoch(spec: JobSpec, sequences: int) -> int:
+def steps_per_epoch(spec: JobSpec, sequences: int, processes: int = 1) -> int:
     """Optimizer steps of one pass over the data."""
     batches = math.ceil(sequences / spec.hyperparameters.micro_batch_size)
-    return math.ceil(batches / spec.hyperparameters.gradient_accumulation_steps)
+    return math.ceil(batches / (spec.hyperparameters.gradient_accumulation_steps * processes))
 
 
 def total_steps(spec: JobSpec, epoch_steps: int) -> int:

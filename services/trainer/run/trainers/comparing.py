@@ -12,6 +12,7 @@ from services.trainer.objectives.base import Run
 from services.trainer.run.batches import RowOrder
 from services.trainer.run.trainers.common import GraftTrainer, without_dropout
 from services.trainer.run.trainers.reference import base_is_below
+from services.trainer.run.trainers.shares import share_rows
 
 Row = dict[str, Any]
 
@@ -39,12 +40,17 @@ class ComparingTrainer(GraftTrainer):
 
     def dataset(self) -> Dataset:
         """The training rows by their numbers; collator() looks them up."""
-        return Dataset.from_dict({"row": list(range(len(self.graft_run.prepared.train)))})
+        return share_rows(len(self.graft_run.prepared.train))
 
     def collator(self, theirs: Callable[[list[Row]], Row]) -> Callable[[list[Row]], Row]:
         """TRL's collator on the rows of those numbers."""
         rows: Sequence[Row] = self.graft_run.prepared.train
-        return lambda features: theirs([rows[one["row"]] for one in features])
+
+        def collate(features: list[dict[str, int]]) -> Row:
+            return theirs([rows[one["row"]] for one in features])
+
+        collated: Callable[[list[Row]], Row] = self.shared_collator(collate)
+        return collated
 
     def reference(self) -> Any | None:
         """A copy of the base as the reference; None where the adapter can be turned off instead."""
@@ -65,8 +71,8 @@ class ComparingTrainer(GraftTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
 
-    def _get_train_sampler(self, *_: Any) -> RowOrder:
-        return self._order
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return self.share(self._order)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["row"]
@@ -87,18 +93,27 @@ class ComparingTrainer(GraftTrainer):
         rows: Sequence[Row] = self.graft_run.prepared.evaluation or ()
         self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
         size = self.graft_run.spec.hyperparameters.micro_batch_size
-        total, figures, seen = 0.0, dict[str, float](), dict[str, int]()
+        total, figures, seen = 0.0, dict[str, float](), dict[str, float]()
+        team = self.graft_run.team
         with without_dropout(self.model):
-            for start in range(0, len(rows), size):
+            for start in range(team.rank * size, len(rows), team.size * size):
                 part = rows[start : start + size]
                 inputs = self._prepare_inputs(self.eval_collator(part))
                 total += float(super().compute_loss(self.model, inputs)) * len(part)
                 for name, value in self._taken().items():
                     figures[name] = figures.get(name, 0.0) + value * len(part)
                     seen[name] = seen.get(name, 0) + len(part)
+        names = [name for name in self.figures.values() if name]
+        total, *sums = team.sum(
+            [total, *(both.get(name, 0.0) for name in names for both in (figures, seen))]
+        )
+        figures, seen = (
+            dict(zip(names, sums[::2], strict=True)),
+            dict(zip(names, sums[1::2], strict=True)),
+        )
         loss = total / len(rows)
         # A batch without good answers says nothing of them, so each figure has its own count.
-        means = {name: value / seen[name] for name, value in figures.items()}
+        means = {name: value / seen[name] for name, value in figures.items() if seen[name]}
         self.graft_run.progress.report_evaluation(loss, means)
         return {"eval_loss": loss}
 

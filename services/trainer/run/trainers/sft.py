@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from services.trainer.objectives.base import Run
@@ -20,6 +18,7 @@ from services.trainer.run.trainers.common import (
     without_dropout,
 )
 from services.trainer.run.trainers.head_loss import has_plain_head, summed_loss
+from services.trainer.run.trainers.shares import share_rows
 from services.trainer.spec import JobSpec
 from services.trainer.tokens import IGNORED
 
@@ -28,6 +27,8 @@ _NAMED_ROWS = 8
 
 class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
     """TRL's trainer; run.prepared is as prepare_rows() makes it."""
+
+    sums_loss = True
 
     def __init__(self, run: Run) -> None:
         self.begin(run)
@@ -44,8 +45,8 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
                 max_length=None,
                 packing=False,
             ),
-            data_collator=batches,
-            train_dataset=Dataset.from_dict({"row": np.arange(len(self._order))}),
+            data_collator=self.shared_collator(batches),
+            train_dataset=share_rows(len(self._order)),
             processing_class=run.tokenizer,
             callbacks=[self.callback()],
         )
@@ -62,8 +63,8 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         """Sets the order of rows to that of an epoch, from 0."""
         self._order.begin_epoch(epoch)
 
-    def _get_train_sampler(self, *_: Any) -> RowOrder | InOrder:
-        return self._order
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return self.share(self._order)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["row"]
@@ -114,11 +115,12 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         batches = self.graft_run.prepared.evaluation
         assert batches is not None
         self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
-        nats, learned = 0.0, 0
+        nats, learned = 0.0, 0.0
         with without_dropout(self.model):
             for inputs in self._eval_inputs(batches):
                 nats += float(self.eval_loss(inputs))
                 learned += int((inputs["labels"][:, 1:] != IGNORED).sum())
+        nats, learned = self.graft_run.team.sum([nats, learned])
         loss = nats / max(learned, 1)
         self.graft_run.progress.report_evaluation(loss)
         return {"eval_loss": loss}
@@ -126,7 +128,8 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
     def _eval_inputs(self, batches: PaddedRows) -> Iterator[dict[str, torch.Tensor]]:
         size = self.graft_run.spec.hyperparameters.micro_batch_size
         order = sorted(range(len(batches.rows)), key=lambda row: -len(batches.rows[row]))
-        for start in range(0, len(order), size):
+        team = self.graft_run.team
+        for start in range(team.rank * size, len(order), team.size * size):
             inputs = batches([{"row": row} for row in order[start : start + size]])
             self._take_rows(inputs)
             yield self._prepare_inputs(inputs)

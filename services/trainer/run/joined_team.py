@@ -1,0 +1,159 @@
+"""Several processes that train one job, by torch's collective calls.
+
+Control goes over gloo, so that it can be waited for; gradients go over NCCL where they are on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from services.trainer.run.exits import PeerLostError
+from services.trainer.run.team import Team
+
+# Of torchrun. What is not there any more cannot make a library split the work once more.
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
+_PATIENCE = timedelta(minutes=30)
+_BUCKET_NUMBERS = 16 * 1024 * 1024
+_PIECE_BYTES = 64 * 1024 * 1024
+_END = "graft/end"
+_END_POLL_S = 0.1
+
+
+class JoinedTeam(Team):
+    """A process that has found the others.
+
+    Args:
+        rank: of this process, from 0.
+        size: how many there are.
+        store: what they found each other by.
+    """
+
+    def __init__(self, rank: int, size: int, store: Any) -> None:
+        super().__init__(rank, size)
+        self._store = store
+
+    @classmethod
+    def join(cls, rank: int, size: int) -> JoinedTeam:
+        """Waits for the others, at the address that torchrun has put into the environment.
+
+        Raises:
+            PeerLostError: they did not come.
+        """
+        with _lost_peers():
+            store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=_PATIENCE)))
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE
+            )
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        return cls(rank, size, store)
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        with _lost_peers():
+            dist.all_reduce(tensor)
+        return [float(number) for number in tensor]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
+        with _lost_peers():
+            for bucket in _buckets(parameters):
+                flat = torch.cat([_gradient(one).reshape(-1) for one in bucket])
+                dist.all_reduce(flat)
+                flat *= factor
+                at = 0
+                for one in bucket:
+                    one.grad = flat[at : at + one.numel()].view_as(one).to(one.dtype)
+                    at += one.numel()
+
+    def begin_alike(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        with _lost_peers():
+            for parameter in parameters:
+                dist.broadcast(parameter.data, src=0)
+
+    def tell(self, what: Any) -> Any:
+        return self._hear(what, 0)
+
+    def ask_all(self, what: Any) -> list[Any]:
+        return [self._hear(what, rank) for rank in range(self.size)]
+
+    def _hear(self, what: Any, source: int) -> Any:
+        """What one process says. As JSON: torch's own call for objects would unpickle it."""
+        said = json.dumps(what).encode() if self.rank == source else b""
+        size = torch.tensor([len(said)])
+        with _lost_peers():
+            dist.broadcast(size, src=source)
+            text = torch.zeros(int(size), dtype=torch.uint8)
+            if said:
+                text = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+            dist.broadcast(text, src=source)
+        return json.loads(text.numpy().tobytes())
+
+    def share_folder(self, folder: Path) -> None:
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if self.first else []
+        listing = self.tell([(str(p.relative_to(folder)), p.stat().st_size) for p in files])
+        for name, size_bytes in listing:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb" if self.first else "wb") as file:
+                for start in range(0, size_bytes, _PIECE_BYTES):
+                    self._share_piece(file, min(_PIECE_BYTES, size_bytes - start))
+
+    def _share_piece(self, file: Any, size_bytes: int) -> None:
+        piece = torch.empty(size_bytes, dtype=torch.uint8)
+        if self.first:
+            piece = torch.frombuffer(bytearray(file.read(size_bytes)), dtype=torch.uint8)
+        with _lost_peers():
+            dist.broadcast(piece, src=0)
+        if not self.first:
+            file.write(piece.numpy().tobytes())
+
+    def end(self) -> None:
+        self._store.set(_END, b"1")
+
+    def wait_for_end(self) -> None:
+        with _lost_peers():
+            # Not by a blocking call, in which no signal would be heard.
+            while not self._store.check([_END]):
+                time.sleep(_END_POLL_S)
+
+
+def _buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    bucket: list[torch.nn.Parameter] = []
+    numbers = 0
+    for one in parameters:
+        other = bucket and (bucket[0].dtype, bucket[0].device) != (one.dtype, one.device)
+        if bucket and (other or numbers + one.numel() > _BUCKET_NUMBERS):
+            yield bucket
+            bucket, numbers = [], 0
+        bucket.append(one)
+        numbers += one.numel()
+    if bucket:
+        yield bucket
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+@contextmanager
+def _lost_peers() -> Iterator[None]:
+    """Errors of the connections between the processes, as what they mean."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError, ConnectionError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PeerLostError(f"Another process of this job is gone ({reason[:200]})") from error

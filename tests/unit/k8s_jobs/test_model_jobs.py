@@ -1,0 +1,128 @@
+"""Merging and evaluating versions of a real registry, by the worker as a process would do it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft.registry.v1 import registry_service_pb2 as pb
+
+from services.trainer.run import __main__ as worker
+from services.trainer.run.background import BackgroundLoop
+from services.trainer.run.reporters import JsonLinesReporter
+from services.trainer.run.settings import read_settings
+from services.trainer.run.stop import StopSignal
+from tests.support.registry import RegistryCalls, registry_calls, running_registry
+from tests.unit.trainer_worker.support import Outcome
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
+BOT, MERGED = "namespaces/default/adapters/bot", "namespaces/default/bases/bot-merged"
+
+
+@pytest.fixture
+async def registry(
+    tmp_path: Path,
+) -> AsyncIterator[tuple[str, RegistryCalls]]:
+    async with (
+        running_registry(tmp_path / "registry") as server,
+        registry_calls(server.address) as calls,
+    ):
+        yield server.address, calls
+
+
+def do(kind: str, spec: dict[str, Any], work_dir: Path, registry: str) -> Outcome:
+    """One attempt in this process."""
+    work_dir.mkdir(exist_ok=True)
+    path = work_dir / f"{kind}.json"
+    path.write_text(json.dumps(spec), "utf-8")
+    variables = {
+        "GRAFT_WORKER_DIR": str(work_dir),
+        "GRAFT_WORKER_JOB": f"namespaces/default/jobs/{kind}",
+        "GRAFT_WORKER_REGISTRY": registry,
+        "GRAFT_WORKER_REGISTRY_PATIENCE_S": "0.5",
+    }
+    out, loop = io.StringIO(), BackgroundLoop()
+    reporter = JsonLinesReporter(out)
+    settings = read_settings(variables, path)
+    code, finished = worker.attempt(path, settings, loop, reporter, StopSignal(), kind)
+    reporter.finish(finished)
+    loop.close()
+    return Outcome(code, [json.loads(line) for line in out.getvalue().splitlines()], work_dir)
+
+
+async def test_an_adapter_is_merged_checked_by_a_fresh_process_and_evaluated_to_the_same_loss(
+    registry: tuple[str, RegistryCalls],
+    train: Callable[..., Outcome],
+    task: Path,
+    tmp_path: Path,
+) -> None:
+    address, calls = registry
+    trained = await asyncio.to_thread(train, registry=address, hyperparameters={"max_steps": 6})
+    assert trained.code == 0, trained.message
+
+    spec = {"version": "bot", "outputBase": "bot-merged"}
+    merged = await asyncio.to_thread(do, "merge", spec, tmp_path / "merge", address)
+    assert merged.code == 0, merged.message
+    assert merged.finished["version"] == f"{MERGED}/versions/1"
+    assert "A fresh process computes the same" in merged.log
+    version = await calls.get_version(f"{MERGED}/versions/1")
+    assert version.manifest.method == "merge"
+    assert list(version.manifest.lineage.parent_versions) == [f"{BOT}/versions/1"]
+    assert version.manifest.lineage.metrics["logits_difference"] < 1e-3
+
+    again = await asyncio.to_thread(do, "merge", spec, tmp_path / "another-disk", address)
+    assert again.finished["version"] == version.name
+    assert "has made" in again.log
+    answer = await calls.stub.ListVersions(pb.ListVersionsRequest(parent=MERGED))
+    assert len(answer.versions) == 1
+
+    losses = []
+    for name in ("bot:1", "bases/bot-merged:1"):
+        evaluation = {"version": name, "dataset": {"path": str(task)}, "max_loss": 20}
+        done = await asyncio.to_thread(do, "evaluate", evaluation, tmp_path / "eval", address)
+        assert done.code == 0, done.message
+        labels = dict((await calls.get_version(done.finished["version"])).labels)
+        assert labels["eval.held-out.passed"] == "true"
+        assert labels["eval.held-out.rows"] == "48"
+        losses.append(float(labels["eval.held-out.loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+async def test_an_adapter_of_a_quantized_base_is_merged_into_what_it_was_fitted_to(
+    registry: tuple[str, RegistryCalls], train: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    address, _ = registry
+    changes = {"method": {"lora": None, "qlora": {"rank": 4}}, "hyperparameters": {"max_steps": 2}}
+    trained = await asyncio.to_thread(train, registry=address, **changes)
+    assert trained.code == 0, trained.message
+    spec = {"version": "bot:1", "outputBase": "bot-merged"}
+    merged = await asyncio.to_thread(do, "merge", spec, tmp_path / "merge", address)
+    assert merged.code == 0, merged.message
+    assert "nf4 quantization" in merged.log
+    assert "A fresh process computes the same" in merged.log
+
+
+async def test_what_does_not_exist_is_a_bad_spec(
+    registry: tuple[str, RegistryCalls], tmp_path: Path
+) -> None:
+    address, _ = registry
+    spec = {"version": "nobody:3", "outputBase": "x"}
+    merged = await asyncio.to_thread(do, "merge", spec, tmp_path / "merge", address)
+    assert merged.code == 64
+    assert "nobody" in merged.message
+
+    spec = {"version": "bot", "outputBase": "No Name"}
+    merged = await asyncio.to_thread(do, "merge", spec, tmp_path / "merge", address)
+    assert merged.code == 64
+    assert "output_base" in merged.message
+
+
+def test_without_a_registry_there_is_nothing_to_merge(tmp_path: Path) -> None:
+    outcome = do("merge", {"version": "bot", "outputBase": "x"}, tmp_path / "merge", "")
+    assert outcome.code == 64
+    assert "GRAFT_WORKER_REGISTRY" in outcome.message

@@ -1,0 +1,149 @@
+"""Two processes, as the pods of an Indexed Job start them, train what one process trains."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from graft.errors import GraftError
+from graft.kubernetes.manual_jobs import ManualJob, render_job
+from graft.kubernetes.pod_policy import PodPolicy
+from graft.spec_file import spec_from_dict
+
+from services.trainer.run.batches import RowOrder
+from services.trainer.run.torchrun import telling_code
+from services.trainer.run.trainers.shares import Share
+from services.trainer.spec import parse_spec
+from tests.support.pod_processes import PodProcess
+from tests.support.waiting import eventually
+from tests.unit.trainer_worker.support import Outcome, merge
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
+CPU = PodPolicy(gpus_per_slot=0)
+# The last step of an epoch has fewer batches than there are processes.
+ROWS = 44
+Pods = Callable[..., list[PodProcess]]
+
+
+@pytest.fixture
+def pods(spec: dict[str, Any], tmp_path: Path) -> Iterator[Pods]:
+    """Starts both pods of a job of two nodes; keyword arguments change the spec's fields."""
+    started: list[PodProcess] = []
+
+    def start(**changes: Any) -> list[PodProcess]:
+        two = merge(merge(spec, {"resources": {"nodes": 2}}), changes)
+        job = ManualJob("two-nodes", "train", spec_from_dict(two), registry_address="")
+        manifests = render_job(job, CPU)
+        port = free_port()
+        here = {"two-nodes-0.two-nodes": "127.0.0.1", "=29500": f"={port}"}
+        both = [
+            PodProcess(manifests, tmp_path / f"node-{index}", {}, index, here) for index in (0, 1)
+        ]
+        started.extend(both)
+        return both
+
+    yield start
+    for pod in started:
+        pod.close()
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+async def test_a_drained_node_stops_both_after_one_step_and_they_end_with_the_weights_of_one_process(
+    pods: Pods, train: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    changes = {"method": {"lora": {"dropout": 0.0}}, "dataset": {"max_rows": ROWS}}
+    first, second = pods(**changes, checkpointing={"every_steps": 100})
+    await eventually(lambda: first.step() >= 4, "step 4", within_s=60)
+    second.process.send_signal(signal.SIGTERM)
+    assert (first.wait(), second.wait()) == (75, 75), first.output() + second.output()
+    saved = [int(e["checkpoint_step"]) for e in first.events() if "checkpoint_step" in e]
+    assert saved == [first.step()]
+    assert not second.events()
+
+    first, second = pods(**changes, checkpointing={"every_steps": 100})
+    assert (first.wait(), second.wait()) == (0, 0), first.output() + second.output()
+    assert f"Going on from the checkpoint of step {saved[0]}." in first.output()
+    assert '"preempted": true' not in first.output()
+
+    alone = train(
+        **changes,
+        checkpointing={"every_steps": 100},
+        hyperparameters={"gradient_accumulation_steps": 2},
+    )
+    assert alone.code == 0, alone.message
+    work = tmp_path / "node-0/graft/work/default/two-nodes"
+    both = Outcome(0, first.events(), work)
+    assert both.losses[-1] == pytest.approx(alone.losses[-1], rel=1e-5)
+    assert weights(both) == pytest.approx(weights(alone), rel=1e-4, abs=1e-6)
+    assert not (tmp_path / "node-1/graft/work/default/two-nodes/result").exists()
+
+
+def weights(outcome: Outcome) -> Any:
+    from safetensors.numpy import load_file
+
+    tensors = load_file(outcome.work_dir / "result" / "adapter_model.safetensors")
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
+
+
+async def test_when_one_dies_the_other_ends_to_be_started_again(pods: Pods) -> None:
+    first, second = pods()
+    await eventually(lambda: first.step() >= 2, "step 2", within_s=60)
+    (worker,) = psutil.Process(second.process.pid).children()
+    worker.kill()
+    assert second.wait() == 137
+    assert first.wait() == 75, first.output()
+    assert "Another process of this job is gone" in first.end_file.read_text("utf-8")
+
+
+def test_what_is_wrong_on_any_node_is_the_exit_code_of_both(pods: Pods) -> None:
+    first, second = pods(dataset={"path": "/nowhere.jsonl"})
+    assert (first.wait(), second.wait()) == (65, 65)
+    assert "FAILURE_CAUSE_BAD_DATA" in second.end_file.read_text("utf-8")
+
+
+def test_the_telling_exit_code_is_of_the_process_that_ended_by_its_own_fault() -> None:
+    assert telling_code([75, 65, -signal.SIGTERM]) == 65
+    assert telling_code([70, -signal.SIGKILL]) == 137
+    assert telling_code([75, 70]) == 70
+    assert telling_code([75, -signal.SIGTERM]) == 75
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("rows", [1, 4, 16, 21])
+def test_shares_are_the_batches_of_one_process_in_turn_filled_up_with_idle_ones(
+    rows: int, processes: int
+) -> None:
+    order = RowOrder([9] * rows, 4, seed=3)
+    whole = list(order)
+    batches = [whole[at : at + 4] for at in range(0, rows, 4)]
+    shares = [Share(order, 4, rank, processes) for rank in range(processes)]
+    taken = [[list(share)[at : at + 4] for at in range(0, len(share), 4)] for share in shares]
+    assert len({len(one) for one in taken}) == 1
+    in_turn = list(chain.from_iterable(zip(*taken, strict=True)))
+    assert in_turn[: len(batches)] == batches
+    assert all(batch == [rows] for batch in in_turn[len(batches) :])
+
+
+def test_an_objective_that_one_process_trains_is_refused_for_several(spec: dict[str, Any]) -> None:
+    several = merge(
+        spec,
+        {
+            "resources": {"nodes": 2},
+            "objective": {"grpo": {"rewards": [{"exact_match": {}}]}},
+            "hyperparameters": {"micro_batch_size": 8},
+        },
+    )
+    with pytest.raises(GraftError, match="one process with GRPO"):
+        parse_spec(spec_from_dict(several))
