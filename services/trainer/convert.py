@@ -19,6 +19,7 @@ from graft.trainer.v1 import job_spec_pb2, plan_pb2, preflight_pb2, worker_servi
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from services.trainer import session
+from services.trainer.fields import invalid_field
 from services.trainer.jobs import (
     CheckpointSaved,
     Event,
@@ -57,14 +58,24 @@ _METRICS_FIELDS = (
 )
 
 
-def new_job(request: pb.CreateJobRequest) -> tuple[Job, RequestKey | None]:
+def new_job(request: pb.CreateJobRequest, max_nodes: int) -> tuple[Job, RequestKey | None]:
     """The job that a request asks for, under a name that is still to be taken.
+
+    Args:
+        max_nodes: machines that this trainer's launcher can use for a job.
 
     Raises:
         GraftError: INVALID_NAME, INVALID_SPEC.
     """
     namespace = parent_namespace(request.parent)
     spec = parse_spec(request.spec)
+    if spec.resources.nodes > max_nodes:
+        raise invalid_field(
+            "resources.nodes",
+            spec.resources.nodes,
+            f"at most {max_nodes}, with the launcher that this trainer has",
+            "Leave it out, or give the job to a trainer with GRAFT_TRAINER_LAUNCHER=kubernetes.",
+        )
     text = canonical_json(request.spec)
     suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(_SUFFIX_LENGTH))
     job = Job(

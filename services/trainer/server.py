@@ -132,7 +132,13 @@ class TrainerServer:
             settings.preflight_timeout_s, settings.registry_address, settings.accelerator
         )
         trainer = TrainerServicer(
-            self._journal, self._scheduler, self._supervisor, surveyor, plans, wake
+            self._journal,
+            self._scheduler,
+            self._supervisor,
+            surveyor,
+            plans,
+            wake,
+            self._launcher.max_nodes,
         )
         add_TrainerServiceServicer_to_server(trainer, self._server.grpc)
         add_WorkerServiceServicer_to_server(WorkerServicer(self._supervisor), self._server.grpc)

@@ -33,6 +33,7 @@ class TrainerServicer(TrainerServiceServicer):
         surveyor: looks at data.
         plans: makes plans and recommendations.
         wake: tells the scheduler of a new job.
+        max_nodes: machines that a job may use.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TrainerServicer(TrainerServiceServicer):
         surveyor: Surveyor,
         plans: Planning,
         wake: asyncio.Event,
+        max_nodes: int,
     ) -> None:
         self._journal = journal
         self._scheduler = scheduler
@@ -50,10 +52,11 @@ class TrainerServicer(TrainerServiceServicer):
         self._surveyor = surveyor
         self._plans = plans
         self._wake = wake
+        self._max_nodes = max_nodes
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
         """Stores a job and answers at once."""
-        job, key = convert.new_job(request)
+        job, key = convert.new_job(request, self._max_nodes)
         stored, _new = await self._journal.create(job, key)
         self._wake.set()
         return convert.job(stored)

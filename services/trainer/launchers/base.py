@@ -130,6 +130,11 @@ class Launcher(ABC):
         """Whether workers are left running when the trainer shuts down, for the next one to find."""
         return False
 
+    @property
+    def max_nodes(self) -> int:
+        """How many machines a job may use."""
+        return 1
+
     async def open(self) -> None:
         """Gets to know what runs; before anything else.
 

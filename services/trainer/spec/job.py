@@ -18,6 +18,8 @@ from services.trainer.spec.combinations import check_combinations
 from services.trainer.spec.dataset import DatasetSpec, parse_dataset
 from services.trainer.spec.hyperparameters import Hyperparameters, parse_hyperparameters
 
+MAX_NODES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -104,7 +106,7 @@ def _resources(given: pb.Resources) -> Resources:
         slots=integer("resources.slots", given.slots, 1, 1, 1024),
         cpu_threads=integer("resources.cpu_threads", given.cpu_threads, 0, 0, 4096),
         max_restarts=integer("resources.max_restarts", restarts, 0, 0, 1000),
-        nodes=integer("resources.nodes", given.nodes, 1, 1, 1024),
+        nodes=integer("resources.nodes", given.nodes, 1, 1, MAX_NODES),
         processes_per_node=integer(
             "resources.processes_per_node", given.processes_per_node, 0, 0, 64
         ),

@@ -120,6 +120,22 @@ async def test_a_bad_spec_is_refused_at_once(tmp_path: Path) -> None:
         assert list(listed.jobs) == []
 
 
+async def test_a_job_for_more_machines_than_its_launcher_has_is_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    async with trainer(tmp_path) as t:
+        request = job_request()
+        request.spec.resources.nodes = 2
+        with (
+            pytest.raises(GraftError, match=r"resources\.nodes.*at most 1") as error,
+            rpc_errors("it"),
+        ):
+            await t.stub.CreateJob(request)
+        assert error.value.reason is Reason.INVALID_SPEC
+        listed = await t.stub.ListJobs(pb.ListJobsRequest(parent="namespaces/default"))
+        assert list(listed.jobs) == []
+
+
 async def test_a_repeated_request_makes_one_job(tmp_path: Path) -> None:
     async with trainer(tmp_path) as t:
         first = await t.stub.CreateJob(job_request(request_id="r1"))

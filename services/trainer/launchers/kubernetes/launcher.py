@@ -47,6 +47,7 @@ from services.trainer.launchers.kubernetes.reading import (
 )
 from services.trainer.launchers.kubernetes.words import TELLING
 from services.trainer.launchers.kubernetes.worker import KubernetesWorker
+from services.trainer.spec.job import MAX_NODES
 
 MANAGED_BY = "graft-trainer"
 _NOT_FOUND, _FORBIDDEN = 404, 403
@@ -89,6 +90,10 @@ class KubernetesLauncher(Launcher):
     @property
     def outlived(self) -> bool:
         return True
+
+    @property
+    def max_nodes(self) -> int:
+        return MAX_NODES
 
     @property
     def calls(self) -> int:
