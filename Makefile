@@ -40,10 +40,10 @@ test: install  ## Run all tests, with the real engine and the real trainer
 	$(BIN)/python -m pytest
 
 chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (5 minutes)
-	$(BIN)/python -m pytest -q tests/faults/chaos -m 'not soak' --timeout 900
+	GRAFT_TEST_COMPILED=1 $(BIN)/python -m pytest -q tests/faults/chaos -m 'not soak' --timeout 900
 
 soak: install  ## The long forms of random and slow tests (about half an hour)
-	$(BIN)/python -m pytest -m soak --timeout 3600
+	GRAFT_TEST_COMPILED=1 $(BIN)/python -m pytest -m soak --timeout 3600
 
 # A GPU host may have no network and bring its own Python with torch for CUDA: make test-gpu GPU_PYTHON=python3
 test-gpu:  ## What must hold on a CUDA device, on random weights; fails where there is none
