@@ -36,4 +36,11 @@ class SharedEngine(VllmEngine):
 def engine_cores(service_pid: int) -> list[psutil.Process]:
     """The processes in which vLLM computes for a service."""
     children = psutil.Process(service_pid).children(recursive=True)
-    return [each for each in children if "EngineCore" in " ".join(each.cmdline())]
+    return [each for each in children if "EngineCore" in _command(each)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # Ended, and perhaps nobody has asked for its exit code yet.
+        return ""
