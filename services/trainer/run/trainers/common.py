@@ -105,7 +105,8 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         """A forward and backward pass, and that of what the method adds to the loss; the team's at a step's end."""
         team = self.graft_run.team
-        if inputs.pop(IDLE, False):
+        # An objective that one process trains may have inputs of another kind.
+        if not team.alone and inputs.pop(IDLE, False):
             loss = torch.zeros((), device=self.args.device)
         else:
             self._live_batches += 1
