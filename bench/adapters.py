@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import graft
 
+from bench.clients import run_client
 from bench.harness import Measurement, Report, compare
 from bench.processes import REPOSITORY, ServerProcess, start_graft_service
 from tests.support.models import make_adapter
@@ -94,21 +93,7 @@ async def _publish(address: str, base: Path, names: list[str], folder: Path) -> 
 
 
 def _load(server: ServerProcess, load: dict[str, object]) -> Measurement:
-    path = os.pathsep.join([str(REPOSITORY / "sdk"), str(REPOSITORY)])
-    with server.turn():
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.zipf_client", json.dumps(load)],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(f"the client failed:\n{done.stderr[-3000:]}\nServer: {server.end()}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return run_client(server, "bench.zipf_client", json.dumps(load))
 
 
 def _exponents(slots: int) -> tuple[float | None, ...]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 
-from bench.harness import Measurement, Report, compare
-from bench.processes import REPOSITORY, ServerProcess, start_graft_service, start_vllm_server
+from bench.clients import WORDS, run_client
+from bench.harness import Report, compare
+from bench.processes import REPOSITORY, start_graft_service, start_vllm_server
 
 STREAMS = 64
 MAX_TOKENS = 128
@@ -31,13 +30,16 @@ _Told = tuple[tuple[str, ...], dict[str, str]]
 
 def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Report:
     """Starts both servers and lets them take turns."""
-    load = {
-        "model": base.name,
-        "streams": STREAMS,
-        "requests_per_stream": 2 if short else 4,
-        "max_tokens": MAX_TOKENS,
-        "prompts": _prompts(STREAMS * 4),
-    }
+    client = "bench.stream_client"
+    load = json.dumps(
+        {
+            "model": base.name,
+            "streams": STREAMS,
+            "requests_per_stream": 2 if short else 4,
+            "max_tokens": MAX_TOKENS,
+            "prompts": _prompts(STREAMS * 4),
+        }
+    )
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as temporary:
         folder = Path(temporary)
         ours, address = start_graft_service("inference", _our_settings(base), folder / "ours")
@@ -46,12 +48,12 @@ def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Re
             peers: dict[str, _Told] = {"vllm (HTTP)": ((), {})}
             if on_cpu():
                 peers |= _told_by_hand()
-            contenders = {"graft (gRPC)": partial(_measure, ours, "grpc", address, load)}
+            contenders = {"graft (gRPC)": partial(run_client, ours, client, "grpc", address, load)}
             for who, (more, env) in peers.items():
                 arguments = [*_peer_arguments(base), *more]
                 peer, url = start_vllm_server(arguments, folder / f"peer-{len(servers)}", env)
                 servers.append(peer)
-                contenders[who] = partial(_measure, peer, "sse", url, load)
+                contenders[who] = partial(run_client, peer, client, "sse", url, load)
                 # It polls, and would take time from those that start or measure.
                 peer.pause()
             report = compare(
@@ -110,46 +112,10 @@ def on_cpu() -> tuple[str, ...]:
 
 
 def _prompts(count: int) -> list[str]:
-    words = (
-        "the",
-        "cat",
-        "sees",
-        "a",
-        "red",
-        "house",
-        "and",
-        "asks",
-        "where",
-        "doors",
-        "were",
-        "left",
-    )
     return [
         " ".join(
-            words[(number * 7 + place * (1 + number % 5)) % len(words)]
+            WORDS[(number * 7 + place * (1 + number % 5)) % len(WORDS)]
             for place in range(PROMPT_WORDS)
         )
         for number in range(count)
     ]
-
-
-def _measure(
-    server: ServerProcess, kind: str, address: str, load: dict[str, object]
-) -> Measurement:
-    path = os.pathsep.join([str(REPOSITORY / "sdk"), str(REPOSITORY)])
-    with server.turn():
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.stream_client", kind, address, json.dumps(load)],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(
-            f"the {kind} client failed:\n{done.stderr[-3000:]}\nIts server: {server.end()}"
-        )
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures

@@ -22,21 +22,8 @@ from graft.inference.v1 import inference_service_pb2 as pb
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from bench.adapters import LEAST_TOKENS, MOST_TOKENS, PROMPT_WORDS
+from bench.clients import WORDS
 
-_WORDS = (
-    "the",
-    "cat",
-    "sees",
-    "a",
-    "red",
-    "house",
-    "and",
-    "asks",
-    "where",
-    "doors",
-    "were",
-    "left",
-)
 # Before it is counted: the queue has to be as long as it gets.
 _SETTLE_SHARE = 0.25
 
@@ -87,7 +74,7 @@ async def measure(load: Load) -> dict[str, float]:
         stub = InferenceServiceStub(channel)
 
         async def ask(model: str, tokens: int) -> None:
-            words = " ".join(draw.choices(_WORDS, k=PROMPT_WORDS))
+            words = " ".join(draw.choices(WORDS, k=PROMPT_WORDS))
             sampling = pb.SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
             request = pb.GenerateRequest(model=model, prompt=words, sampling=sampling)
             began_s, first = time.perf_counter(), True
