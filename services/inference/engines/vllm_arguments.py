@@ -62,7 +62,10 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
         "generation_config": "vllm",
     }
     if on_cpu:
+        compiled = vllm_cpu.compiles(with_lora=options.max_adapters > 0)
         arguments |= {
+            # What is not compiled takes vLLM's kernels instead, if that is said so early.
+            "enforce_eager": options.enforce_eager or not compiled,
             "worker_cls": _CPU_WORKER,
             "scheduler_cls": _CPU_SCHEDULER,
             "distributed_executor_backend": vllm_cpu.EXECUTOR,
@@ -79,8 +82,6 @@ def engine_arguments(options: VllmOptions) -> dict[str, Any]:
             "max_loras": slots,
             "max_cpu_loras": max(slots, cpu_adapters(options) + spare),
             "max_lora_rank": rank,
-            # What is not compiled takes vLLM's kernels instead, if that is said so early.
-            "enforce_eager": options.enforce_eager or (on_cpu and not vllm_cpu.compiles_lora()),
         }
     return arguments
 

@@ -39,9 +39,10 @@ def one_process(config: VllmConfig) -> Iterator[None]:
         yield
 
 
-def compiles_lora() -> bool:
-    """Whether an engine with LoRA can be compiled: with ours (cpu_lora_compiled.py), and a C++ compiler."""
-    return cpu_lora_entry.wanted() and shutil.which(os.environ.get("CXX", "g++")) is not None
+def compiles(*, with_lora: bool) -> bool:
+    """Whether an engine can be compiled: with a C++ compiler, and LoRA by ours (cpu_lora_compiled.py)."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    return compiler is not None and (cpu_lora_entry.wanted() or not with_lora)
 
 
 @contextmanager
