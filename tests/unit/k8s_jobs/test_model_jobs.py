@@ -107,6 +107,28 @@ async def test_an_adapter_of_a_quantized_base_is_merged_into_what_it_was_fitted_
     assert "A fresh process computes the same" in merged.log
 
 
+async def test_a_merge_that_is_not_what_was_trained_is_refused_with_the_number(
+    registry: tuple[str, RegistryCalls],
+    train: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from peft.tuners.tuners_utils import BaseTuner
+
+    address, calls = registry
+    trained = await asyncio.to_thread(train, registry=address, hyperparameters={"max_steps": 6})
+    assert trained.code == 0, trained.message
+    monkeypatch.setattr(BaseTuner, "merge_and_unload", lambda tuner, **_: tuner.unload())
+    spec = {"version": "bot", "outputBase": "bot-merged"}
+    merged = await asyncio.to_thread(do, "merge", spec, tmp_path / "merge", address)
+    assert merged.code == 70
+    assert "its logits differ by 0." in merged.message
+    assert "nothing was committed" in merged.message
+    assert "computes the same" not in merged.log
+    answer = await calls.stub.ListBases(pb.ListBasesRequest(parent="namespaces/default"))
+    assert MERGED not in [base.name for base in answer.bases]
+
+
 async def test_what_does_not_exist_is_a_bad_spec(
     registry: tuple[str, RegistryCalls], tmp_path: Path
 ) -> None:

@@ -169,11 +169,11 @@ class MergeWorker:
             raise _not_the_same(f"a fresh process could not load it ({why})")
         found = json.loads(done.stdout.strip().splitlines()[-1])
         difference, dtype = float(found["difference"]), str(found["dtype"])
+        if not difference <= _MOST_DIFFERENCE.get(dtype, 0.1):
+            raise _not_the_same(f"its logits differ by {difference:.2g} of their spread ({dtype})")
         self._reporter.log(
             f"A fresh process computes the same: logits differ by {difference:.2g} of their spread."
         )
-        if not difference <= _MOST_DIFFERENCE.get(dtype, 0.1):
-            raise _not_the_same(f"its logits differ by {difference:.2g} of their spread ({dtype})")
         return difference
 
     async def _publish(self, pulled: Pulled, result: Result) -> Version:
