@@ -37,7 +37,7 @@ demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 mi
 	$(BIN)/python -m examples.demo
 
 test: install  ## Run all tests, with the real engine and the real trainer
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (5 minutes)
 	GRAFT_TEST_COMPILED=1 $(BIN)/python -m pytest -q tests/faults/chaos -m 'not soak' --timeout 900

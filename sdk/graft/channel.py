@@ -1,6 +1,7 @@
 """Channels to Graft's services: the settings that all clients share, and errors as our own.
 
-Only UNAVAILABLE is tried again by itself, and only while no byte of an answer has arrived.
+What a server that is away or going did not do is tried again by itself, and only while no byte of an
+answer has arrived.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.1s",
                     "maxBackoff": "2s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # No servicer says CANCELLED, and a call that its caller cancels is not tried again: what is
+                    # left are calls that reached a server after it had stopped to take any, and before its
+                    # client knew. gRPC's core cancels those.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],

@@ -66,15 +66,36 @@ async def test_scale_in_drains_and_no_request_of_a_client_of_both_fails(
         await asyncio.wait_for(stopping, 20)
 
 
+@pytest.mark.parametrize("answers", [0, 20, 100, 200])
+async def test_requests_that_reach_a_replica_as_it_stops_go_to_the_other(
+    tmp_path: Path, registry: MemoryRegistry, answers: int
+) -> None:
+    """Many at once: some are on their way when it stops to take any, which gRPC answers as CANCELLED."""
+    counts = Counter[str]()
+    async with (
+        start_inference(tmp_path / "stays", registry=registry) as stays,
+        start_inference(tmp_path / "goes", registry=registry) as goes,
+        open_channel(f"ipv4:{stays.server.address},{goes.server.address}") as channel,
+    ):
+        loads = [asyncio.create_task(_load(channel, 50, counts)) for _ in range(8)]
+        await eventually(lambda: counts.total() > answers, "answers")
+        await goes.server.stop()
+        await asyncio.gather(*loads)
+    assert counts == Counter(ok=400)
+
+
 async def _released(load: asyncio.Task[Counter[str]], engine: FakeEngine) -> Counter[str]:
     await asyncio.sleep(0.2)
     await engine.release()
     return await load
 
 
-async def _load(channel: grpc.aio.Channel, requests: int) -> Counter[str]:
+async def _load(
+    channel: grpc.aio.Channel, requests: int, counts: Counter[str] | None = None
+) -> Counter[str]:
+    """Counts the answers, and the errors by what they say, as they come."""
     stub = InferenceServiceStub(channel)
-    counts: Counter[str] = Counter()
+    counts = Counter() if counts is None else counts
     for _ in range(requests):
         try:
             await stub.Generate(question("bot"))
