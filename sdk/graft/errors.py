@@ -316,6 +316,10 @@ def _quota_failure(error: GraftError) -> error_details_pb2.QuotaFailure:
     return error_details_pb2.QuotaFailure(violations=[violation])
 
 
+# What grpc.aio says instead of the server's status when a write fails as the call ends (grpc/grpc#36066).
+_LOST_ANSWER = "Internal error from Core"
+
+
 def from_rpc_error(
     error: grpc.aio.AioRpcError | grpc.Call, peer: str = "the service"
 ) -> GraftError:
@@ -331,6 +335,12 @@ def from_rpc_error(
             Reason.UNAVAILABLE,
             f"{peer} cannot be reached: {details}",
             next_step=_START_STEP.get(peer, _START_STEP[""]),
+        )
+    if code is _CODE.INTERNAL and details == _LOST_ANSWER:
+        return GraftError(
+            Reason.UNAVAILABLE,
+            f"{peer} ended the call while a message was on its way, and its answer was lost",
+            next_step="Try again; its log has the answer.",
         )
     reason, next_step = _FOREIGN.get(code, (Reason.INTERNAL, _READ_ITS_LOG))
     return GraftError(reason, f"{peer} answered {code.name}: {details}", next_step=next_step)

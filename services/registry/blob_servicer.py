@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from graft.errors import GraftError, Reason
 from graft.registry.v1 import blob_service_pb2 as pb
@@ -21,6 +23,8 @@ from services.registry.metrics import RegistryMetrics
 from services.registry.objects import Objects
 
 _MAX_DIGESTS = 1000
+_READ_ON_BYTES = 8 * 1024 * 1024
+_READ_ON_S = 1.0
 
 
 class BlobServicer(rpc.BlobServiceServicer):
@@ -40,6 +44,13 @@ class BlobServicer(rpc.BlobServiceServicer):
     async def Write(
         self, request_iterator: AsyncIterator[pb.WriteRequest], context: Context
     ) -> pb.WriteResponse:
+        try:
+            return await self._write(request_iterator)
+        except GraftError:
+            await _read_on(request_iterator)
+            raise
+
+    async def _write(self, request_iterator: AsyncIterator[pb.WriteRequest]) -> pb.WriteResponse:
         first = await anext(aiter(request_iterator), None)
         if first is None:
             raise invalid("Write got no message", "Send the digest and the first chunk.")
@@ -124,6 +135,17 @@ class BlobServicer(rpc.BlobServiceServicer):
         )
         answer.expire_time.FromDatetime(signed.expire_time)
         return answer
+
+
+async def _read_on(requests: AsyncIterator[pb.WriteRequest]) -> None:
+    """Takes what a refused client still sends, within bounds: it loses the reason if it writes after it."""
+    size_bytes = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_READ_ON_S):
+            async for request in requests:
+                size_bytes += len(request.data)
+                if size_bytes > _READ_ON_BYTES:
+                    return
 
 
 async def _receive(

@@ -40,6 +40,13 @@ def test_a_status_of_somebody_else_becomes_the_reason_that_fits(
     assert (error.reason, step in error.next_step) == (reason, True)
 
 
+def test_an_answer_that_was_lost_is_worth_another_try() -> None:
+    """As grpc.aio ends a call whose write fails because the server has refused it meanwhile."""
+    error = from_rpc_error(_answer(_CODE.INTERNAL, "Internal error from Core"), "the registry")
+    assert error.reason is Reason.UNAVAILABLE
+    assert "its answer was lost" in error.message
+
+
 def test_our_own_error_without_a_next_step_gets_one() -> None:
     status = rpc_status.to_status(to_status(GraftError(Reason.JOB_FAILED, "It failed")))
     metadata = grpc.aio.Metadata(*status.trailing_metadata)
