@@ -36,8 +36,9 @@ reinstall:  ## Install again into the virtual environment
 demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 minutes)
 	$(BIN)/python -m examples.demo
 
+# Whole files go to the processes, for the fixtures of their modules.
 test: install  ## Run all tests, with the real engine and the real trainer
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (5 minutes)
 	GRAFT_TEST_COMPILED=1 $(BIN)/python -m pytest -q tests/faults/chaos -m 'not soak' --timeout 900

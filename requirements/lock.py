@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 # Only for building, testing and linting; an image of a service does without them.
 DEV = {
     "grpcio-tools", "hypothesis", "iniconfig", "librt", "mypy", "mypy-extensions", "mypy-protobuf",
-    "pathspec", "pluggy", "pytest", "pytest-asyncio", "pytest-timeout", "ruff", "sortedcontainers",
+    "pathspec", "pluggy", "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "execnet", "ruff", "sortedcontainers",
     "ast-serialize", "types-protobuf", "types-psutil", "types-pyyaml", "types-grpcio",
     "types-grpcio-status", "types-grpcio-health-checking", "types-grpcio-reflection",
     "googleapis-common-protos-stubs", "moto", "boto3", "botocore", "s3transfer", "responses", "flask",
