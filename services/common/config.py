@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -22,7 +22,13 @@ def _host_and_port(address: str) -> str:
     return address
 
 
+def _or_none(said: object) -> object:
+    # An overlay of manifests can set a variable to nothing, but not take it away.
+    return None if said == "" else said
+
+
 Address = Annotated[str, AfterValidator(_host_and_port)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_or_none)]
 
 
 class ServiceSettings(BaseSettings):
@@ -37,17 +43,17 @@ class ServiceSettings(BaseSettings):
         default="127.0.0.1:0", description="host:port for gRPC; port 0 takes a free one"
     )
     metrics_listen: Address = Field(default="127.0.0.1:0", description="host:port for Prometheus")
-    health_listen: Address | None = Field(
+    health_listen: Annotated[Address | None, BeforeValidator(_or_none)] = Field(
         default=None,
         description="host:port for grpc.health.v1 alone, without TLS: Kubernetes' probes speak none",
     )
-    tls_certificate: Path | None = Field(
+    tls_certificate: OptionalFile = Field(
         default=None,
         description="PEM file of this service's certificate, read again when it changes; without it "
         "nothing is encrypted",
     )
-    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key")
-    tls_client_ca: Path | None = Field(
+    tls_key: OptionalFile = Field(default=None, description="PEM file of the certificate's key")
+    tls_client_ca: OptionalFile = Field(
         default=None,
         description="PEM file of those who may sign clients' certificates; with it nobody is heard "
         "without one",
