@@ -51,6 +51,7 @@ from graft.results import (
     VersionFile,
 )
 from graft.specs import TrainOptions
+from graft.tls import Tls
 
 __all__ = [
     "Adapter",
@@ -90,6 +91,7 @@ __all__ = [
     "ResidentAdapter",
     "Sampling",
     "StateChange",
+    "Tls",
     "TokenLogprob",
     "TokenLogprobs",
     "TrainOptions",

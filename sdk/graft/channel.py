@@ -16,6 +16,8 @@ from contextvars import ContextVar
 import grpc
 
 from graft.errors import from_rpc_error
+from graft.secure import SecureChannel
+from graft.tls import Tls
 
 REQUEST_ID_HEADER = "x-request-id"
 ACTOR_HEADER = "x-graft-actor"
@@ -55,14 +57,24 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
-def open_channel(address: str, options: Sequence[tuple[str, str | int]] = ()) -> grpc.aio.Channel:
-    """An asyncio channel to address, without encryption. Connects when it is used.
+def open_channel(
+    address: str, options: Sequence[tuple[str, str | int]] = (), tls: Tls | None = None
+) -> grpc.aio.Channel:
+    """An asyncio channel to address. Connects when it is used.
 
     Args:
         address: "host:port" or "dns:///host:port". Where host has several addresses its calls take
             them in turn, and those that cannot be reached are passed over.
         options: more than OPTIONS.
+        tls: whom to trust and what to show; by default GRAFT_TLS_CA and so on, without which nothing
+            is encrypted.
+
+    Raises:
+        GraftError: INVALID_REQUEST, naming a file with certificates that cannot be used.
     """
+    tls = tls or Tls.from_environ()
+    if tls is not None:
+        return SecureChannel(address, [*OPTIONS, *options], tls)
     return grpc.aio.insecure_channel(address, options=[*OPTIONS, *options])
 
 

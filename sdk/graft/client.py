@@ -34,6 +34,7 @@ from graft.promotion import Promotion
 from graft.replicas import Replicas
 from graft.results import Answer, Change, Model, Residency
 from graft.specs import SpecSource, TrainOptions
+from graft.tls import Tls
 
 if TYPE_CHECKING:
     from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
@@ -59,6 +60,8 @@ class Client:
         balance: how requests for text are spread where inference's address means several replicas:
             in turn, or "adapter": those of an adapter to one replica while it is there and not
             overloaded.
+        tls: whom to trust and what to show, for all three addresses; by default GRAFT_TLS_CA and so
+            on, without which nothing is encrypted.
 
     Attributes:
         adapters: list, get, versions, push, pull, promote, rollback, history.
@@ -83,11 +86,12 @@ class Client:
         patience_s: float = 60.0,
         actor: str | None = None,
         balance: Balance | str = Balance.ROUND_ROBIN,
+        tls: Tls | None = None,
     ) -> None:
         self.endpoints = Endpoints.find(registry, trainer, inference)
         self.namespace = namespace
         self._generate_timeout_s = generate_timeout_s
-        self._connection = Connection(self.endpoints, timeout_s, patience_s, actor)
+        self._connection = Connection(self.endpoints, timeout_s, patience_s, actor, tls)
         self._balancer = _balancer(balance, self._connection, namespace)
         self.adapters = Adapters(self._connection, namespace)
         self.base_versions = BaseVersions(self._connection, namespace)
@@ -422,5 +426,5 @@ def _balancer(balance: Balance | str, connection: Connection, namespace: str) ->
             next_step=f"Use one of {', '.join(Balance)}.",
         ) from None
     if chosen is Balance.ADAPTER:
-        return ByAdapter(Replicas(connection.endpoints.inference), namespace)
+        return ByAdapter(Replicas(connection.endpoints.inference, tls=connection.tls), namespace)
     return RoundRobin(connection)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,11 +14,13 @@ import grpc
 from graft.blobs import BlobClient
 from graft.channel import call_metadata, open_channel, rpc_errors
 from graft.endpoints import Endpoints
-from graft.errors import UnavailableError
+from graft.errors import UnavailableError, is_closed, unreachable
+from graft.handshakes import ask_again
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from graft.leases import LeaseKeeper, default_holder
 from graft.registry.v1.operations_service_pb2_grpc import OperationsServiceStub
 from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from graft.tls import Tls
 from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
 if TYPE_CHECKING:
@@ -43,11 +45,21 @@ class Connection:
         timeout_s: deadline of a unary call where the call names none.
         patience_s: how long a watch tries to reach a service that went away.
         actor: who asks, for the services' logs and the history of aliases.
+        tls: how they are spoken to; by default as the environment says.
+
+    Raises:
+        GraftError: INVALID_REQUEST when what the environment says of TLS is not whole.
     """
 
     def __init__(
-        self, endpoints: Endpoints, timeout_s: float, patience_s: float, actor: str | None
+        self,
+        endpoints: Endpoints,
+        timeout_s: float,
+        patience_s: float,
+        actor: str | None,
+        tls: Tls | None = None,
     ) -> None:
+        self.tls = tls or Tls.from_environ()
         self.endpoints = endpoints
         self.timeout_s = timeout_s
         self.patience_s = patience_s
@@ -56,7 +68,7 @@ class Connection:
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
-            self._channels[address] = open_channel(address)
+            self._channels[address] = open_channel(address, tls=self.tls)
         return self._channels[address]
 
     @cached_property
@@ -107,7 +119,7 @@ class Connection:
         request_id: str | None = None,
     ) -> Response:
         """One unary call; peer is for messages, as in "the registry"."""
-        with rpc_errors(peer):
+        async with self._explained(peer):
             return await method(
                 request,
                 timeout=timeout_s or self.timeout_s,
@@ -126,11 +138,30 @@ class Connection:
         """One streaming call; it is cancelled when the iteration is left."""
         call = method(request, timeout=timeout_s, metadata=call_metadata(request_id, self._actor))
         try:
-            with rpc_errors(peer):
+            async with self._explained(peer):
                 async for message in call:
                     yield message
         finally:
             call.cancel()
+
+    @asynccontextmanager
+    async def _explained(self, peer: str) -> AsyncIterator[None]:
+        """rpc_errors(), and where a service closed the connection without a word, why it did."""
+        try:
+            with rpc_errors(peer):
+                yield
+        except UnavailableError as error:
+            address = self._address(peer)
+            if not is_closed(error) or not address:
+                raise
+            trouble = await ask_again(address, self.tls)
+            if trouble is None:
+                raise
+            raise unreachable(f"{peer} at {address}", trouble) from None
+
+    def _address(self, peer: str) -> str:
+        found = {"the registry": "registry", "the trainer": "trainer", "inference": "inference"}
+        return str(getattr(self.endpoints, found[peer])) if peer in found else ""
 
     async def resumed(
         self,

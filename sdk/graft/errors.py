@@ -21,7 +21,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from graft.handshakes import Trouble, handshake_trouble
+
 DOMAIN = "graft.dev"
+_CLOSED = "closed"
 
 
 class Reason(StrEnum):
@@ -331,6 +334,8 @@ def from_rpc_error(
             return found
     code, details = error.code(), error.details() or ""
     if code is _CODE.UNAVAILABLE:
+        if (trouble := handshake_trouble(details)) is not None:
+            return unreachable(peer, trouble)
         return GraftError(
             Reason.UNAVAILABLE,
             f"{peer} cannot be reached: {details}",
@@ -344,6 +349,21 @@ def from_rpc_error(
         )
     reason, next_step = _FOREIGN.get(code, (Reason.INTERNAL, _READ_ITS_LOG))
     return GraftError(reason, f"{peer} answered {code.name}: {details}", next_step=next_step)
+
+
+def unreachable(peer: str, trouble: Trouble) -> GraftError:
+    """UNAVAILABLE, for a connection that a certificate kept from being made."""
+    return GraftError(
+        Reason.UNAVAILABLE,
+        f"{peer} cannot be reached: {trouble.what}",
+        next_step=trouble.next_step,
+        **({"connection": _CLOSED} if trouble.closed else {}),
+    )
+
+
+def is_closed(error: GraftError) -> bool:
+    """Whether a service closed the connection without a word: handshakes.ask_again() may say more."""
+    return error.metadata.get("connection") == _CLOSED
 
 
 def _from_status(status: status_pb2.Status) -> GraftError | None:

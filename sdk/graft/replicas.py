@@ -10,14 +10,17 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
 
-from graft.channel import open_channel
+from graft.channel import open_channel, rpc_errors
 from graft.endpoints import DNS
-from graft.errors import GraftError, Reason
+from graft.errors import GraftError, Reason, is_closed, unreachable
+from graft.handshakes import ask_again
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from graft.tls import Tls
 
 if TYPE_CHECKING:
     from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
@@ -35,9 +38,10 @@ _DOWN = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SH
 class Replica:
     """One address with its channel; in_flight counts the requests on it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: Tls | None = None) -> None:
         self.address, self.in_flight = address, 0
-        self._channel = open_channel(address, _OPTIONS)
+        self._tls = tls
+        self._channel = open_channel(address, _OPTIONS, tls)
         self.stub: InferenceServiceAsyncStub = InferenceServiceStub(self._channel)
 
     async def reach(self) -> None:
@@ -51,11 +55,25 @@ class Replica:
                 while (state := self._channel.get_state(try_to_connect=True)) not in (_UP, *_DOWN):
                     await self._channel.wait_for_state_change(state)
         if self._channel.get_state() is not _UP:
+            await self._explain()
             raise GraftError(
                 Reason.UNAVAILABLE,
                 f"inference at {self.address} cannot be reached",
                 next_step="Check with `kubectl get pods` or `graft doctor` whether it runs.",
             )
+
+    async def _explain(self) -> None:
+        """Raises what a call says, where a certificate may be the reason."""
+        if self._tls is None:
+            return
+        peer = f"inference at {self.address}"
+        try:
+            with rpc_errors(peer):
+                check = self._channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
+                await check(b"", timeout=_CONNECT_S)
+        except GraftError as error:
+            trouble = await ask_again(self.address, self._tls) if is_closed(error) else None
+            raise error if trouble is None else unreachable(peer, trouble) from None
 
     async def close(self) -> None:
         """Ends what is in flight on it."""
@@ -69,12 +87,18 @@ class Replicas:
         target: host:port, where host has an address for each replica, as a headless Service has.
         resolve: looks addresses up; for tests.
         refresh_s: how long what was looked up is good.
+        tls: how they are spoken to; their certificates are for the name, not for their addresses.
     """
 
     def __init__(
-        self, target: str, resolve: Resolve | None = None, refresh_s: float = _REFRESH_S
+        self,
+        target: str,
+        resolve: Resolve | None = None,
+        refresh_s: float = _REFRESH_S,
+        tls: Tls | None = None,
     ) -> None:
         self._target = target.removeprefix(DNS)
+        self._tls = _named(tls or Tls.from_environ(), self._target)
         self._resolve, self._refresh_s = resolve or look_up, refresh_s
         self._known: dict[str, Replica] = {}
         # Those that are gone from the name, until the last request on them has ended.
@@ -115,7 +139,7 @@ class Replicas:
         self._looked_up_s = time.monotonic()
         for address in addresses:
             if address not in self._known:
-                self._known[address] = Replica(address)
+                self._known[address] = Replica(address, self._tls)
         for address in set(self._known) - set(addresses):
             self._leaving.add(self._known.pop(address))
         for replica in [one for one in self._leaving if not one.in_flight]:
@@ -129,6 +153,12 @@ class Replicas:
         self._leaving.clear()
         for replica in replicas:
             await replica.close()
+
+
+def _named(tls: Tls | None, target: str) -> Tls | None:
+    if tls is None or tls.server_name:
+        return tls
+    return replace(tls, server_name=target.rpartition(":")[0].strip("[]"))
 
 
 async def look_up(target: str) -> Sequence[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -22,7 +22,13 @@ def _host_and_port(address: str) -> str:
     return address
 
 
+def _or_none(said: object) -> object:
+    # An overlay of manifests can set a variable to nothing, but not take it away.
+    return None if said == "" else said
+
+
 Address = Annotated[str, AfterValidator(_host_and_port)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_or_none)]
 
 
 class ServiceSettings(BaseSettings):
@@ -37,6 +43,21 @@ class ServiceSettings(BaseSettings):
         default="127.0.0.1:0", description="host:port for gRPC; port 0 takes a free one"
     )
     metrics_listen: Address = Field(default="127.0.0.1:0", description="host:port for Prometheus")
+    health_listen: Annotated[Address | None, BeforeValidator(_or_none)] = Field(
+        default=None,
+        description="host:port for grpc.health.v1 alone, without TLS: Kubernetes' probes speak none",
+    )
+    tls_certificate: OptionalFile = Field(
+        default=None,
+        description="PEM file of this service's certificate, read again when it changes; without it "
+        "nothing is encrypted",
+    )
+    tls_key: OptionalFile = Field(default=None, description="PEM file of the certificate's key")
+    tls_client_ca: OptionalFile = Field(
+        default=None,
+        description="PEM file of those who may sign clients' certificates; with it nobody is heard "
+        "without one",
+    )
     data_dir: Path = Field(default_factory=graft_home, description="where the service keeps files")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR"
@@ -57,3 +78,13 @@ class ServiceSettings(BaseSettings):
         default=None,
         description="JSON with the bound addresses is written here once the service serves",
     )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both, or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError(
+                "tls_client_ca asks clients for certificates, and tls_certificate is not set"
+            )
+        return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from threading import Thread
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -32,6 +34,21 @@ class RpcMetrics:
         self.in_flight = Gauge(
             "graft_rpc_in_flight", "Calls being answered", ["method"], registry=registry
         )
+
+
+class CertificateMetrics:
+    """Until when the service's certificate is valid; ends is asked at every scrape."""
+
+    def __init__(self, registry: CollectorRegistry, ends: Callable[[], datetime | None]) -> None:
+        def seconds() -> float:
+            end = ends()
+            return end.timestamp() if end is not None else 0.0
+
+        Gauge(
+            "graft_tls_certificate_expiry_timestamp_seconds",
+            "When the service's certificate expires, in seconds since 1970",
+            registry=registry,
+        ).set_function(seconds)
 
 
 class MetricsEndpoint:

@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry
 from services.common.config import ServiceSettings
 from services.common.interceptors import CallInterceptor
 from services.common.logs import get_logger
-from services.common.metrics import MetricsEndpoint, RpcMetrics
+from services.common.metrics import CertificateMetrics, MetricsEndpoint, RpcMetrics
+from services.common.tls import ServerCertificates, certificates_of
 from services.common.tracing import Tracing
 
 _OPTIONS = (
@@ -67,6 +68,10 @@ class GrpcServer:
             options=(*_OPTIONS, *_aging(settings.max_connection_age_s)),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        # For probes that speak no TLS; it has nothing else to say.
+        self._plain = grpc.aio.server(options=_OPTIONS) if settings.health_listen else None
+        if self._plain is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._plain)
         reflection.enable_server_reflection(
             [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
              reflection.SERVICE_NAME],
@@ -74,27 +79,44 @@ class GrpcServer:
         )  # fmt: skip
         self.address = ""
         self.metrics_address = ""
+        self.health_address = ""
+        self.certificates: ServerCertificates | None = None
 
     async def listen(self) -> None:
         """Binds and answers: it is alive, and not ready. Servicers are added before."""
         if self.address:
             return
+        self.certificates = certificates_of(self._settings)
         host, _, _port = self._settings.listen.rpartition(":")
         try:
-            port = self.grpc.add_insecure_port(self._settings.listen)
+            if self.certificates is None:
+                port = self.grpc.add_insecure_port(self._settings.listen)
+            else:
+                port = self.grpc.add_secure_port(
+                    self._settings.listen, self.certificates.credentials()
+                )
+                CertificateMetrics(self._metrics, self.certificates.ends)
+            self._listen_for_probes()
             self._endpoint = MetricsEndpoint(self._settings.metrics_listen, self._metrics)
         except (RuntimeError, OSError) as error:
             raise GraftError(
                 Reason.UNAVAILABLE,
-                f"It cannot listen on {self._settings.listen} and "
-                f"{self._settings.metrics_listen} ({error})",
+                f"It cannot listen on {_all_of(self._settings)} ({error})",
                 next_step="End what listens there, or set other addresses.",
             ) from None
         for name in (STARTUP, READINESS, "", *self._names):
             await self._set(name, serving=False)
         await self.set_alive(True)
         await self.grpc.start()
+        if self._plain is not None:
+            await self._plain.start()
         self.address, self.metrics_address = f"{host}:{port}", self._endpoint.address
+
+    def _listen_for_probes(self) -> None:
+        if self._plain is not None and self._settings.health_listen is not None:
+            host, _, _port = self._settings.health_listen.rpartition(":")
+            port = self._plain.add_insecure_port(self._settings.health_listen)
+            self.health_address = f"{host}:{port}"
 
     async def start(self) -> None:
         """Listens if it does not yet, serves, and writes the ready file."""
@@ -107,6 +129,8 @@ class GrpcServer:
         gc.freeze()
         if self._settings.ready_file is not None:
             ready = {"address": self.address, "metrics_address": self.metrics_address}
+            if self.health_address:
+                ready["health_address"] = self.health_address
             write_atomic(self._settings.ready_file, json.dumps(ready).encode())
         get_logger().info("serving", address=self.address, metrics_address=self.metrics_address)
 
@@ -137,7 +161,14 @@ class GrpcServer:
         """Takes no new calls, lets those in flight end within the drain time, then stops."""
         await self.refuse()
         await self.grpc.stop(self._settings.drain_timeout_s)
+        if self._plain is not None:
+            await self._plain.stop(None)
         self._endpoint.close()
+
+
+def _all_of(settings: ServiceSettings) -> str:
+    ours = (settings.listen, settings.metrics_listen, settings.health_listen)
+    return " and ".join(one for one in ours if one)
 
 
 def _aging(max_age_s: float) -> tuple[tuple[str, int], ...]:

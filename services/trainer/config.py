@@ -54,6 +54,10 @@ class TrainerSettings(ServiceSettings):
     kubernetes_queue: str = Field(
         default="", description="Kueue's LocalQueue of workers, where the policy file names none"
     )
+    kubernetes_tls_secret: str = Field(
+        default="",
+        description="Secret with workers' ca.crt, tls.crt and tls.key, where the policy file names none",
+    )
     kubernetes_namespace: str = Field(
         default="", description="namespace of workers; by default the trainer's own"
     )

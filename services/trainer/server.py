@@ -174,6 +174,7 @@ def _make_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> Launc
         usual,
         image=settings.kubernetes_image or usual.image,
         queue=settings.kubernetes_queue,
+        tls_secret=settings.kubernetes_tls_secret,
     )
     path = settings.kubernetes_policy
     return KubernetesLauncher(

@@ -33,6 +33,7 @@ from graft.cli import (
 from graft.cli.cluster import commands as cluster
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
+from graft.handshakes import CA, CERTIFICATE, KEY, SERVER_NAME
 from graft.names import DEFAULT_NAMESPACE
 from graft.version import VERSION
 
@@ -62,9 +63,38 @@ def root(
     debug: Annotated[
         bool, typer.Option("--debug", envvar="GRAFT_DEBUG", help="Show tracebacks.")
     ] = False,
+    tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", envvar=CA, help="CA of the services' certificates, or system."
+        ),
+    ] = None,
+    tls_certificate: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", envvar=CERTIFICATE, help="Yours, where services ask for it."),
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(metavar="FILE", envvar=KEY, help="Key of your certificate.")
+    ] = None,
+    tls_server_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", envvar=SERVER_NAME, help="Name of the services' certificates."
+        ),
+    ] = None,
 ) -> None:
     """Train adapters, version them, and graft them onto a live engine."""
-    ctx.obj = Options(registry, trainer, inference, namespace, debug)
+    ctx.obj = Options(
+        registry,
+        trainer,
+        inference,
+        namespace,
+        debug,
+        tls_ca,
+        tls_certificate,
+        tls_key,
+        tls_server_name,
+    )
 
 
 def version(as_json: JsonOption = False) -> None:

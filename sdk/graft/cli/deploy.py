@@ -88,6 +88,12 @@ def deploy(
     image: Annotated[str, typer.Option(help="Of inference; by default Graft's own.")] = "",
     pull_secret: Annotated[str, typer.Option(help="Secret for the image.")] = "",
     env_secret: Annotated[str, typer.Option(help="Secret with further variables.")] = "",
+    tls_secret: Annotated[
+        str, typer.Option(help="Secret with ca.crt, tls.crt and tls.key: TLS on both sides.")
+    ] = "",
+    tls_issuer: Annotated[
+        str, typer.Option(help="cert-manager's Issuer that makes one instead: graft-ca.")
+    ] = "",
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="max_adapters=64 and so on, of GRAFT_INFERENCE_*; repeatable."),
@@ -135,6 +141,8 @@ def deploy(
             settings=_pairs(setting),
             env_secret=env_secret,
             pull_secret=pull_secret,
+            tls_secret=tls_secret,
+            tls_issuer=tls_issuer,
             priority_class=priority_class,
             drain_s=drain,
             start_s=start,

@@ -77,7 +77,7 @@ def doctor(
     with reported(out, chosen.debug):
         endpoints = Endpoints.find(chosen.registry, chosen.trainer, chosen.inference)
         with out.console.status("Looking around") if out.live else contextlib.nullcontext():
-            findings = examine(LocalMachine(), endpoints, graft_home(), imports)
+            findings = examine(LocalMachine(chosen.tls), endpoints, graft_home(), imports)
     show(out, findings)
     if any(one.verdict is Verdict.MISSING for one in findings):
         raise typer.Exit(EXIT_OTHER)

@@ -14,10 +14,13 @@ from typing import Protocol
 import grpc
 
 from graft.channel import open_channel
+from graft.handshakes import ask_again, handshake_trouble
+from graft.tls import Tls
 
 _IMPORT_TIMEOUT_S = 180.0
 # grpc.health.v1.HealthCheckResponse{status: SERVING}; spelled out so that no server package is needed.
 _SERVING = b"\x08\x01"
+_NOBODY = "nothing answers there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,14 @@ class Machine(Protocol):
 
 
 class LocalMachine:
-    """This machine."""
+    """This machine.
+
+    Args:
+        tls: how services are asked; by default as the environment says.
+    """
+
+    def __init__(self, tls: Tls | None = None) -> None:
+        self._tls = tls
 
     def package_version(self, name: str) -> str | None:
         """See Machine."""
@@ -120,13 +130,17 @@ class LocalMachine:
 
     async def health(self, address: str, timeout_s: float) -> str | None:
         """See Machine."""
-        async with open_channel(address) as channel:
+        tls = self._tls or Tls.from_environ()
+        async with open_channel(address, tls=tls) as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
             try:
                 answer = await check(b"", timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
-                    return "nothing answers there"
+                    trouble = handshake_trouble(error.details() or "")
+                    if trouble is not None and trouble.closed:
+                        trouble = await ask_again(address, tls) or trouble
+                    return f"{trouble.what}. {trouble.next_step}" if trouble else _NOBODY
                 return f"{error.code().name.lower().replace('_', ' ')}: {error.details()}"
         return (
             None if answer == _SERVING else "it answers, but does not serve (it drains or starts)"

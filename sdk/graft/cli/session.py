@@ -26,6 +26,7 @@ from graft.errors import (
     UnavailableError,
 )
 from graft.names import DEFAULT_NAMESPACE
+from graft.tls import Tls
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -50,6 +51,19 @@ class Options:
     inference: str | None = None
     namespace: str = DEFAULT_NAMESPACE
     debug: bool = False
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_server_name: str | None = None
+
+    @property
+    def tls(self) -> Tls | None:
+        """How all three services are spoken to.
+
+        Raises:
+            GraftError: INVALID_REQUEST when the options are not whole.
+        """
+        return Tls.of(self.tls_ca, self.tls_certificate, self.tls_key, self.tls_server_name)
 
 
 def options(ctx: typer.Context) -> Options:
@@ -62,7 +76,7 @@ def make_client(chosen: Options) -> Client:
     """A client with the addresses that were chosen; the actor is who sits here.
 
     Raises:
-        GraftError: INVALID_REQUEST when an address is not one.
+        GraftError: INVALID_REQUEST when an address is not one, or a file with a certificate is not.
     """
     return Client(
         registry=chosen.registry,
@@ -70,6 +84,7 @@ def make_client(chosen: Options) -> Client:
         inference=chosen.inference,
         namespace=chosen.namespace,
         actor=_actor(),
+        tls=chosen.tls,
     )
 
 

@@ -30,9 +30,10 @@ _PLURALS = {
     "PodDisruptionBudget": "poddisruptionbudgets",
     "HorizontalPodAutoscaler": "horizontalpodautoscalers",
     "ScaledObject": "scaledobjects",
+    "Certificate": "certificates",
 }
 _OF_THE_CLUSTER = ("PersistentVolume",)
-_NEEDS = {"ScaledObject": "KEDA"}
+_NEEDS = {"ScaledObject": "KEDA", "Certificate": "cert-manager"}
 _TIMEOUT_S = 30.0
 _POLL_S = 1.0
 

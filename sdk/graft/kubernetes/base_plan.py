@@ -23,6 +23,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN = (
     "LISTEN", "METRICS_LISTEN", "NAMESPACE", "BASE", "BASE_NAME", "CACHE_DIR", "DATA_DIR",
     "REGISTRY_ADDRESS", "DRAIN_TIMEOUT_S", "REQUIRE_PRODUCTION", "TENSOR_PARALLEL_SIZE",
+    "HEALTH_LISTEN", "TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA",
 )  # fmt: skip
 
 
@@ -142,6 +143,9 @@ class BasePlan:
         settings: more settings of the service, as GRAFT_INFERENCE_* are named, in lower case.
         env_secret: a Secret whose entries become environment variables; "" for none.
         pull_secret: a Secret for the image; "" for none.
+        tls_secret: a Secret with ca.crt, tls.crt and tls.key: TLS to and from the endpoint, for clients with
+            a certificate of that CA; "" for plaintext.
+        tls_issuer: cert-manager's Issuer that makes one, instead.
         priority_class: "" for the cluster's default.
         drain_s: how long requests may go on when a replica ends.
         start_s: how long a replica may take until its engine runs.
@@ -160,6 +164,8 @@ class BasePlan:
     settings: Mapping[str, str] = field(default_factory=dict)
     env_secret: str = ""
     pull_secret: str = ""
+    tls_secret: str = ""
+    tls_issuer: str = ""
     priority_class: str = "graft-serving"
     drain_s: int = 120
     start_s: int = 1800
@@ -189,6 +195,11 @@ class BasePlan:
                 f"run_as={self.run_as}: at least 0, 1, 10 and 1 are wanted",
                 "Name others; a pod never runs as root.",
             )
+        if self.tls_secret and self.tls_issuer:
+            raise _invalid(
+                f"the certificate is in {self.tls_secret}, and {self.tls_issuer} shall make one",
+                "Name a Secret or an Issuer.",
+            )
         for name in self.settings:
             if name.upper() in _OWN or _VARIABLE.fullmatch(name) is None:
                 raise _invalid(
@@ -201,6 +212,11 @@ class BasePlan:
         """The image that is run."""
         own = f"ghcr.io/graft-dev/inference:{VERSION}{'-gpu' if self.hardware.gpus else ''}"
         return self.image or own
+
+    @property
+    def certificate_secret(self) -> str:
+        """The Secret with the endpoint's certificate; "" for plaintext."""
+        return f"{self.name}-tls" if self.tls_issuer else self.tls_secret
 
     @property
     def name(self) -> str:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from graft.kubernetes.base_plan import BasePlan, Cache, Weights
+from graft.kubernetes.pod_tls import (
+    CA_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    TLS_MOUNT,
+    tls_variables,
+    tls_volume,
+)
 from graft.names import base_name
 
-GRPC_PORT, METRICS_PORT = 7433, 9433
+GRPC_PORT, METRICS_PORT, HEALTH_PORT = 7433, 9433, 8433
 # Until everybody has heard that the pod is going, it answers as ever.
 _GOODBYE_S = 5
 # For the engine's own end, after the last request.
@@ -53,6 +61,11 @@ def settings_of(plan: BasePlan, cache_bytes: int) -> dict[str, str]:
         # So that clients find replicas that were added.
         "MAX_CONNECTION_AGE_S": "300",
     }
+    if plan.certificate_secret:
+        told["TLS_CERTIFICATE"], told["TLS_KEY"] = CERTIFICATE_FILE, KEY_FILE
+        told["TLS_CLIENT_CA"] = CA_FILE
+        # Probes speak no TLS.
+        told["HEALTH_LISTEN"] = f"0.0.0.0:{HEALTH_PORT}"
     if plan.hardware.gpus > 1:
         told["TENSOR_PARALLEL_SIZE"] = str(plan.hardware.gpus)
     given = {name.upper(): value for name, value in plan.settings.items()}
@@ -120,19 +133,22 @@ def _spread(key: str, selector: dict[str, str]) -> dict[str, Any]:
 
 
 def _container(plan: BasePlan, config: str) -> dict[str, Any]:
+    ports = {"grpc": GRPC_PORT, "metrics": METRICS_PORT}
+    if plan.certificate_secret:
+        ports["health"] = HEALTH_PORT
+    asked = ports.get("health", GRPC_PORT)
     return {
         "name": "inference",
         "image": plan.image_name,
-        "env": _env(),
+        "env": _env(plan),
         "envFrom": _env_from(plan, config),
         "ports": [
-            {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
-            {"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"},
+            {"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()
         ],
-        "startupProbe": _probe("startup", _PROBE_S, 3, -(-plan.start_s // _PROBE_S)),
-        "readinessProbe": _probe("readiness", 5, 3, 2),
+        "startupProbe": _probe(asked, "startup", _PROBE_S, 3, -(-plan.start_s // _PROBE_S)),
+        "readinessProbe": _probe(asked, "readiness", 5, 3, 2),
         # Patient: it shares its cores with the engine, and starts a dead engine anew by itself.
-        "livenessProbe": _probe("liveness", _PROBE_S, 10, 6),
+        "livenessProbe": _probe(asked, "liveness", _PROBE_S, 10, 6),
         "lifecycle": {"preStop": {"sleep": {"seconds": _GOODBYE_S}}},
         "resources": _resources(plan),
         "securityContext": _CONTAINER_SECURITY,
@@ -148,7 +164,7 @@ def _fetching(plan: BasePlan, config: str) -> dict[str, Any]:
         "name": "fetch-base",
         "image": plan.image_name,
         "command": ["python", "-m", "services.inference.fetch_base"],
-        "env": [*_env(), revision],
+        "env": [*_env(plan), revision],
         "envFrom": _env_from(plan, config),
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": _CONTAINER_SECURITY,
@@ -156,12 +172,15 @@ def _fetching(plan: BasePlan, config: str) -> dict[str, Any]:
         "volumeMounts": [
             {"name": "model", "mountPath": _MODEL},
             {"name": "tmp", "mountPath": "/tmp"},
+            *([TLS_MOUNT] if plan.certificate_secret else []),
         ],
     }
 
 
-def _env() -> list[dict[str, Any]]:
+def _env(plan: BasePlan) -> list[dict[str, Any]]:
     values = {"HOME": _HOME, "GRAFT_HOME": _DATA, "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1"}
+    if plan.certificate_secret:
+        values |= tls_variables()
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
@@ -171,9 +190,9 @@ def _env_from(plan: BasePlan, config: str) -> list[dict[str, Any]]:
     return [*secret, {"configMapRef": {"name": config}}]
 
 
-def _probe(service: str, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:
+def _probe(port: int, service: str, period_s: int, timeout_s: int, failures: int) -> dict[str, Any]:
     return {
-        "grpc": {"port": GRPC_PORT, "service": service},
+        "grpc": {"port": port, "service": service},
         "periodSeconds": period_s,
         "timeoutSeconds": timeout_s,
         "failureThreshold": failures,
@@ -200,6 +219,8 @@ def _mounts(plan: BasePlan) -> list[dict[str, Any]]:
     ]
     if plan.weights.claim or plan.weights.revision:
         mounts.append({"name": "model", "mountPath": _MODEL, "readOnly": True})
+    if plan.certificate_secret:
+        mounts.append(TLS_MOUNT)
     return mounts
 
 
@@ -218,6 +239,8 @@ def _volumes(plan: BasePlan) -> list[dict[str, Any]]:
         volumes.append({"name": "model", "persistentVolumeClaim": claim})
     elif plan.weights.revision:
         volumes.append({"name": "model", **_room(plan.weights)})
+    if plan.certificate_secret:
+        volumes.append(tls_volume(plan.certificate_secret))
     return volumes
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from graft.kubernetes import base_pod
 from graft.kubernetes.base_plan import BasePlan, Cache, Scaling, size_bytes
 from graft.kubernetes.base_scaling import scaler
+from graft.kubernetes.pod_tls import certificate
 
 BASE_LABEL, NAMESPACE_LABEL = "graft.dev/base", "graft.dev/namespace"
 CONFIG_LABEL = "graft.dev/config"
@@ -27,6 +28,7 @@ def base_manifests(plan: BasePlan) -> list[dict[str, Any]]:
     config = _config(plan)
     found = [
         *_node_cache(plan),
+        *_certificate(plan),
         config,
         _service(plan),
         _headless(plan),
@@ -88,7 +90,7 @@ def _service(plan: BasePlan) -> dict[str, Any]:
         "spec": {
             "type": "ClusterIP",
             "selector": selector(plan),
-            "ports": [_grpc_port(), {**metrics, "protocol": "TCP"}],
+            "ports": [_grpc_port(plan), {**metrics, "protocol": "TCP"}],
         },
     }
 
@@ -104,18 +106,25 @@ def _headless(plan: BasePlan) -> dict[str, Any]:
             "clusterIP": "None",
             "publishNotReadyAddresses": False,
             "selector": selector(plan),
-            "ports": [_grpc_port()],
+            "ports": [_grpc_port(plan)],
         },
     }
 
 
-def _grpc_port() -> dict[str, Any]:
+def _certificate(plan: BasePlan) -> list[dict[str, Any]]:
+    if not plan.tls_issuer:
+        return []
+    name, labels = plan.certificate_secret, _labels(plan)
+    return [certificate(name, plan.kube_namespace, labels, plan.name, plan.tls_issuer)]
+
+
+def _grpc_port(plan: BasePlan) -> dict[str, Any]:
     return {
         "name": "grpc",
         "port": base_pod.GRPC_PORT,
         "targetPort": "grpc",
         "protocol": "TCP",
-        "appProtocol": "kubernetes.io/h2c",
+        "appProtocol": "https" if plan.certificate_secret else "kubernetes.io/h2c",
     }
 
 

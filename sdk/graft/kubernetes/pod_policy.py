@@ -65,6 +65,8 @@ class PodPolicy:
         keep_s: how long an ended attempt's Job is kept once its end is stored.
         run_as: user and group id; not 0.
         signing_key_secret: a Secret whose "key.pem" signs the versions; "" for none.
+        tls_secret: a Secret with "ca.crt", "tls.crt" and "tls.key" by which workers speak TLS to the
+            trainer and the registry; "" for plaintext.
         env: further variables.
         env_from_secrets: Secrets whose keys become variables (credentials of a store or of the Hub).
         env_from_config_maps: likewise ConfigMaps.
@@ -101,6 +103,7 @@ class PodPolicy:
     keep_s: int = 3600
     run_as: int = 10001
     signing_key_secret: str = ""
+    tls_secret: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     env_from_secrets: tuple[str, ...] = ()
     env_from_config_maps: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from typing import Any
 
 from graft.kubernetes.merge import merged
 from graft.kubernetes.pod_policy import PodPolicy, Storage
+from graft.kubernetes.pod_tls import TLS_MOUNT, tls_variables, tls_volume
 from graft.names import parse_name
 from graft.trainer.v1.job_spec_pb2 import JobSpec
 
@@ -222,6 +223,7 @@ def _environment(
         "GRAFT_WORKER_DIR": f"{WORK_DIR}/{ids['namespace']}/{ids['job']}",
         "GRAFT_WORKER_END_FILE": END_FILE,
         "GRAFT_WORKER_SIGNING_KEY": f"{KEYS_DIR}/key.pem" if policy.signing_key_secret else "",
+        **(tls_variables() if policy.tls_secret else {}),
         "OMP_NUM_THREADS": _threads(plan.size, policy),
         **(plan.worker_env or {}),
     }
@@ -286,6 +288,8 @@ def _volumes(policy: PodPolicy, name: str) -> list[dict[str, Any]]:
     if policy.signing_key_secret:
         secret = {"secretName": policy.signing_key_secret, "defaultMode": 0o440}
         volumes.append({"name": "keys", "secret": secret})
+    if policy.tls_secret:
+        volumes.append(tls_volume(policy.tls_secret))
     return volumes
 
 
@@ -309,6 +313,8 @@ def _mounts(policy: PodPolicy) -> list[dict[str, Any]]:
         mounts.append({"name": "bases", "mountPath": BASES_DIR, "readOnly": policy.bases.read_only})
     if policy.signing_key_secret:
         mounts.append({"name": "keys", "mountPath": KEYS_DIR, "readOnly": True})
+    if policy.tls_secret:
+        mounts.append(TLS_MOUNT)
     return mounts
 
 

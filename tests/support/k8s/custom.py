@@ -1,7 +1,7 @@
 """What we use of other projects' kinds, as JSON schemas: a field that is not here is a slip of the pen.
 
 From their published definitions: Kueue v1beta2, KEDA v1alpha1, Prometheus operator v1, Gateway API v1, its
-inference extension v1, JobSet v1alpha2. Only fields that deploy/ uses; the whole schemas are megabytes.
+inference extension v1, JobSet v1alpha2, cert-manager v1. Only fields that deploy/ uses; the whole schemas are megabytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
+# Go's, as cert-manager reads it.
+_DURATION: Schema = {"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(h|m|s))+$"}
 _NUMBER: Schema = {"type": "integer"}
 _QUANTITY: Schema = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
 _LABELS: Schema = {"type": "object", "additionalProperties": _TEXT}
@@ -146,6 +148,29 @@ _SPECS: dict[tuple[str, str], Schema | None] = {
             port=_object(("number",), number=_NUMBER),
             failureMode={"enum": ["FailOpen", "FailClose"]},
         ),
+    ),
+    ("cert-manager.io/v1", "Issuer"): {
+        **_object(selfSigned=_object(), ca=_object(("secretName",), secretName=_TEXT)),
+        "minProperties": 1,
+        "maxProperties": 1,
+    },
+    ("cert-manager.io/v1", "Certificate"): _object(
+        ("secretName", "issuerRef"),
+        secretName=_TEXT,
+        commonName={"type": "string", "maxLength": 64},
+        isCA={"type": "boolean"},
+        dnsNames=_list(_TEXT),
+        ipAddresses=_list(_TEXT),
+        duration=_DURATION,
+        renewBefore=_DURATION,
+        usages=_list({"enum": ["digital signature", "cert sign", "server auth", "client auth"]}),
+        privateKey=_object(
+            algorithm={"enum": ["RSA", "ECDSA", "Ed25519"]},
+            size=_NUMBER,
+            encoding={"enum": ["PKCS1", "PKCS8"]},
+            rotationPolicy={"enum": ["Never", "Always"]},
+        ),
+        issuerRef=_object(("name",), group=_TEXT, kind=_TEXT, name=_TEXT),
     ),
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): _object(
         parentRefs=_list(_object(("name",), name=_TEXT, namespace=_TEXT, sectionName=_TEXT)),

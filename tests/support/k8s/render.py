@@ -38,8 +38,10 @@ INSTALLATIONS = (
     Installation("dev", ("persistent",)),
     Installation("dev", ("kueue",)),
     Installation("dev", ("monitoring",)),
+    Installation("dev", ("tls",)),
     Installation("gpu"),
     Installation("gpu", ("hpa",)),
+    Installation("gpu", ("cert-manager",)),
     Installation("gpu", ("gateway", "gateway-openai")),
     Installation("gpu", ("kueue", "keda", "monitoring", "gateway")),
 )

@@ -19,11 +19,12 @@ def installation(request: pytest.FixtureRequest) -> Installation:
 @pytest.fixture
 def objects(installation: Installation) -> list[Object]:
     """What it applies."""
-    return _rendered(installation.name)
+    return rendered(installation.name)
 
 
 @functools.cache
-def _rendered(name: str) -> list[Object]:
+def rendered(name: str) -> list[Object]:
+    """What an installation applies, by its name."""
     if not can_render():
         pytest.skip("kubectl, which has kustomize, is not installed here")
     return render(next(one for one in INSTALLATIONS if one.name == name))
@@ -32,10 +33,10 @@ def _rendered(name: str) -> list[Object]:
 @pytest.fixture
 def gpu() -> list[Object]:
     """overlays/gpu."""
-    return _rendered("gpu")
+    return rendered("gpu")
 
 
 @pytest.fixture
 def dev() -> list[Object]:
     """overlays/dev."""
-    return _rendered("dev")
+    return rendered("dev")

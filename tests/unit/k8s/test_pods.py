@@ -101,7 +101,9 @@ def test_every_service_is_probed_by_the_health_it_reports(
             asked = one[probe]["grpc"]
             if is_ours(one):
                 assert asked["service"] == asks, owner
-                assert ports[asked["port"]] == "grpc", owner
+                # A probe speaks no TLS: with it, it asks at a port of its own.
+                encrypted = any(v["name"] == "tls" for v in spec["volumes"])
+                assert ports[asked["port"]] == ("health" if encrypted else "grpc"), owner
             assert asked["port"] in ports, owner
             if probe != "startupProbe":
                 assert one[probe]["timeoutSeconds"] > 1, owner

@@ -8,6 +8,7 @@ from tests.support.k8s.render import Object, containers, matches, named, pod_spe
 
 # Made by whoever installs: docs/kubernetes.md says how, and what is in them.
 MADE_BY_HAND = {"gpu": {"graft-registry", "graft-worker"}, "dev": set[str]()}
+TLS = {f"graft-{one}-tls" for one in ("registry", "trainer", "inference", "worker")}
 PART = "app.kubernetes.io/part-of"
 
 
@@ -27,6 +28,8 @@ def test_config_maps_secrets_claims_and_accounts_are_there(
     maps, claims = named(objects, "ConfigMap"), named(objects, "PersistentVolumeClaim")
     accounts = named(objects, "ServiceAccount")
     secrets = MADE_BY_HAND[str(installation.overlay)] | set(named(objects, "Secret"))  # type: ignore[attr-defined]
+    secrets |= TLS if "tls" in installation.components else set()  # type: ignore[attr-defined]
+    secrets |= {one["spec"]["secretName"] for one in named(objects, "Certificate").values()}
     for owner, _, spec in pod_specs(objects):
         assert spec["serviceAccountName"] in accounts, owner
         for kind, name in _referred(spec):
@@ -67,6 +70,8 @@ def test_secrets_are_never_rendered(objects: list[Object]) -> None:
     assert not named(objects, "Secret")
     for one in named(objects, "ConfigMap").values():
         for key in one.get("data", {}):
+            if key.endswith("_TLS_SECRET"):
+                continue  # The name of one.
             assert not any(word in key for word in ("PASSWORD", "SECRET", "ACCESS_KEY", "TOKEN"))
 
 
