@@ -231,10 +231,11 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self._progress.step_done()
         self._trainer.check_checkpoint()
         last = step >= state.max_steps
-        control.should_log = control.should_log or last
         control.should_evaluate = self._evaluates and (
             last or step % self._trainer.steps_per_epoch == 0
         )
+        # What is evaluated is reported with its own step's figures.
+        control.should_log = control.should_log or last or control.should_evaluate
         due = self._schedule.due(step)
         if self._schedule.by_time:
             due = self._progress.agree(due)
