@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from graft.digests import digest_file
 from graft.errors import GraftError
 from graft.spec_file import spec_from_dict
 
+from services.trainer.run.progress import Progress
 from services.trainer.run.stop import StopSignal
 from services.trainer.spec import parse_spec
 from tests.support.models import make_base
@@ -271,3 +273,87 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
     assert stopped > 0
     assert last.code == 0, last.message
     assert files(last) == files(whole)
+
+
+def flip(path: Path) -> None:
+    """Changes one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_one_before_a_damaged_checkpoint_is_used_and_with_none_it_begins_anew(
+    table: Table, tmp_path: Path
+) -> None:
+    spec = table.spec("sft")
+    whole = attempt(spec, tmp_path / "whole")
+    kept = whole.work_dir / "checkpoints"
+    for step in range(1, STEPS - 2):
+        shutil.rmtree(kept / f"step-{step:09d}")
+    both = shutil.copytree(kept, tmp_path / "one/checkpoints")
+    flip(both / "step-000000006/optimizer.pt")
+    none = shutil.copytree(both, tmp_path / "none/checkpoints")
+    (none / "step-000000005/rng_state.pth").unlink()
+
+    one = attempt(spec, tmp_path / "one")
+    assert "step 6 is not used: its file optimizer.pt is damaged." in one.log
+    assert "Going on from the checkpoint of step 5." in one.log
+    anew = attempt(spec, tmp_path / "none")
+    assert "step 5 is not used: its file rng_state.pth is missing." in anew.log
+    assert "No checkpoint can be used: the training begins anew." in anew.log
+    assert files(one) == files(anew) == files(whole)
+
+
+def test_a_full_disk_pauses_the_job_and_with_room_it_goes_on_exactly(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = table.spec("sft")
+    whole = attempt(spec, tmp_path / "whole")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(StopSignal, "preempted", True)
+        assert attempt(spec, tmp_path / "full").code == 75
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file of this process may be larger: the system itself refuses what checkpoints write.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
+    try:
+        paused = attempt(spec, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert paused.code == 74
+    assert paused.finished["paused"] is True
+    assert paused.message.startswith("The checkpoint of step 2 cannot be written to ")
+    for words in ("(File too large)", "bytes are free there", "step 1 is kept", "Make room there"):
+        assert words in paused.message
+    assert not (tmp_path / "full/checkpoints/partial").exists()
+    last = attempt(spec, tmp_path / "full")
+    assert "Going on from the checkpoint of step 1." in last.log
+    assert files(last) == files(whole)
+
+
+def test_the_result_is_the_best_checkpoints_where_that_is_wanted(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = table.spec(
+        "sft",
+        # What is learned by heart makes other rows less likely.
+        {"hyperparameters": {"max_steps": 12, "learning_rate": 0.1, "schedule": "constant"}},
+        {"checkpointing": {"every_steps": 5, "keep": 1, "use_best": True}},
+    )
+    whole = attempt(spec, tmp_path / "whole")
+    assert whole.code == 0, whole.message
+    losses = {int(r["step"]): r["eval_loss"] for r in reports(whole) if "eval_loss" in r}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12, "the task must get worse"
+    assert f"The result is the checkpoint of step {best}: its eval_loss is " in whole.log
+    checkpoint = whole.work_dir / f"checkpoints/step-{best:09d}"
+    assert (checkpoint / "adapter_model.safetensors").read_bytes() == (
+        whole.work_dir / "result/adapter_model.safetensors"
+    ).read_bytes()
+    request = json.loads((whole.work_dir / "result/commit_request.json").read_text())
+    assert request["lineage"]["metrics"]["eval_loss"] == losses[best]
+    assert request["lineage"]["metrics"]["result_step"] == best
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Progress, "told_to_stop", property(lambda one: one.last.step > best))
+        assert attempt(spec, tmp_path / "stopped").code == 75
+    assert files(attempt(spec, tmp_path / "stopped")) == files(whole)
