@@ -50,6 +50,7 @@ _BAD_CONFIG = {
     Reason.INVALID_NAME,
     Reason.INVALID_REQUEST,
     Reason.NOT_A_MODEL,
+    Reason.NOT_THE_SAME,
     Reason.RANK_TOO_LARGE,
     Reason.WRONG_BASE,
 }

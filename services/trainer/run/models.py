@@ -61,11 +61,11 @@ def _load(model_class: Any, folder: Path, spec: BaseSpec, **further: Any) -> Any
     model.config.use_cache = False
     if spec.quantization == "none":
         return model.to(device)
-    _keep_layout(model)
+    keep_layout(model)
     return model
 
 
-def _keep_layout(model: Any) -> None:
+def keep_layout(model: Any) -> None:
     """Keeps the quantized layers out of evaluation mode.
 
     On a CPU their first forward pass in that mode repacks the weights for inference, for good, and from then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from services.trainer.run.peft_models import Files, check_finite
 
 _CHECKPOINT = "model.safetensors"
 _SHARD = "4GB"
+_CONFIG = "config.json"
 # What of a base is not its weights stays byte for byte as it was.
 _KEPT = (
     "config.json",
@@ -82,8 +84,11 @@ def load_weights(model: Any, folder: Path) -> None:
     load_model(model, str(folder / _CHECKPOINT))
 
 
-def save(model: Any, base: Path, folder: Path) -> None:
-    """Writes a model's folder: weights in the type that the base stores, all other files as the base's.
+def save(model: Any, base: Path, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a model's folder: weights in a type, all other files as the base's.
+
+    Args:
+        dtype: of the weights; None for that in which the base stores its own.
 
     Raises:
         GraftError: INVALID_SPEC, when a trained number is not finite.
@@ -91,7 +96,8 @@ def save(model: Any, base: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     check_finite(dict(model.named_parameters()))
     stored = getattr(AutoConfig.from_pretrained(base), "dtype", None)
-    dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+    own = stored if isinstance(stored, torch.dtype) else torch.float32
+    dtype = dtype or own
     # A tied tensor once, under the name of its first use: copies of another type would not be seen as tied.
     state = {name: one.detach().to("cpu", dtype) for name, one in model.named_parameters()}
     buffers = {name: one.detach().cpu() for name, one in model.named_buffers()}
@@ -100,3 +106,16 @@ def save(model: Any, base: Path, folder: Path) -> None:
     for name in _KEPT:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+    _tell_truth(folder / _CONFIG, None if dtype is own else dtype)
+
+
+def _tell_truth(path: Path, dtype: torch.dtype | None) -> None:
+    """Has config.json say what the weights are now, where the base's says something else."""
+    config = json.loads(path.read_text("utf-8"))
+    told = dict(config)
+    told.pop("quantization_config", None)
+    if dtype is not None:
+        told.pop("torch_dtype", None)
+        told["dtype"] = str(dtype).removeprefix("torch.")
+    if told != config:
+        path.write_text(json.dumps(told, indent=2) + "\n", "utf-8")

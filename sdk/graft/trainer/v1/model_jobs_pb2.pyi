@@ -5,8 +5,11 @@ Jobs on versions that exist: merging an adapter into its base, and evaluating a 
 message, as protobuf JSON or YAML, starts a worker, as a JobSpec does.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from graft.trainer.v1 import conversion_pb2 as _conversion_pb2
 from graft.trainer.v1 import job_spec_pb2 as _job_spec_pb2
 import builtins as _builtins
 import sys
@@ -21,7 +24,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class MergeSpec(_message.Message):
-    """An adapter's version and its base become one model, which is a version of a base."""
+    """An adapter's version and its base become one model, which is a version of a base. Or several adapters become
+    one, or an adapter becomes a plain LoRA: a version of an adapter. Exactly one of output_base, output_adapter and
+    export says what is made.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -29,17 +35,51 @@ class MergeSpec(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     OUTPUT_BASE_FIELD_NUMBER: _builtins.int
     SKIP_CHECK_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    COMBINATION_FIELD_NUMBER: _builtins.int
+    OUTPUT_ADAPTER_FIELD_NUMBER: _builtins.int
+    PLAIN_LORA_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    REQUANTIZATION_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    EXPORT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The adapter's version: "bot:3", "bot@production", "bot" for its production or newest one, or a full name."""
     output_base: _builtins.str
     """The base that gets the merged version; made if it does not exist."""
     skip_check: _builtins.bool
     """Leaves out the comparison with the unmerged model, by a fresh process."""
+    output_adapter: _builtins.str
+    """The adapter that gets the combined or converted version; made if it does not exist."""
+    dtype: _builtins.str
+    """Type of the merged weights: "auto" (as the base stores them), "bfloat16", "float16" or "float32"."""
+    requantization: _conversion_pb2.Requantization.ValueType
+    """Quantizes the merged weights."""
     @_builtins.property
     def base(self) -> _job_spec_pb2.BaseSpec:
         """The base that it was trained on; its source is the one that the registry knows when left out. The
         quantization is that of the training: what the adapter was fitted to is dequantized and merged.
         """
+
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[_conversion_pb2.WeightedVersion]:
+        """Several adapters with weights, in place of version; they become one before anything else is done."""
+
+    @_builtins.property
+    def combination(self) -> _conversion_pb2.Combination:
+        """How they become one."""
+
+    @_builtins.property
+    def plain_lora(self) -> _conversion_pb2.PlainLora:
+        """Makes a plain LoRA; with output_adapter."""
+
+    @_builtins.property
+    def proof(self) -> _conversion_pb2.ProofSpec:
+        """What the result is compared on, and how far it may be off."""
+
+    @_builtins.property
+    def export(self) -> _conversion_pb2.ExportSpec:
+        """Writes the merged model to files, and commits nothing."""
 
     def __init__(
         self,
@@ -48,10 +88,18 @@ class MergeSpec(_message.Message):
         base: _job_spec_pb2.BaseSpec | None = ...,
         output_base: _builtins.str = ...,
         skip_check: _builtins.bool = ...,
+        versions: _abc.Iterable[_conversion_pb2.WeightedVersion] | None = ...,
+        combination: _conversion_pb2.Combination | None = ...,
+        output_adapter: _builtins.str = ...,
+        plain_lora: _conversion_pb2.PlainLora | None = ...,
+        dtype: _builtins.str = ...,
+        requantization: _conversion_pb2.Requantization.ValueType = ...,
+        proof: _conversion_pb2.ProofSpec | None = ...,
+        export: _conversion_pb2.ExportSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "combination", b"combination", "export", b"export", "plain_lora", b"plain_lora", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "output_base", b"output_base", "skip_check", b"skip_check", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "combination", b"combination", "dtype", b"dtype", "export", b"export", "output_adapter", b"output_adapter", "output_base", b"output_base", "plain_lora", b"plain_lora", "proof", b"proof", "requantization", b"requantization", "skip_check", b"skip_check", "version", b"version", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

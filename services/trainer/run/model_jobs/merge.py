@@ -1,4 +1,4 @@
-"""Merges an adapter into its base: one model, without anything beside it, as a version of a base.
+"""Does a merge: pulls versions, has something made of them and proven, and commits it, or moves it to where it is exported.
 
 What an adapter learned on a quantized base fits the values that the base had there. So such a base is
 quantized again, dequantized, and merged; merging into the original weights would be another model.
@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graft.bases import read_base
 from graft.channel import open_channel
 from graft.errors import GraftError, Reason
+from graft.files import write_atomic
 from graft.keys import load_key
-from graft.names import base_name
+from graft.names import adapter_name, base_name
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage, Version
 from graft.trainer.v1.model_jobs_pb2 import MergeSpec
 
-from services.trainer.fields import identifier
 from services.trainer.methods import METHODS
 from services.trainer.methods.base import Use
 from services.trainer.run.background import BackgroundLoop
-from services.trainer.run.model_jobs.pulled import Pulled, Puller, load_pulled
+from services.trainer.run.model_jobs.pulled import Pulled, Puller
+from services.trainer.run.model_jobs.recipe import Exporting, parse_recipe
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import (
@@ -39,11 +38,13 @@ from services.trainer.run.result import (
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
 
-_PROBE = "probe.npz"
-_PROBE_TOKENS = 32
-# Of the spread of the logits, as a root mean square: what rounding to the type of the base's weights may move them
-# by. An adapter that is missing altogether moves them by about 1.
-_MOST_DIFFERENCE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+if TYPE_CHECKING:
+    from services.trainer.run.model_jobs.making import Maker
+    from services.trainer.run.model_jobs.report import Report
+
+REPORT = "report.json"
+# What loads its files as a LoRA is one, whatever it was made by.
+_ADAPTER_METHOD, _BASE_METHOD = "lora", "merge"
 
 
 class MergeWorker:
@@ -56,6 +57,9 @@ class MergeWorker:
         loop: for everything over the network.
         reporter: gets what happens.
         stop: asked whether to go on.
+
+    Raises:
+        GraftError: INVALID_SPEC; BAD_DATA, when the proof's texts cannot be read.
     """
 
     def __init__(
@@ -73,116 +77,178 @@ class MergeWorker:
         self._loop = loop
         self._reporter = reporter
         self._stop = stop
-        name = identifier("output_base", spec.output_base)
-        self._output = base_name(settings.namespace, name)
+        self._recipe = parse_recipe(spec)
+        self._stages = 0
+        recipe, namespace = self._recipe, settings.namespace
+        self._output = (
+            adapter_name(namespace, recipe.output_adapter)
+            if recipe.output_adapter
+            else base_name(namespace, recipe.output_base)
+            if recipe.output_base
+            else ""
+        )
 
     def run(self) -> str:
-        """Merges and commits, or commits what an earlier attempt merged; returns the version's name.
+        """Makes and commits, or commits what an earlier attempt made; returns the version's name, "" of an export.
 
         Raises:
-            GraftError: what is wrong with the spec, the version or its base.
+            GraftError: what is wrong with the spec, the versions or their base.
             RegistryRefusedError: the registry does not take the result.
         """
         settings = self._settings
         settings.work_dir.mkdir(parents=True, exist_ok=True)
-        pulled = Puller(settings, self._loop, self._reporter).pull(
-            self._spec.version, self._spec.base
-        )
-        _check_method(pulled)
+        puller = Puller(settings, self._loop, self._reporter)
+        every = [puller.pull(one.version, self._spec.base) for one in self._recipe.sources]
+        self._check(every)
+        if self._recipe.export is not None:
+            self._export(every, self._recipe.export)
+            return ""
         made = self._loop.run(self._made())
         if made is not None:
-            self._reporter.log(f"This job has made {made.name} already; nothing is merged again.")
+            self._reporter.log(f"This job has made {made.name} already; nothing is made again.")
             return made.name
-        fingerprint = pulled.base.record.fingerprint.digest
+        fingerprint = every[0].base.record.fingerprint.digest
         result = find_result(settings.result_dir, self._spec_json, fingerprint)
-        if result is None or pulled.version.name not in result.request.lineage.parent_versions:
-            result = self._merge(pulled)
+        names = [one.version.name for one in every]
+        if result is None or list(result.request.lineage.parent_versions) != names:
+            result = self._make(every)
         self._stop.check()
         self._reporter.finalizing()
         self._reporter.log(describe(result))
-        return self._loop.run(self._publish(pulled, result)).name
+        return self._loop.run(self._publish(every[0], result)).name
+
+    def _check(self, every: list[Pulled]) -> None:
+        """Refuses what cannot be merged or combined.
+
+        Raises:
+            GraftError: INVALID_SPEC, WRONG_BASE.
+        """
+        first = every[0].base.record
+        for pulled in every:
+            if self._recipe.export is None or pulled.is_adapter:
+                _check_method(pulled)
+            record = pulled.base.record
+            if record.fingerprint.digest != first.fingerprint.digest:
+                raise GraftError(
+                    Reason.WRONG_BASE,
+                    f"{pulled.version.name} is of {record.name} ({record.fingerprint.digest}), and "
+                    f"{every[0].version.name} of {first.name} ({first.fingerprint.digest})",
+                    next_step="Combine adapters of one base.",
+                )
 
     async def _made(self) -> Version | None:
         async with open_channel(self._settings.registry_address) as channel:
             publisher = self._publisher(channel)
             return await publisher.find(self._output, self._settings.job, self._spec_json)
 
-    def _merge(self, pulled: Pulled) -> Result:
-        from services.trainer.run import whole_models
+    def _maker(self, every: list[Pulled]) -> Maker:
+        from services.trainer.run.model_jobs.held_out import HeldOut, held_out_rows
+        from services.trainer.run.model_jobs.making import Maker
 
-        partial = self._settings.work_dir / "result.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        self._reporter.log(f"Loading the base ({pulled.base_spec.quantization} quantization).")
-        model = load_pulled(pulled, dequantized=True)
-        probe = self._settings.work_dir / _PROBE
-        if not self._spec.skip_check:
-            _write_logits(model, probe)
+        proof, log = self._recipe.proof, self._reporter.log
+        rows = HeldOut([], "nothing")
+        if not proof.skip:
+            rows = held_out_rows(every[0], proof, self._settings, self._loop, self._reporter)
+            log(f"The proof is on {rows.origin} ({rows.tokens} tokens).")
+        return Maker(self._recipe, every, rows, self._settings.work_dir, self._stage, log)
+
+    def _stage(self, name: str) -> None:
         self._stop.check()
-        merged = model.merge_and_unload(safe_merge=True)
-        merged.config.use_cache = True
-        whole_models.save(merged, pulled.base.folder, partial)
-        del model, merged
-        metrics = {}
-        if not self._spec.skip_check:
-            metrics["logits_difference"] = self._check(partial, probe)
-        return self._store(pulled, partial, metrics)
+        self._stages += 1
+        self._reporter.log(f"Stage {self._stages}: {name}.")
 
-    def _store(self, pulled: Pulled, partial: Path, metrics: dict[str, float]) -> Result:
-        origin = f"{pulled.base.record.name} {pulled.base.record.fingerprint.digest}"
+    def _make(self, every: list[Pulled]) -> Result:
+        """Makes the result below the work folder; what a failure leaves is removed."""
+        partial, between = self._fresh("result.partial"), self._fresh("merged.partial")
+        try:
+            maker = self._maker(every)
+            if self._recipe.output_adapter:
+                report = maker.adapter(partial)
+            elif self._recipe.requantization == "none":
+                report = maker.model(partial, self._recipe.dtype)
+            else:
+                report = maker.model(between, self._recipe.dtype)
+                maker.requantized(between, partial, report)
+            self._keep(report)
+            report.write(partial, self._libraries(every))
+            return self._store(every, partial, report.metrics)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(between, ignore_errors=True)
+
+    def _export(self, every: list[Pulled], export: Exporting) -> None:
+        """Makes what is exported beside its place, and moves it there when it is proven."""
+        beside = export.path.with_name(f".{export.path.name}.partial")
+        between = self._fresh("merged.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            if export.gguf_type:
+                _check_architecture(every[0])
+            maker = self._maker(every)
+            if export.gguf_type:
+                beside.mkdir()
+                report = maker.model(between, "float32")
+                made = beside / export.path.name
+                maker.gguf(between, made, every[0].version.name, report)
+            elif self._recipe.requantization != "none":
+                report = maker.model(between, self._recipe.dtype)
+                maker.requantized(between, made := beside, report)
+            else:
+                report = maker.model(made := beside, self._recipe.dtype)
+            self._keep(report)
+            if not export.gguf_type:
+                report.write(made, self._libraries(every))
+            made.rename(export.path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(between, ignore_errors=True)
+        self._reporter.log(f"Exported to {export.path}.")
+
+    def _fresh(self, name: str) -> Path:
+        folder = self._settings.work_dir / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    def _keep(self, report: Report) -> None:
+        """For whoever started this process and asks for the numbers."""
+        write_atomic(self._settings.work_dir / REPORT, json.dumps(report.as_dict()).encode())
+
+    def _libraries(self, every: list[Pulled]) -> dict[str, str]:
+        quantized = any(one.base_spec.quantization != "none" for one in every)
+        return library_versions(quantized or self._recipe.requantization == "nf4")
+
+    def _store(self, every: list[Pulled], partial: Path, metrics: dict[str, float]) -> Result:
+        record = every[0].base.record
+        to_adapter = bool(self._recipe.output_adapter)
         request = CommitVersionRequest(
             parent=self._output,
-            method="merge",
+            method=_ADAPTER_METHOD if to_adapter else _BASE_METHOD,
+            base_fingerprint=record.fingerprint.digest if to_adapter else "",
             request_id=commit_id(self._settings.job, self._spec_json),
             lineage=Lineage(
                 job=self._settings.job,
                 attempt=self._settings.attempt,
                 spec_json=self._spec_json,
-                library_versions=library_versions(pulled.base_spec.quantization != "none"),
+                library_versions=self._libraries(every),
                 metrics=metrics,
-                parent_versions=[pulled.version.name],
-                sources=[origin],
+                parent_versions=[one.version.name for one in every],
+                sources=[f"{record.name} {record.fingerprint.digest}"],
             ),
         )
         files = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
         return store_result(self._settings.result_dir, partial, request, files)
-
-    def _check(self, merged: Path, probe: Path) -> float:
-        """Loads the merged folder in a fresh process; how far its logits are off, over their spread.
-
-        Raises:
-            GraftError: INTERNAL, when it is larger than rounding explains.
-        """
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "services.trainer.run.model_jobs.check",
-                str(merged),
-                str(probe),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
-            raise _not_the_same(f"a fresh process could not load it ({why})")
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        difference, dtype = float(found["difference"]), str(found["dtype"])
-        if not difference <= _MOST_DIFFERENCE.get(dtype, 0.1):
-            raise _not_the_same(f"its logits differ by {difference:.2g} of their spread ({dtype})")
-        self._reporter.log(
-            f"A fresh process computes the same: logits differ by {difference:.2g} of their spread."
-        )
-        return difference
 
     async def _publish(self, pulled: Pulled, result: Result) -> Version:
         settings = self._settings
         key = load_key(settings.signing_key) if settings.signing_key else None
         async with open_channel(settings.registry_address) as channel:
             publisher = self._publisher(channel)
-            made = read_base(result.folder, self._output)
-            await publisher.prepare_bases(pulled.base.record, made)
+            if self._recipe.output_adapter:
+                await publisher.prepare(pulled.base.record, self._output)
+            else:
+                made = read_base(result.folder, self._output)
+                await publisher.prepare_bases(pulled.base.record, made)
             async with publisher.holding(result):
                 await publisher.upload(result)
                 version = await publisher.commit(result, self._stop.committing)
@@ -215,23 +281,8 @@ def _check_method(pulled: Pulled) -> None:
         )
 
 
-def _not_the_same(why: str) -> GraftError:
-    return GraftError(
-        Reason.INTERNAL,
-        f"The merged model is not what base and adapter are together: {why}; nothing was committed",
-        next_step="Report it with the adapter's method and the base; skip_check: true leaves this check out.",
-    )
+def _check_architecture(pulled: Pulled) -> None:
+    """Refuses what GGUF cannot hold before anything is computed."""
+    from services.trainer.run.model_jobs.gguf_file import check_exportable
 
-
-def _write_logits(model: Any, path: Path) -> None:
-    """What the unmerged model says of some tokens."""
-    import numpy as np
-    import torch
-
-    from services.trainer.run.trainers.common import without_dropout
-
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = (torch.arange(_PROBE_TOKENS) * 7919 + 3).remainder(vocabulary)[None]
-    with torch.no_grad(), without_dropout(model):
-        logits = model(input_ids=ids.to(model.device), use_cache=False).logits
-    np.savez(path, ids=ids.numpy(), logits=logits.float().cpu().numpy())
+    check_exportable(json.loads((pulled.base.folder / "config.json").read_text("utf-8")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from google.protobuf import json_format
 from graft import convert
 from graft.client import Client
+from graft.digests import digest_file
 from graft.errors import GraftError, NotFoundError, Reason
 from graft.names import full_name
 from graft.registry.v1.registry_service_pb2 import GetVersionRequest
@@ -109,6 +111,11 @@ class Puller:
         async with self.client() as client:
             version = await self._find(client, reference)
             folder = self._settings.work_dir / "versions" / version.digest.rpartition(":")[2]
+            if folder.is_dir() and not _whole(folder, version):
+                self._reporter.log(
+                    f"The files of {version.name} here are damaged; fetching them anew."
+                )
+                shutil.rmtree(folder)
             if not folder.is_dir():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 await _pull(client, version.name, folder)
@@ -154,6 +161,14 @@ async def _pull(client: Client, name: str, folder: Path) -> None:
         return
     namespace, adapter = parent.split("/")[1::2]
     await client.adapters.pull(f"{namespace}/{adapter}:{number}", folder)
+
+
+def _whole(folder: Path, version: Version) -> bool:
+    """Whether what an earlier attempt fetched is still what was fetched."""
+    return all(
+        (folder / file.path).is_file() and digest_file(folder / file.path) == file.digest
+        for file in version.files
+    )
 
 
 def _trained_base(version: Version) -> BaseSpec | None:
