@@ -96,10 +96,6 @@ class JobController:
     def _collect(self, namespace: str, name: str) -> None:
         for pod in self._pods(namespace, name):
             self._end(pod)
-        for plural in ("configmaps", "secrets", "services"):
-            one = self._store.find(plural, namespace, name)
-            if one is not None and one["metadata"].get("ownerReferences"):
-                self._store.remove(plural, namespace, name)
 
     def _end(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -134,6 +130,12 @@ class JobController:
                 self._end(pod)
             if not living:
                 set_condition(job, "Failed", "True", *failure)
+        elif _by_policy(spec, pods) and job["status"]["succeeded"] < wanted:
+            for pod in living:
+                self._end(pod)
+            if not living:
+                message = "Matched rules at index 0"
+                set_condition(job, "Complete", "True", "SuccessPolicy", message)
         elif job["status"]["succeeded"] >= wanted and not living:
             set_condition(job, "Complete", "True", "CompletionsReached", "Reached completions")
             job["status"]["completionTime"] = now()
@@ -246,6 +248,17 @@ def tell_event(
         "message": message,
     }
     store.create("events", namespace, event)
+
+
+def _by_policy(spec: Object, pods: list[Object]) -> bool:
+    """Whether the indexes that matter have succeeded."""
+    for rule in (spec.get("successPolicy") or {}).get("rules", []):
+        wanted = str(rule["succeededIndexes"])
+        for pod in pods:
+            index = pod["metadata"].get("annotations", {}).get(_INDEX)
+            if index == wanted and pod.get("status", {}).get("phase") == "Succeeded":
+                return True
+    return False
 
 
 def _matched(spec: Object, pod: Object) -> tuple[str, str]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from graft.kubernetes.api import Object
+from graft.kubernetes.group_template import TRAIN_CONTAINER
 from graft.kubernetes.pod_template import CONTAINER
 
 from services.trainer.convert import left_report
 from services.trainer.jobs import Finished
 from services.trainer.launchers.base import Remains
-from services.trainer.launchers.kubernetes.api import Object
 from services.trainer.states import FailureCause
 
+# What the worker's container is called: a TrainJob's has Kubeflow's name.
+CONTAINERS = (CONTAINER, TRAIN_CONTAINER)
 _SUCCEEDED, _FAILED = ("Complete", "Completed"), "Failed"
 # How the Job controller says which exit code its pod failure policy matched.
 _EXIT_CODE = re.compile(r"failed with exit code (\d+)")
@@ -50,6 +53,41 @@ def kept_of_job(job: Object) -> Object:
     }
 
 
+def kept_of_event(event: Object) -> Object:
+    """What is needed of an event."""
+    meta, regarding = event["metadata"], event.get("involvedObject") or {}
+    return {
+        "metadata": {name: meta.get(name, "") for name in ("name", "uid", "resourceVersion")},
+        "involvedObject": {name: regarding.get(name, "") for name in ("kind", "name")},
+        "reason": event.get("reason", ""),
+        "message": event.get("message", ""),
+    }
+
+
+def kept_of_workload(workload: Object) -> Object:
+    """What is needed of a Workload of Kueue's."""
+    meta = workload["metadata"]
+    names = ("name", "uid", "resourceVersion", "ownerReferences")
+    conditions = workload.get("status", {}).get("conditions") or []
+    return {
+        "metadata": {name: meta[name] for name in names if name in meta},
+        "status": {"conditions": conditions},
+    }
+
+
+def queue_condition(workload: Object) -> str:
+    """Why Kueue does not let a workload run, in its words; "" where it does, or has said nothing yet."""
+    if condition(workload, "Admitted") is not None:
+        return ""
+    evicted = condition(workload, "Evicted") or {}
+    found = {one["type"]: one for one in workload["status"]["conditions"]}
+    for kind in ("QuotaReserved", "Admitted"):
+        one = found.get(kind, {})
+        if one.get("status") == "False" and one.get("message"):
+            return str(one["message"])
+    return str(evicted.get("message", ""))
+
+
 def condition(one: Object, kind: str) -> Mapping[str, str] | None:
     """A condition of an object that is true."""
     for found in one.get("status", {}).get("conditions") or []:
@@ -82,14 +120,19 @@ def exit_code_of(pod: Object) -> int | None:
     return None if ended is None else _signed(int(ended.get("exitCode", 0)))
 
 
-def end_of(job: Object | None, pods: Sequence[Object]) -> tuple[int | None, Remains]:
+def end_of(
+    job: Object | None, pods: Sequence[Object], parts: Iterable[Object] = ()
+) -> tuple[int | None, Remains]:
     """The exit code of an attempt and what is known beside it.
 
     Args:
         job: as it was last seen; None where it was never.
         pods: of the attempt, also those that are gone, as they were last seen.
+        parts: Jobs that its JobSet made: why one failed, its JobSet does not say.
     """
     condition_ = (end_condition(job) if job is not None else None) or {}
+    if condition_.get("type") not in _SUCCEEDED:
+        condition_ = next(filter(None, (condition(one, _FAILED) for one in parts)), condition_)
     reason, said = condition_.get("reason", ""), condition_.get("message", "")
     succeeded = condition_.get("type") in _SUCCEEDED
     pod = _telling(pods, succeeded)
@@ -128,7 +171,7 @@ def _index(pod: Object) -> int:
 def _state(pod: Object | None) -> Object:
     """The state of the worker's container."""
     for status in (pod or {}).get("status", {}).get("containerStatuses") or []:
-        if status.get("name") == CONTAINER:
+        if status.get("name") in CONTAINERS:
             return dict(status.get("state") or {})
     return {}
 
