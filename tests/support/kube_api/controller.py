@@ -123,14 +123,15 @@ class JobController:
             return
         self._count(job, pods)
         living = [pod for pod in pods if not is_over(pod)]
-        failure = self._failure(job, pods)
+        self._decide(job, pods)
+        failure = condition(job, "FailureTarget")
         wanted = spec.get("completions", 1)
         if failure is not None:
             for pod in living:
                 self._end(pod)
             if not living:
-                set_condition(job, "Failed", "True", *failure)
-        elif _by_policy(spec, pods) and job["status"]["succeeded"] < wanted:
+                set_condition(job, "Failed", "True", failure["reason"], failure["message"])
+        elif condition(job, "SuccessCriteriaMet"):
             for pod in living:
                 self._end(pod)
             if not living:
@@ -150,6 +151,15 @@ class JobController:
             if is_over(pod) and "deletionTimestamp" in pod["metadata"]:
                 self._store.remove("pods", namespace, pod["metadata"]["name"])
         self._store.update("jobs", job)
+
+    def _decide(self, job: Object, pods: list[Object]) -> None:
+        """How it will end, once: what its pods do afterwards changes nothing any more."""
+        if condition(job, "FailureTarget") or condition(job, "SuccessCriteriaMet"):
+            return
+        if _by_policy(job["spec"], pods):
+            set_condition(job, "SuccessCriteriaMet", "True", "SuccessPolicy")
+        elif (failure := self._failure(job, pods)) is not None:
+            set_condition(job, "FailureTarget", "True", *failure)
 
     def _count(self, job: Object, pods: list[Object]) -> None:
         """Pods that are gone stay counted."""

@@ -13,6 +13,7 @@ from services.trainer.convert import left_report
 from services.trainer.jobs import Finished
 from services.trainer.launchers.base import Remains
 from services.trainer.states import FailureCause
+from services.trainer.verdict import CAUSE_BY_EXIT_CODE, EXIT_CANCELLED, EXIT_PREEMPTED
 
 # What the worker's container is called: a TrainJob's has Kubeflow's name.
 CONTAINERS = (CONTAINER, TRAIN_CONTAINER)
@@ -21,7 +22,7 @@ _SUCCEEDED, _FAILED = ("Complete", "Completed"), "Failed"
 _EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 _DISRUPTED = "has condition DisruptionTarget"
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_SIGNALS_FROM = 128
+_SIGNALS_FROM, _PREEMPTED = 128, EXIT_PREEMPTED
 _WITHOUT_POD = "Its pod is gone, and with it the name of the version: the registry has it"
 
 
@@ -152,15 +153,22 @@ def end_of(
         finished = Finished(message=_WITHOUT_POD)
     if finished is None and _state(pod).get("terminated", {}).get("reason") == "OOMKilled":
         finished = _out_of_memory()
+    if len(pods) > 1 and pod is not None and code and (finished is None or finished.preempted):
+        finished = _by_one_of_many(pod, code)
     return code, Remains(finished, disrupted, because, _log_tail(pod))
 
 
 def _telling(pods: Sequence[Object], succeeded: bool) -> Object | None:
-    """The pod whose end is the attempt's: of several the one that failed, else the first node's."""
+    """The pod whose end is the attempt's: of several the one that failed, else the first node's.
+
+    A node that lost another ends as if it had been preempted: that says nothing of why.
+    """
     ended = [one for one in pods if "terminated" in _state(one)]
     failed = [one for one in ended if exit_code_of(one) and not succeeded]
     candidates = failed or ended or list(pods)
-    return min(candidates, key=_index, default=None)
+    return min(
+        candidates, key=lambda pod: (exit_code_of(pod) == _PREEMPTED, _index(pod)), default=None
+    )
 
 
 def _index(pod: Object) -> int:
@@ -206,6 +214,15 @@ def _because(pod: Object | None, disruption: Mapping[str, str] | None, said: str
     if _EXIT_CODE.search(said):
         return ""
     return said
+
+
+def _by_one_of_many(pod: Object, code: int) -> Finished | None:
+    """Why a node made the others stop, of whom the first, which reports, only knows that it had to."""
+    if code in (_PREEMPTED, EXIT_CANCELLED):
+        return None
+    cause = CAUSE_BY_EXIT_CODE.get(code, FailureCause.NODE_LOST)
+    said = f": {tail}" if (tail := _log_tail(pod)) else ""
+    return Finished(cause=cause, message=f"Node {_index(pod)} ended with code {code}{said}")
 
 
 def _out_of_memory() -> Finished:
