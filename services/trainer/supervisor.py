@@ -30,7 +30,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.notices import Notices
 from services.trainer.session import Acknowledged, Answer, NumberedReport
 from services.trainer.slots import Slots
-from services.trainer.states import ACTIVE, JobState
+from services.trainer.states import ACTIVE, FINAL, JobState
 from services.trainer.verdict import judge
 
 _STORE_RETRY_S = 2.0
@@ -112,7 +112,10 @@ class Supervisor:
                 attendance.finished()
             if job.cancel_requested:
                 attendance.cancel(job.cancel_reason)
-        await self._launcher.recovered()
+        unfinished = await self._journal.store.in_states(
+            [one for one in JobState if one not in FINAL]
+        )
+        await self._launcher.recovered([job.name for job in unfinished])
 
     def preempt_strangers(self) -> None:
         """Has adopted workers that report to another address than ours start again with ours."""
@@ -230,6 +233,8 @@ class Supervisor:
                     return
                 await asyncio.sleep(_STORE_RETRY_S)
         log.info("attempt ended", state=verdict.state, message=verdict.message)
+        if verdict.state in FINAL:
+            await self._launcher.forget(attempt.job, attempt.number)
         if verdict.state is JobState.QUEUED:
             self._metrics.restarted("lost" if verdict.lost else "preempted")
 

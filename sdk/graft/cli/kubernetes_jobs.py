@@ -10,15 +10,17 @@ from typing import Annotated, Any, ClassVar
 import typer
 import yaml
 
-from graft.cli.cluster.create import open_cluster
+from graft.cli.cluster.create import create_objects, installed_groups
 from graft.cli.job_files import read_job
 from graft.cli.output import Output, to_json
 from graft.cli.session import JsonOption, options, reported, run
 from graft.client import Client
 from graft.errors import GraftError, Reason
-from graft.kubernetes.job_template import Manifest
-from graft.kubernetes.manual_jobs import KINDS, ManualJob, render_job
-from graft.kubernetes.pod_policy import PodPolicies, read_policies
+from graft.kubernetes.connect import opened
+from graft.kubernetes.group_template import child_job_name
+from graft.kubernetes.job_template import Manifest, in_order
+from graft.kubernetes.manual_jobs import KINDS, ManualJob, nodes_of, render_job
+from graft.kubernetes.pod_policy import PodPolicies, PodPolicy, read_policies
 from graft.results import short_id
 
 _IN_CLUSTER_REGISTRY = "graft-registry:7431"
@@ -95,7 +97,7 @@ def render(
         job, notes = _job(
             spec, kind, name, pod_registry, kube_namespace, graft_namespace, schedule, time_zone
         )
-        manifests = _rendered(job, policy, image)
+        manifests = in_order(render_job(job, _policy(job, policy, image)))
         for note in notes:
             out.warn(note)
         text = _json_list(manifests) if as_json else to_yaml(manifests)
@@ -141,11 +143,13 @@ def submit(
         job, notes = _job(
             spec, kind, name, pod_registry, kube_namespace, chosen.namespace, schedule, time_zone
         )
-        manifests = _rendered(job, policy, image)
+        pods = _policy(job, policy, image)
+        # What is wrong with it is said also where no cluster answers.
+        render_job(job, pods)
         for note in notes:
             out.warn(note)
-        namespace = asyncio.run(_create(context, kube_namespace, manifests))
-        _show(out, manifests[0], namespace)
+        made, namespace = asyncio.run(_create(context, job, pods))
+        _show(out, made, namespace)
 
 
 async def _to_trainer(client: Client, out: Output, spec: Path, kind: str) -> None:
@@ -163,10 +167,12 @@ async def _to_trainer(client: Client, out: Output, spec: Path, kind: str) -> Non
     )
 
 
-async def _create(context: str, namespace: str, manifests: list[Manifest]) -> str:
-    async with open_cluster(context, namespace) as cluster:
-        await cluster.create(manifests)
-        return cluster.namespace
+async def _create(context: str, job: ManualJob, policy: PodPolicy) -> tuple[Manifest, str]:
+    async with opened(context=context, namespace=job.namespace) as api:
+        installed = await installed_groups(api) if nodes_of(job) > 1 else None
+        manifests = render_job(job, policy, installed)
+        await create_objects(api, manifests)
+        return manifests[0], api.namespace
 
 
 def _show(out: Output, made: Manifest, namespace: str) -> None:
@@ -174,8 +180,9 @@ def _show(out: Output, made: Manifest, namespace: str) -> None:
     if out.as_json:
         out.json({"kind": kind, "name": name, "namespace": namespace})
     out.note(f"{kind} {name} is created in the namespace {namespace}.")
-    if kind == "Job":
-        out.note(f"Follow it:   kubectl -n {namespace} logs -f job/{name}")
+    follow = {"Job": f"job/{name}", "CronJob": ""}.get(kind, f"job/{child_job_name(name)}")
+    if follow:
+        out.note(f"Follow it:   kubectl -n {namespace} logs -f {follow}")
     what = f"{kind.lower()} {name}"
     out.note(f"How it goes: kubectl -n {namespace} describe {what}")
 
@@ -213,10 +220,10 @@ def _job(
     return job, notes
 
 
-def _rendered(job: ManualJob, policy_file: Path | None, image: str) -> list[Manifest]:
+def _policy(job: ManualJob, policy_file: Path | None, image: str) -> PodPolicy:
     policies = PodPolicies() if policy_file is None else read_policies(policy_file)
     policy = policies.of(job.graft_namespace)
-    return render_job(job, replace(policy, image=image) if image else policy)
+    return replace(policy, image=image) if image else policy
 
 
 def _text(dumper: Any, text: Any) -> yaml.Node:

@@ -1,40 +1,21 @@
-"""Applies objects to a cluster with the user's kubeconfig, server-side, and waits for a Deployment.
-
-Only what `graft bases deploy` makes is known here; kubernetes-asyncio is imported when it is needed.
-"""
+"""Applies objects to a cluster with the user's kubeconfig, server-side, and waits for a Deployment."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graft.errors import GraftError, Reason
-
-if TYPE_CHECKING:
-    from kubernetes_asyncio.client import ApiClient
+from graft.kubernetes.api import APPLY_PATCH, Api, ApiError, Query
+from graft.kubernetes.connect import opened
+from graft.kubernetes.kinds import CONFIG_MAPS, KINDS, kind_of
+from graft.kubernetes.refusals import Meaning, in_words
 
 MANAGER = "graft"
-_PLURALS = {
-    "ConfigMap": "configmaps",
-    "Service": "services",
-    "PersistentVolume": "persistentvolumes",
-    "PersistentVolumeClaim": "persistentvolumeclaims",
-    "Deployment": "deployments",
-    "ReplicaSet": "replicasets",
-    "PodDisruptionBudget": "poddisruptionbudgets",
-    "HorizontalPodAutoscaler": "horizontalpodautoscalers",
-    "ScaledObject": "scaledobjects",
-    "Certificate": "certificates",
-}
-_OF_THE_CLUSTER = ("PersistentVolume",)
-_NEEDS = {"ScaledObject": "KEDA", "Certificate": "cert-manager"}
-_TIMEOUT_S = 30.0
+_NOT_FOUND = 404
 _POLL_S = 1.0
 
 
@@ -54,7 +35,7 @@ class Cluster:
         api: a client of it.
     """
 
-    def __init__(self, api: ApiClient) -> None:
+    def __init__(self, api: Api) -> None:
         self._api = api
 
     async def apply(
@@ -70,32 +51,25 @@ class Cluster:
             GraftError: INVALID_REQUEST with the server's words, IN_USE where others manage a field,
                 NOT_SUPPORTED where the cluster does not know the kind.
         """
-        before = await self._get(manifest)
+        before = await self._request("GET", manifest, gone_is_fine=True)
         query = [("fieldManager", MANAGER), ("force", str(force).lower())]
-        after = await self._request(
-            "PATCH",
-            _path(manifest),
-            query + ([("dryRun", "All")] if dry_run else []),
-            manifest,
-            what=_named(manifest),
+        dry = [("dryRun", "All")] if dry_run else []
+        after = await self._request("PATCH", manifest, [*query, *dry], manifest)
+        return Applied(
+            manifest["kind"], manifest["metadata"]["name"], _action(before or None, after)
         )
-        return Applied(manifest["kind"], manifest["metadata"]["name"], _action(before, after))
 
     async def prune_configs(self, deployment: str, namespace: str, selector: str) -> list[str]:
         """Deletes ConfigMaps that no ReplicaSet of a Deployment uses any more; returns their names."""
-        sets = await self._list("apps/v1", "ReplicaSet", namespace, selector)
-        pods = [one["spec"]["template"] for one in sets]
-        pods.append(
-            (await self.get("apps/v1", "Deployment", namespace, deployment))["spec"]["template"]
-        )
+        sets = await self._list("ReplicaSet", namespace, selector)
+        current = await self.get("apps/v1", "Deployment", namespace, deployment)
+        pods = [one["spec"]["template"] for one in (*sets, current)]
         used = set().union(*(_config_names(pod["spec"]) for pod in pods))
-        found = await self._list("v1", "ConfigMap", namespace, f"{selector},graft.dev/config")
+        found = await self._list("ConfigMap", namespace, f"{selector},graft.dev/config")
         stale = sorted({one["metadata"]["name"] for one in found} - used)
         for name in stale:
-            manifest = _reference("v1", "ConfigMap", namespace, name)
-            await self._request(
-                "DELETE", _path(manifest), what=f"ConfigMap {name}", gone_is_fine=True
-            )
+            manifest = _reference(CONFIG_MAPS.api_version, "ConfigMap", namespace, name)
+            await self._request("DELETE", manifest, gone_is_fine=True)
         return stale
 
     async def get(
@@ -106,11 +80,7 @@ class Cluster:
         Raises:
             GraftError: NOT_SUPPORTED, also where it does not exist.
         """
-        manifest = _reference(api_version, kind, namespace, name)
-        found: Mapping[str, Any] = await self._request(
-            "GET", _path(manifest), what=f"{kind} {name}"
-        )
-        return found
+        return await self._request("GET", _reference(api_version, kind, namespace, name))
 
     async def rolled_out(
         self,
@@ -148,59 +118,38 @@ class Cluster:
                 )
             await asyncio.sleep(_POLL_S)
 
-    async def _get(self, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        what = _named(manifest)
-        found: Mapping[str, Any] | None = await self._request(
-            "GET", _path(manifest), what=what, gone_is_fine=True
-        )
-        return found
-
-    async def _list(
-        self, api_version: str, kind: str, namespace: str, selector: str
-    ) -> Sequence[Mapping[str, Any]]:
-        path = _path(_reference(api_version, kind, namespace, "")).rstrip("/")
-        answer = await self._request("GET", path, [("labelSelector", selector)], what=f"{kind}s")
-        items: Sequence[Mapping[str, Any]] = answer["items"]
-        return items
+    async def _list(self, kind: str, namespace: str, selector: str) -> list[dict[str, Any]]:
+        query = [("labelSelector", selector)]
+        try:
+            return await self._api.items(KINDS[kind].path(namespace), query)
+        except ApiError as error:
+            raise in_words(error, f"{kind}s", _meanings(kind)) from None
 
     async def _request(
         self,
         method: str,
-        path: str,
-        query: Sequence[tuple[str, str]] = (),
+        about: Mapping[str, Any],
+        query: Query = (),
         body: Mapping[str, Any] | None = None,
         *,
-        what: str,
         gone_is_fine: bool = False,
-    ) -> Any:
-        from aiohttp import ClientError
-        from kubernetes_asyncio.client import ApiException
-
-        headers = {"Accept": "application/json"}
-        if body is not None:
-            headers["Content-Type"] = "application/apply-patch+yaml"
+    ) -> dict[str, Any]:
+        """One call about an object; {} where it is gone and that is fine."""
+        kind, meta = kind_of(about), about["metadata"]
+        path = kind.path(meta.get("namespace", ""), meta["name"])
         try:
-            answer, _, _ = await self._api.call_api(
-                path,
+            return await self._api.call(
                 method,
-                query_params=list(query),
-                header_params=headers,
-                body=None if body is None else dict(body),
-                response_types_map={200: "object", 201: "object", 202: "object"},
-                auth_settings=["BearerToken"],
-                _request_timeout=_TIMEOUT_S,
+                path,
+                None if body is None else dict(body),
+                query,
+                content_type="" if body is None else APPLY_PATCH,
+                patience_s=0.0,
             )
-        except ApiException as error:
-            if error.status == 404 and gone_is_fine:
-                return None
-            raise _refused(error.status, str(error.body or error.reason), what) from None
-        except (ClientError, OSError, TimeoutError) as error:
-            raise GraftError(
-                Reason.UNAVAILABLE,
-                f"the cluster cannot be reached: {error or type(error).__name__}",
-                next_step="Check `kubectl cluster-info`, and --context.",
-            ) from None
-        return answer
+        except ApiError as error:
+            if error.status == _NOT_FOUND and gone_is_fine:
+                return {}
+            raise in_words(error, f"{kind.name} {meta['name']}", _meanings(kind.name)) from None
 
 
 @asynccontextmanager
@@ -210,36 +159,8 @@ async def open_cluster(kubeconfig: str | None, context: str | None) -> AsyncIter
     Raises:
         GraftError: NOT_INSTALLED, INVALID_REQUEST.
     """
-    try:
-        from kubernetes_asyncio import client, config
-    except ImportError:
-        raise GraftError(
-            Reason.NOT_INSTALLED,
-            "kubernetes-asyncio, which speaks to a cluster, is not installed",
-            next_step="Run `pip install 'graft-adapters[kubernetes]'`, or render (-o) and apply with "
-            "kubectl.",
-        ) from None
-    configuration = client.Configuration()
-    try:
-        if kubeconfig is None and context is None and _in_a_pod():
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        else:
-            await config.load_kube_config(
-                config_file=kubeconfig, context=context, client_configuration=configuration
-            )
-    except (config.ConfigException, OSError) as error:
-        raise GraftError(
-            Reason.INVALID_REQUEST,
-            f"there is no usable kubeconfig: {error}",
-            next_step="Name one with --kubeconfig or KUBECONFIG, and a context of it with --context.",
-        ) from None
-    async with client.ApiClient(configuration) as api:
+    async with opened(kubeconfig, context or "") as api:
         yield Cluster(api)
-
-
-def _in_a_pod() -> bool:
-    named = os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser().exists()
-    return not named and "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def rollout_state(deployment: Mapping[str, Any]) -> tuple[bool, str]:
@@ -273,63 +194,46 @@ def _config_names(pod: Mapping[str, Any]) -> set[str]:
     return {source["configMapRef"]["name"] for source in sources if "configMapRef" in source}
 
 
-def _path(manifest: Mapping[str, Any]) -> str:
-    version, kind, metadata = manifest["apiVersion"], manifest["kind"], manifest["metadata"]
-    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    if kind not in _OF_THE_CLUSTER:
-        root += f"/namespaces/{metadata['namespace']}"
-    return f"{root}/{_PLURALS[kind]}/{metadata['name']}"
-
-
 def _reference(api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any]:
     metadata = {"name": name, "namespace": namespace}
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata}
 
 
-def _named(manifest: Mapping[str, Any]) -> str:
-    return f"{manifest['kind']} {manifest['metadata']['name']}"
+_DENIED = Meaning(
+    Reason.PERMISSION_DENIED,
+    "the cluster does not let you",
+    "Ask for that right, or render (-o) and have somebody apply it.",
+)
+_INVALID = Meaning(
+    Reason.INVALID_REQUEST,
+    "the cluster refuses {what}",
+    "Change the option that it names; what cannot be changed in place has to be deleted first.",
+)
+_CONFLICT = Meaning(
+    Reason.IN_USE,
+    "{what} is managed by somebody else as well",
+    "Leave it to them, or take it over with --force.",
+)
+
+_INSTALL = {
+    "ScaledObject": "Install KEDA, or scale otherwise.",
+    "Certificate": "Install cert-manager, or bring a Secret with certificates of your own.",
+}
 
 
-def _refused(status: int, body: str, what: str) -> GraftError:
-    says = _message(body)
-    needs = _NEEDS.get(what.partition(" ")[0], "")
-    if status in (401, 403):
-        return GraftError(
-            Reason.PERMISSION_DENIED,
-            f"the cluster does not let you: {says}",
-            next_step="Ask for that right, or render (-o) and have somebody apply it.",
-        )
-    if status == 404:
-        return GraftError(
-            Reason.NOT_SUPPORTED,
-            f"the cluster does not have what {what} needs: {says}",
-            next_step=f"Install {needs}, or scale otherwise."
-            if needs
-            else "Create the namespace first (`kubectl create namespace`), or name another.",
-        )
-    if status == 409:
-        return GraftError(
-            Reason.IN_USE,
-            f"{what} is managed by somebody else as well: {says}",
-            next_step="Leave it to them, or take it over with --force.",
-        )
-    if status in (400, 422):
-        return GraftError(
-            Reason.INVALID_REQUEST,
-            f"the cluster refuses {what}: {says}",
-            next_step="Change the option that it names; what cannot be changed in place has to be "
-            "deleted first.",
-        )
-    return GraftError(
-        Reason.UNAVAILABLE,
-        f"the cluster answered {status} for {what}: {says}",
-        next_step="Try again; `kubectl get --raw /readyz?verbose` says how it is.",
+def _meanings(kind: str) -> Mapping[int, Meaning]:
+    missing = Meaning(
+        Reason.NOT_SUPPORTED,
+        "the cluster does not have what {what} needs",
+        _INSTALL.get(
+            kind, "Create the namespace first (`kubectl create namespace`), or name another."
+        ),
     )
-
-
-def _message(body: str) -> str:
-    try:
-        said = json.loads(body)
-    except ValueError:
-        return body.strip()[:500]
-    return str(said.get("message", body)) if isinstance(said, dict) else body[:500]
+    return {
+        401: _DENIED,
+        403: _DENIED,
+        404: missing,
+        409: _CONFLICT,
+        400: _INVALID,
+        422: _INVALID,
+    }

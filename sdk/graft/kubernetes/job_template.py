@@ -6,11 +6,20 @@ a second pod of the same attempt must never be. Without one, the Job itself star
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graft.kubernetes.group_template import (
+    Manifest,
+    Meta,
+    child_job_name,
+    jobset,
+    suspended,
+    train_job,
+)
+from graft.kubernetes.groups import Group
+from graft.kubernetes.kinds import CLAIMS, RUNTIMES
 from graft.kubernetes.names import (
-    JOB_ANNOTATION,
     QUEUE_LABEL,
     TOKEN_ANNOTATION,
     attempt_labels,
@@ -26,54 +35,78 @@ from graft.kubernetes.pod_template import (
     Rendezvous,
     pod_template,
 )
+from graft.kubernetes.work_claim import with_own_claim, work_claim
 
-Manifest = dict[str, Any]
+__all__ = [
+    "Manifest",
+    "before_owner",
+    "in_order",
+    "outlives_owner",
+    "owned",
+    "reference",
+    "render_attempt",
+]
 
-JOBSET_API = "jobset.x-k8s.io/v1alpha2"
-_REPLICATED = "nodes"
 # services/trainer/run/exits.py. Trying these again would end the same way.
 _HOPELESS = [64, 65, 66, 67, 79]
 _PREEMPTED = 75
 
 
-def render_attempt(plan: AttemptPlan, policy: PodPolicy, jobset: bool = False) -> list[Manifest]:
-    """The objects of an attempt, without an owner: what runs it first, then what its pods need.
+def render_attempt(
+    plan: AttemptPlan, policy: PodPolicy, group: Group = Group.JOB
+) -> list[Manifest]:
+    """The objects of an attempt, without an owner: what runs it first, then what it and its pods need.
 
     Args:
         plan: the attempt.
         policy: of the operator.
-        jobset: with several nodes, a JobSet instead of an Indexed Job and its Service; see wants_jobset().
+        group: what several nodes are together; see choose_group().
 
     Returns:
-        A Job or JobSet, a ConfigMap with the spec, with a token a Secret, with an Indexed Job of several
-        nodes a headless Service.
+        A Job, JobSet or TrainJob; with a TrainJob its TrainingRuntime; a ConfigMap with the spec; with a
+        token a Secret; with an Indexed Job of several nodes a headless Service; where each job has a claim of
+        its own, that.
 
     Raises:
-        GraftError: INVALID_NAME.
+        GraftError: INVALID_NAME; INVALID_REQUEST, for a claim that several nodes cannot share.
     """
     name = plan.name or attempt_object_name(plan.job, plan.attempt)
     labels = attempt_labels(plan.job, plan.attempt, plan.instance, plan.managed_by, policy.labels)
+    meta = Meta(plan, name, labels)
+    claim = [work_claim(plan, policy)] if policy.work.per_job else []
+    policy = with_own_claim(plan, policy)
     several = plan.size.nodes > 1
-    as_jobset = jobset and several
-    rendezvous = _rendezvous(name, as_jobset) if several else None
-    template = pod_template(plan, policy, name, labels, rendezvous)
-    meta = _Meta(plan, name, labels)
-    objects = [
-        _jobset(plan, policy, meta, template) if as_jobset else _job(plan, policy, meta, template),
-        _config_map(plan, meta),
-    ]
+    group = group if several else Group.JOB
+    template = pod_template(plan, policy, name, labels, _rendezvous(name, group, several))
+    job_spec = _job_spec(plan, policy, template)
+    about = _owner_metadata(plan, policy, meta)
+    if group is Group.TRAINJOB:
+        objects = train_job(plan, policy, meta, about, job_spec)
+    elif group is Group.JOBSET:
+        objects = [jobset(plan, policy, meta, about, job_spec)]
+    else:
+        objects = [_job(policy, about, job_spec)]
+    objects.append(_config_map(plan, meta))
     if plan.token:
         objects.append(_secret(plan, meta))
-    if several and not as_jobset:
+    if several and group is Group.JOB:
         objects.append(_service(policy, meta))
-    return objects
+    return [*objects, *claim]
 
 
-def wants_jobset(policy: PodPolicy, nodes: int, installed: bool) -> bool:
-    """Whether several nodes are to be a JobSet, given what the cluster has."""
-    if nodes == 1 or policy.several_nodes == "job":
-        return False
-    return installed or policy.several_nodes == "jobset"
+def before_owner(manifest: Mapping[str, Any]) -> bool:
+    """Whether an object of an attempt must be there before what runs it."""
+    return bool(manifest["kind"] == RUNTIMES.name)
+
+
+def outlives_owner(manifest: Mapping[str, Any]) -> bool:
+    """Whether an object of an attempt is the job's, and no attempt's own."""
+    return bool(manifest["kind"] == CLAIMS.name)
+
+
+def in_order(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """The objects as somebody has to apply them one after the other."""
+    return sorted(manifests, key=lambda one: not before_owner(one))
 
 
 def owned(manifest: Manifest, owner: Mapping[str, Any]) -> Manifest:
@@ -82,7 +115,12 @@ def owned(manifest: Manifest, owner: Mapping[str, Any]) -> Manifest:
     Args:
         owner: as the API server answered, with apiVersion, kind, metadata.name and metadata.uid.
     """
-    reference = {
+    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [reference(owner)]}}
+
+
+def reference(owner: Mapping[str, Any]) -> Manifest:
+    """What an owned object says of its owner."""
+    return {
         "apiVersion": owner["apiVersion"],
         "kind": owner["kind"],
         "name": owner["metadata"]["name"],
@@ -91,47 +129,18 @@ def owned(manifest: Manifest, owner: Mapping[str, Any]) -> Manifest:
         "controller": False,
         "blockOwnerDeletion": False,
     }
-    return {**manifest, "metadata": {**manifest["metadata"], "ownerReferences": [reference]}}
 
 
-class _Meta:
-    """What every object of an attempt says about itself."""
-
-    def __init__(self, plan: AttemptPlan, name: str, labels: Mapping[str, str]) -> None:
-        self.name = name
-        self._plan, self._labels = plan, labels
-
-    def of(
-        self, labels: Mapping[str, str] | None = None, annotations: Mapping[str, str] | None = None
-    ) -> Manifest:
-        """metadata, with further labels and annotations."""
-        meta: Manifest = {"name": self.name}
-        if self._plan.namespace:
-            meta["namespace"] = self._plan.namespace
-        meta["labels"] = {**self._labels, **(labels or {})}
-        meta["annotations"] = {JOB_ANNOTATION: self._plan.job, **(annotations or {})}
-        return meta
+def _job(policy: PodPolicy, about: Manifest, job_spec: Manifest) -> Manifest:
+    spec = {**suspended(policy), **job_spec}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec}
 
 
-def _job(plan: AttemptPlan, policy: PodPolicy, meta: _Meta, template: Manifest) -> Manifest:
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": _owner_metadata(plan, policy, meta),
-        "spec": {**_suspended(policy), **_job_spec(plan, policy, template)},
-    }
-
-
-def _owner_metadata(plan: AttemptPlan, policy: PodPolicy, meta: _Meta) -> Manifest:
+def _owner_metadata(plan: AttemptPlan, policy: PodPolicy, meta: Meta) -> Manifest:
     annotations = dict(policy.annotations)
     if plan.token:
         annotations[TOKEN_ANNOTATION] = token_digest(plan.token)
     return meta.of({QUEUE_LABEL: policy.queue} if policy.queue else {}, annotations)
-
-
-def _suspended(policy: PodPolicy) -> Manifest:
-    # Kueue lets it go on once there is room; its webhook would set the same.
-    return {"suspend": True} if policy.queue else {}
 
 
 def _job_spec(plan: AttemptPlan, policy: PodPolicy, template: Manifest) -> Manifest:
@@ -183,45 +192,17 @@ def _exit_codes(operator: str, values: list[int]) -> Manifest:
     return {"containerName": CONTAINER, "operator": operator, "values": sorted(values)}
 
 
-def _jobset(plan: AttemptPlan, policy: PodPolicy, meta: _Meta, template: Manifest) -> Manifest:
-    return {
-        "apiVersion": JOBSET_API,
-        "kind": "JobSet",
-        "metadata": _owner_metadata(plan, policy, meta),
-        "spec": {
-            **_suspended(policy),
-            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-            "failurePolicy": _set_failure_policy(plan),
-            "replicatedJobs": [
-                {
-                    "name": _REPLICATED,
-                    "replicas": 1,
-                    # Without our labels: the JobSet is what is looked after, not the Jobs that it makes.
-                    "template": {
-                        "spec": _job_spec(plan, policy, template) | {"backoffLimit": 0},
-                    },
-                }
-            ],
-        },
-    }
+def _rendezvous(name: str, group: Group, several: bool) -> Rendezvous | None:
+    if not several:
+        return None
+    if group is Group.JOB:
+        return Rendezvous(f"{name}-0.{name}", name)
+    # JobSet names its pods' hosts {set}-{replicated job}-{job}-{pod} in a subdomain of its own name, and sets
+    # the subdomain itself; a TrainJob's JobSet has the TrainJob's name.
+    return Rendezvous(f"{child_job_name(name)}-0.{name}", "")
 
 
-def _set_failure_policy(plan: AttemptPlan) -> Manifest:
-    if plan.attended:
-        return {"maxRestarts": 0}
-    hopeless = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-    return {"maxRestarts": plan.max_restarts, "rules": [hopeless]}
-
-
-def _rendezvous(name: str, as_jobset: bool) -> Rendezvous:
-    if as_jobset:
-        # JobSet names its pods' hosts {set}-{replicated job}-{job}-{pod} in a subdomain of its own name,
-        # and sets the subdomain itself.
-        return Rendezvous(f"{name}-{_REPLICATED}-0-0.{name}", "")
-    return Rendezvous(f"{name}-0.{name}", name)
-
-
-def _config_map(plan: AttemptPlan, meta: _Meta) -> Manifest:
+def _config_map(plan: AttemptPlan, meta: Meta) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -231,7 +212,7 @@ def _config_map(plan: AttemptPlan, meta: _Meta) -> Manifest:
     }
 
 
-def _secret(plan: AttemptPlan, meta: _Meta) -> Manifest:
+def _secret(plan: AttemptPlan, meta: Meta) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -242,7 +223,7 @@ def _secret(plan: AttemptPlan, meta: _Meta) -> Manifest:
     }
 
 
-def _service(policy: PodPolicy, meta: _Meta) -> Manifest:
+def _service(policy: PodPolicy, meta: Meta) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -6,7 +6,7 @@ Pure functions: nothing here talks to a cluster. `graft jobs render` and `graft 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from graft.errors import GraftError, Reason
+from graft.kubernetes.group_template import child_job_name
+from graft.kubernetes.groups import Group, choose_group
 from graft.kubernetes.job_template import Manifest, render_attempt
 from graft.kubernetes.pod_policy import PodPolicy
 from graft.kubernetes.pod_template import SPEC_DIR, SPEC_KEY, AttemptPlan, Size, size_of
@@ -22,10 +24,11 @@ from graft.trainer.v1.job_spec_pb2 import JobSpec
 
 KINDS = ("train", "merge", "evaluate")
 JOB_VARIABLE = "GRAFT_WORKER_KUBERNETES_JOB"
-# Room for a CronJob's time (11 letters) and a pod's own five.
+# Room for a CronJob's time (11 letters) and a pod's own five. Pods of a JobSet need more, see _check.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,44}[a-z0-9])?")
 # A ConfigMap holds 1 MiB; the rest is for the spec.
 MOST_DATA_BYTES = 900_000
+_LONGEST_HOST = 63
 _JOB_NAME_LABEL = "metadata.labels['batch.kubernetes.io/job-name']"
 
 
@@ -58,22 +61,35 @@ class ManualJob:
     max_restarts: int = 3
 
 
-def render_job(job: ManualJob, policy: PodPolicy) -> list[Manifest]:
-    """A Job or CronJob first, then its ConfigMap and, with several nodes, its headless Service.
+def render_job(
+    job: ManualJob, policy: PodPolicy, installed: Collection[Group] | None = None
+) -> list[Manifest]:
+    """What runs the job first (Job, CronJob, JobSet or TrainJob), then all that it needs.
+
+    Args:
+        installed: what the cluster has for several nodes; see choose_group().
 
     Raises:
-        GraftError: INVALID_NAME; INVALID_REQUEST, for files that are too large; NOT_SUPPORTED, for a
-            schedule of several nodes.
+        GraftError: INVALID_NAME; INVALID_REQUEST, for files that are too large, or a group that the policy
+            does not allow; NOT_SUPPORTED, for a schedule of several nodes, or a group that is not installed.
     """
-    _check(job)
     size = size_of(job.spec) if isinstance(job.spec, JobSpec) else Size()
-    if job.schedule and size.nodes > 1:
-        raise GraftError(
-            Reason.NOT_SUPPORTED,
-            f"{job.name} has a schedule and {size.nodes} nodes, whose Service needs one Job's name",
-            next_step="Leave out resources.nodes, or let a trainer run it.",
-        )
-    plan = AttemptPlan(
+    group = choose_group(policy.several_nodes, size.group, size.nodes, installed)
+    _check(job, size.nodes, group)
+    if job.kind != "train":
+        policy = replace(policy, command=(*policy.command, job.kind))
+    made, *others = render_attempt(_plan(job, size, group), policy, group)
+    for one in others:
+        if one["kind"] == "ConfigMap":
+            # Who applies it again with another spec shall be able to.
+            del one["immutable"]
+            one["data"] |= job.files
+    return [_scheduled(made, job) if job.schedule else made, *others]
+
+
+def _plan(job: ManualJob, size: Size, group: Group) -> AttemptPlan:
+    own = job.name if group is Group.JOB else child_job_name(job.name)
+    return AttemptPlan(
         job=job_name(job.graft_namespace, job.name),
         attempt=1,
         spec_json=MessageToJson(job.spec, preserving_proto_field_name=True, indent=2) + "\n",
@@ -84,20 +100,29 @@ def render_job(job: ManualJob, policy: PodPolicy) -> list[Manifest]:
         namespace=job.namespace,
         managed_by="graft-jobs",
         api_access=True,
-        worker_env={JOB_VARIABLE: job.name},
+        worker_env={JOB_VARIABLE: own},
     )
-    if job.kind != "train":
-        policy = replace(policy, command=(*policy.command, job.kind))
-    made, *others = render_attempt(plan, policy)
-    for one in others:
-        if one["kind"] == "ConfigMap":
-            # Who applies it again with another spec shall be able to.
-            del one["immutable"]
-            one["data"] |= job.files
-    return [_scheduled(made, job) if job.schedule else made, *others]
 
 
-def _check(job: ManualJob) -> None:
+def nodes_of(job: ManualJob) -> int:
+    """How many nodes a job has."""
+    return size_of(job.spec).nodes if isinstance(job.spec, JobSpec) else 1
+
+
+def _check(job: ManualJob, nodes: int, group: Group) -> None:
+    if job.schedule and nodes > 1:
+        raise GraftError(
+            Reason.NOT_SUPPORTED,
+            f"{job.name} has a schedule and {nodes} nodes, whose Service needs one Job's name",
+            next_step="Leave out resources.nodes, or let a trainer run it.",
+        )
+    longest = f"{child_job_name(job.name)}-{nodes - 1}-abcde"
+    if group is not Group.JOB and len(longest) > _LONGEST_HOST:
+        raise GraftError(
+            Reason.INVALID_NAME,
+            f"{job.name!r} is too long for a {group.kind.name} of {nodes} nodes, whose pods add to it",
+            next_step=f"Use at most {_LONGEST_HOST - len(longest) + len(job.name)} letters (--name).",
+        )
     if _NAME.fullmatch(job.name) is None:
         raise GraftError(
             Reason.INVALID_NAME,

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from graft.names import parse_name
 
 PART_OF = "graft"
-# Room for "-{index}-{five letters}" of a pod of many, within the 63 letters of a host name.
-_LONGEST = 52
+# Room for "-node-0-{index}-{five letters}" of a JobSet's pod of many, within the 63 letters of a host name.
+_LONGEST = 45
 _DIGEST_LETTERS = 10
 
 JOB_LABEL = "graft.dev/job"
@@ -34,9 +34,22 @@ def attempt_object_name(job: str, attempt: int) -> str:
     Raises:
         GraftError: INVALID_NAME.
     """
+    return _object_name(job, f"-{attempt}")
+
+
+def job_object_name(job: str) -> str:
+    """Name of what all attempts of a job share: a DNS label, "graft-{job}-{digest}".
+
+    Raises:
+        GraftError: INVALID_NAME.
+    """
+    return _object_name(job, "")
+
+
+def _object_name(job: str, end: str) -> str:
     job_id = parse_name(job, "namespaces/{namespace}/jobs/{job}")["job"]
     digest = hashlib.sha256(job.encode()).hexdigest()[:_DIGEST_LETTERS]
-    end = f"-{digest}-{attempt}"
+    end = f"-{digest}{end}"
     readable = re.sub(r"[^a-z0-9-]+", "-", job_id)[: _LONGEST - len("graft-") - len(end)].strip("-")
     return f"graft-{readable}{end}"
 

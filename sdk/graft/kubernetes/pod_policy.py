@@ -35,6 +35,22 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkStorage(Storage):
+    """The volume of checkpoints and results: a claim that all jobs share, or one of each job's own.
+
+    Args:
+        per_job: size of a claim that each job gets, for example "50Gi"; it outlives attempts and goes with
+            the last one's Job. "" for none.
+        storage_class: of it; "" for the cluster's default.
+        access_mode: of it; "ReadWriteMany" where a job has several nodes.
+    """
+
+    per_job: str = ""
+    storage_class: str = ""
+    access_mode: str = "ReadWriteOnce"
+
+
+@dataclass(frozen=True, slots=True)
 class PodPolicy:
     """How workers' pods are made. Quantities are Kubernetes' ("500m", "8Gi").
 
@@ -56,7 +72,8 @@ class PodPolicy:
         limits: the most that one slot may use; likewise.
         shm_size: of /dev/shm; it counts as memory.
         work: checkpoints and results. Without a claim they end with the pod: another attempt begins anew.
-            For going on elsewhere, the claim must be mountable there (ReadWriteMany on several nodes).
+            For going on elsewhere, a shared claim must be mountable there (ReadWriteMany on several nodes);
+            a claim of each job's own moves along.
         cache: bases and data sets fetched from the Hub; a claim keeps them for the next job.
         bases: folders of bases; mounted at BASES_DIR where a claim is named.
         scratch_size: limit of the home folder and of /tmp, each.
@@ -71,8 +88,8 @@ class PodPolicy:
         env_from_secrets: Secrets whose keys become variables (credentials of a store or of the Hub).
         env_from_config_maps: likewise ConfigMaps.
         labels, annotations: added to Jobs and pods.
-        several_nodes: "auto" takes JobSet where it is installed and an Indexed Job elsewhere; or
-            "job" or "jobset".
+        several_nodes: "auto" takes what the spec says, else JobSet where it is installed and an Indexed Job
+            elsewhere; "job", "jobset" or "trainjob" leave the spec no choice.
         rendezvous_port: where processes of several nodes find each other.
         pod: merged over the pod template at the end, as {"metadata": ..., "spec": ...}: mappings merge,
             lists of things with a name merge by name, everything else replaces.
@@ -94,7 +111,7 @@ class PodPolicy:
     requests: Mapping[str, str] = field(default_factory=lambda: {"cpu": "1", "memory": "4Gi"})
     limits: Mapping[str, str] = field(default_factory=lambda: {"memory": "16Gi"})
     shm_size: str = "2Gi"
-    work: Storage = Storage()
+    work: WorkStorage = WorkStorage()
     cache: Storage = Storage()
     bases: Storage = Storage(read_only=True)
     scratch_size: str = "10Gi"
@@ -134,6 +151,16 @@ class PodPolicies:
     def of(self, namespace: str) -> PodPolicy:
         """The policy of a Graft namespace."""
         return self.namespaces.get(namespace, self.default)
+
+    @property
+    def queued(self) -> bool:
+        """Whether jobs of any namespace wait in a queue of Kueue's."""
+        return any(one.queue for one in (self.default, *self.namespaces.values()))
+
+    @property
+    def with_own_claims(self) -> bool:
+        """Whether jobs of any namespace have a claim of their own."""
+        return any(one.work.per_job for one in (self.default, *self.namespaces.values()))
 
 
 def read_policies(path: Path, base: PodPolicy | None = None) -> PodPolicies:
@@ -175,7 +202,8 @@ def policies_from_dict(values: Any, base: PodPolicy | None = None) -> PodPolicie
 
 _CHOICES = {
     "image_pull_policy": ("IfNotPresent", "Always", "Never"),
-    "several_nodes": ("auto", "job", "jobset"),
+    "several_nodes": ("auto", "job", "jobset", "trainjob"),
+    "access_mode": ("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"),
 }
 _LOWEST = {"run_as": 1, "rendezvous_port": 1}
 
@@ -211,14 +239,19 @@ def _value(path: str, name: str, value: Any, default: Any) -> Any:
 
 def _storage(path: str, value: Any, default: Storage) -> Storage:
     given = _mapping(path, value)
-    known = [one.name for one in dataclasses.fields(Storage)]
+    known = [one.name for one in dataclasses.fields(default)]
     for name, one in given.items():
         if name not in known:
             raise _unknown(path, name, known)
         if not isinstance(one, type(getattr(default, name))):
             wanted = "true or false" if name == "read_only" else "a text"
             raise _wrong(f"{path}.{name}", one, wanted)
-    return dataclasses.replace(default, **given)
+        if name in _CHOICES and one not in _CHOICES[name]:
+            raise _wrong(f"{path}.{name}", one, " or ".join(_CHOICES[name]))
+    storage = dataclasses.replace(default, **given)
+    if storage.claim and getattr(storage, "per_job", ""):
+        raise _refused(f"{path} has both claim and per_job", "Leave out one of them.")
+    return storage
 
 
 def _list(path: str, value: Any, kind: Any) -> tuple[Any, ...]:

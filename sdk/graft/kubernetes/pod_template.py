@@ -12,6 +12,7 @@ from graft.kubernetes.pod_policy import PodPolicy, Storage
 from graft.kubernetes.pod_tls import TLS_MOUNT, tls_variables, tls_volume
 from graft.names import parse_name
 from graft.trainer.v1.job_spec_pb2 import JobSpec
+from graft.trainer.v1.nodes_pb2 import NodesAs
 
 CONTAINER = "worker"
 SPEC_KEY, TOKEN_KEY = "spec.json", "token"
@@ -37,12 +38,14 @@ class Size:
         nodes: that train together.
         processes_per_node: 0 for one per accelerator.
         cpu_threads: of each worker; 0 where nobody said.
+        group: what several nodes are to be (groups.Group); "" where nobody said.
     """
 
     slots: int = 1
     nodes: int = 1
     processes_per_node: int = 0
     cpu_threads: int = 0
+    group: str = ""
 
 
 def size_of(spec: JobSpec) -> Size:
@@ -53,6 +56,9 @@ def size_of(spec: JobSpec) -> Size:
         nodes=getattr(given, "nodes", 0) or 1,
         processes_per_node=getattr(given, "processes_per_node", 0),
         cpu_threads=given.cpu_threads,
+        group=NodesAs.Name(given.nodes_as).removeprefix("NODES_AS_").lower()
+        if given.nodes_as
+        else "",
     )
 
 

@@ -7,7 +7,7 @@ trainer was restarted, and tells when it has ended and what is known of its end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,8 +143,21 @@ class Launcher(ABC):
         """
         return
 
-    async def recovered(self) -> None:
-        """Every worker that is wanted was looked for: others of this trainer's are orphans, and end."""
+    async def recovered(self, open_jobs: Collection[str] | None = None) -> None:
+        """Every worker that is wanted was looked for: others of this trainer's are orphans, and end.
+
+        Args:
+            open_jobs: that have not ended, also those without a worker: what is kept for others may go. None
+                where nobody knows.
+        """
+        return
+
+    async def forget(self, job: str, attempt: int) -> None:
+        """The end of a job is stored: what was kept from one attempt for the next may go.
+
+        Args:
+            attempt: its last.
+        """
         return
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graft.trainer.v1 import job_spec_pb2 as pb
+from graft.trainer.v1.nodes_pb2 import NodesAs
 
 from services.trainer.fields import identifier, integer, invalid_field, number
 from services.trainer.methods import METHODS, MethodConfig
@@ -24,7 +25,10 @@ _EVERY_STEPS, _MOST_STEPS = 50, 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the job may use. cpu_threads or processes_per_node 0: whoever starts the worker decides."""
+    """What the job may use. cpu_threads or processes_per_node 0: whoever starts the worker decides.
+
+    What several nodes are on a cluster (nodes_as) is the launcher's business, and not here.
+    """
 
     slots: int
     cpu_threads: int
@@ -130,6 +134,9 @@ def _checkpointing(given: pb.Checkpointing) -> Checkpointing:
 
 
 def _resources(given: pb.Resources) -> Resources:
+    if given.nodes_as not in NodesAs.values():
+        known = "NODES_AS_JOB, NODES_AS_JOBSET or NODES_AS_TRAINJOB"
+        raise invalid_field("resources.nodes_as", given.nodes_as, known)
     restarts = given.max_restarts if given.HasField("max_restarts") else 3
     return Resources(
         slots=integer("resources.slots", given.slots, 1, 1, 1024),

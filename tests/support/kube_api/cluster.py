@@ -10,7 +10,9 @@ import yaml
 
 from tests.support.kube_api.controller import JobController
 from tests.support.kube_api.faults import Faults
+from tests.support.kube_api.garbage import Collector
 from tests.support.kube_api.kubelet import Kubelet
+from tests.support.kube_api.operators import JobSetController, TrainJobController
 from tests.support.kube_api.runs import PodRun, Started
 from tests.support.kube_api.server import ApiServer
 from tests.support.kube_api.store import Object, Store
@@ -36,6 +38,8 @@ class Cluster:
         self.server = ApiServer(self.store, self.faults)
         self.pod_admission: Callable[[str, Object], None] = lambda _plural, _pod: None
         self.controller = JobController(self.store, lambda *given: self.pod_admission(*given))
+        self.collector = Collector(self.store)
+        self.operators = (JobSetController(self.store), TrainJobController(self.store))
         self.kubelet = Kubelet(self.store, folder / "volumes", start)
         self.kubeconfig = folder / "kubeconfig"
 
@@ -85,5 +89,6 @@ async def kube_cluster(folder: Path, start: Callable[[Started], PodRun]) -> Asyn
         yield cluster
     finally:
         await cluster.kubelet.stop()
-        await cluster.controller.stop()
+        for controller in (cluster.controller, *cluster.operators):
+            await controller.stop()
         await cluster.server.stop()

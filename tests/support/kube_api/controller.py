@@ -96,10 +96,6 @@ class JobController:
     def _collect(self, namespace: str, name: str) -> None:
         for pod in self._pods(namespace, name):
             self._end(pod)
-        for plural in ("configmaps", "secrets", "services"):
-            one = self._store.find(plural, namespace, name)
-            if one is not None and one["metadata"].get("ownerReferences"):
-                self._store.remove(plural, namespace, name)
 
     def _end(self, pod: Object) -> None:
         meta = pod["metadata"]
@@ -127,13 +123,20 @@ class JobController:
             return
         self._count(job, pods)
         living = [pod for pod in pods if not is_over(pod)]
-        failure = self._failure(job, pods)
+        self._decide(job, pods)
+        failure = condition(job, "FailureTarget")
         wanted = spec.get("completions", 1)
         if failure is not None:
             for pod in living:
                 self._end(pod)
             if not living:
-                set_condition(job, "Failed", "True", *failure)
+                set_condition(job, "Failed", "True", failure["reason"], failure["message"])
+        elif condition(job, "SuccessCriteriaMet"):
+            for pod in living:
+                self._end(pod)
+            if not living:
+                message = "Matched rules at index 0"
+                set_condition(job, "Complete", "True", "SuccessPolicy", message)
         elif job["status"]["succeeded"] >= wanted and not living:
             set_condition(job, "Complete", "True", "CompletionsReached", "Reached completions")
             job["status"]["completionTime"] = now()
@@ -148,6 +151,15 @@ class JobController:
             if is_over(pod) and "deletionTimestamp" in pod["metadata"]:
                 self._store.remove("pods", namespace, pod["metadata"]["name"])
         self._store.update("jobs", job)
+
+    def _decide(self, job: Object, pods: list[Object]) -> None:
+        """How it will end, once: what its pods do afterwards changes nothing any more."""
+        if condition(job, "FailureTarget") or condition(job, "SuccessCriteriaMet"):
+            return
+        if _by_policy(job["spec"], pods):
+            set_condition(job, "SuccessCriteriaMet", "True", "SuccessPolicy")
+        elif (failure := self._failure(job, pods)) is not None:
+            set_condition(job, "FailureTarget", "True", *failure)
 
     def _count(self, job: Object, pods: list[Object]) -> None:
         """Pods that are gone stay counted."""
@@ -246,6 +258,17 @@ def tell_event(
         "message": message,
     }
     store.create("events", namespace, event)
+
+
+def _by_policy(spec: Object, pods: list[Object]) -> bool:
+    """Whether the indexes that matter have succeeded."""
+    for rule in (spec.get("successPolicy") or {}).get("rules", []):
+        wanted = str(rule["succeededIndexes"])
+        for pod in pods:
+            index = pod["metadata"].get("annotations", {}).get(_INDEX)
+            if index == wanted and pod.get("status", {}).get("phase") == "Succeeded":
+                return True
+    return False
 
 
 def _matched(spec: Object, pod: Object) -> tuple[str, str]:

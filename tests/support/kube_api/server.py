@@ -10,19 +10,30 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support.kube_api.facts import Facts
 from tests.support.kube_api.faults import Fault, Faults
 from tests.support.kube_api.store import Entry, Object, Refused, Store, merge_patch, now, selected
 from tests.support.kube_api.validation import check_new, check_update
 
 CORE = {"pods": "Pod", "configmaps": "ConfigMap", "secrets": "Secret", "services": "Service"}
-CORE |= {"events": "Event"}
+CORE |= {"events": "Event", "persistentvolumeclaims": "PersistentVolumeClaim"}
+JOBSET, TRAINER, KUEUE = "jobset.x-k8s.io", "trainer.kubeflow.org", "kueue.x-k8s.io"
 KINDS = {
     **{("", "v1", plural): kind for plural, kind in CORE.items()},
     ("batch", "v1", "jobs"): "Job",
-    ("jobset.x-k8s.io", "v1alpha2", "jobsets"): "JobSet",
+    ("batch", "v1", "cronjobs"): "CronJob",
+    (JOBSET, "v1alpha2", "jobsets"): "JobSet",
+    (TRAINER, "v1alpha1", "trainjobs"): "TrainJob",
+    (TRAINER, "v1alpha1", "trainingruntimes"): "TrainingRuntime",
+    (KUEUE, "v1beta2", "workloads"): "Workload",
 }
+# What is there only where somebody installed it.
+_OPTIONAL = (JOBSET, TRAINER, KUEUE)
+# Whose parts go first.
+_SLOW = ("jobs", "jobsets", "trainjobs")
 _PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 Admission = Callable[[str, Object], None]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ApiServer:
@@ -36,7 +47,9 @@ class ApiServer:
         requests: method and path of every call, watches as "WATCH".
         admission: called with plural and object before something is created; raises Refused.
         token: that calls must bear; "" for none.
-        jobsets: whether JobSet is installed.
+        installed: API groups that are there beside Kubernetes' own.
+        forbidden: plurals that nobody may do anything with.
+        facts: answers at paths, see facts.py.
     """
 
     def __init__(self, store: Store, faults: Faults) -> None:
@@ -45,14 +58,17 @@ class ApiServer:
         self.admission: Admission = lambda _plural, _one: None
         self.logs: Callable[[str, str], str | None] = lambda _namespace, _pod: None
         self.token = ""
-        self.jobsets = False
+        self.installed: set[str] = set()
+        self.forbidden: set[str] = set()
+        self.facts = Facts()
         self.bookmark_s = 30.0
         self._streams: set[web.StreamResponse] = set()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> str:
         """Listens; returns the URL."""
-        app = web.Application(client_max_size=2**22)
+        app = web.Application(client_max_size=2**22, middlewares=[self._known_facts])
+        app.router.add_get("/apis/{group}/{version}", self._discover)
         for prefix in ("/api/{version}", "/apis/{group}/{version}"):
             root = prefix + "/namespaces/{namespace}/{plural}"
             app.router.add_route("*", root, self._all)
@@ -75,6 +91,27 @@ class ApiServer:
         """Closes the connections of all watches."""
         for stream in list(self._streams):
             _drop(stream)
+
+    @web.middleware
+    async def _known_facts(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        answer = await self.facts.answer(request)
+        return await handler(request) if answer is None else answer
+
+    async def _discover(self, request: web.Request) -> web.StreamResponse:
+        """What a group has in a version."""
+        self.requests.append(("GET", request.path))
+        group, version = request.match_info["group"], request.match_info["version"]
+        if group in _OPTIONAL and group not in self.installed:
+            return _status(404, "NotFound", "the server could not find the requested resource")
+        resources = [
+            {"name": plural, "kind": kind, "namespaced": True}
+            for (of, at, plural), kind in KINDS.items()
+            if (of, at) == (group, version)
+        ]
+        if not resources:
+            return _status(404, "NotFound", "the server could not find the requested resource")
+        body = {"kind": "APIResourceList", "groupVersion": f"{group}/{version}"}
+        return web.json_response({**body, "resources": resources})
 
     async def _all(self, request: web.Request) -> web.StreamResponse:
         if request.method == "GET" and request.query.get("watch") in ("true", "1"):
@@ -109,8 +146,11 @@ class ApiServer:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             raise Refused(401, "Unauthorized", "Unauthorized")
         group = (request.match_info.get("group", ""), request.match_info["version"], plural)
-        if group not in KINDS or (plural == "jobsets" and not self.jobsets):
+        missing = group[0] in _OPTIONAL and group[0] not in self.installed
+        if group not in KINDS or missing:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
+        if plural in self.forbidden:
+            raise Refused(403, "Forbidden", f'{plural} is forbidden: User "trainer" cannot')
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         labels, fields = _selectors(request)
@@ -145,9 +185,19 @@ class ApiServer:
             raise Refused(400, "BadRequest", f"this is not a {kind} of {info['namespace']}")
         if self.store.find(info["plural"], info["namespace"], one["metadata"]["name"]) is None:
             check_new(kind, one)
+            self._check_runtime(kind, info["namespace"], one)
             self.admission(info["plural"], one)
         made = self.store.create(info["plural"], info["namespace"], one)
         return web.json_response(made, status=201)
+
+    def _check_runtime(self, kind: str, namespace: str, one: Object) -> None:
+        """Kubeflow's webhook."""
+        if kind != "TrainJob":
+            return
+        name = one["spec"]["runtimeRef"]["name"]
+        if self.store.find("trainingruntimes", namespace, name) is None:
+            message = f"{name} not found: specified trainingRuntime must be created before the TrainJob is created"
+            raise Refused(422, "Invalid", message)
 
     async def _patch(self, request: web.Request) -> web.StreamResponse:
         if request.content_type not in _PATCHES:
@@ -168,10 +218,7 @@ class ApiServer:
             raise Refused(409, "Conflict", message)
         if info["plural"] == "pods":
             self._end_pod(one, options.get("gracePeriodSeconds"))
-        elif options.get("propagationPolicy") == "Foreground" and info["plural"] in (
-            "jobs",
-            "jobsets",
-        ):
+        elif options.get("propagationPolicy") == "Foreground" and info["plural"] in _SLOW:
             one["metadata"].setdefault("deletionTimestamp", now())
             self.store.update(info["plural"], one)
         else:

@@ -25,9 +25,36 @@ def check_new(kind: str, one: Object) -> None:
     if kind == "Job":
         check_job(meta["name"], one["spec"])
     if kind == "JobSet":
-        for part in one["spec"]["replicatedJobs"]:
-            name = f"{meta['name']}-{part['name']}-0"
-            check_job(name, part["template"]["spec"])
+        check_set(meta["name"], one["spec"])
+    if kind == "TrainJob":
+        _check(bool(_SERVICE.fullmatch(meta["name"])) and len(meta["name"]) <= 63, "metadata.name")
+    if kind == "TrainingRuntime":
+        check_set(meta["name"], one["spec"]["template"]["spec"])
+        for part in one["spec"]["template"]["spec"]["replicatedJobs"]:
+            _check_trainer(part)
+
+
+def check_set(name: str, spec: Object) -> None:
+    """Raises Refused 422 for a JobSet that cannot be created: JobSet's webhook and schema."""
+    for part in spec["replicatedJobs"]:
+        inner = part["template"]["spec"]
+        job = f"{name}-{part['name']}-{part.get('replicas', 1) - 1}"
+        check_job(job, inner)
+        pod = f"{job}-{inner['completions'] - 1}-abcde"
+        _check(len(pod) <= 63, "JobSet name must be shorter; pod names will exceed 63 characters")
+    for rule in (spec.get("failurePolicy") or {}).get("rules") or []:
+        _check(rule.get("name") and rule.get("action"), "failurePolicy.rules: name and action")
+
+
+def _check_trainer(part: Object) -> None:
+    """Kubeflow's webhook of runtimes."""
+    labels = part["template"].get("metadata", {}).get("labels", {})
+    pod = part["template"]["spec"]["template"]["spec"]
+    trains = labels.get("trainer.kubeflow.org/trainjob-ancestor-step") == "trainer"
+    _check(part.get("replicas") == 1, "replicas: always must be 1")
+    _check(trains or "priorityClassName" not in pod, "priorityClassName: must not be set")
+    names = {one["name"] for one in pod["containers"]}
+    _check(not trains or "node" in names, "must contain the required container: node")
 
 
 def check_job(name: str, spec: Object) -> None:

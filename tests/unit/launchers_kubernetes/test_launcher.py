@@ -3,92 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 from graft.kubernetes.pod_policy import PodPolicies, PodPolicy
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
-from services.trainer.launchers.kubernetes import KubernetesLauncher
 from services.trainer.launchers.scripted import Script
-from services.trainer.server import TrainerServer
-from tests.support.kube_api import Cluster, Fault, IdleRun, PodRun, ScriptedRun, kube_cluster
+from tests.support.kube_api import Cluster, Fault, IdleRun
 from tests.support.kube_api.controller import tell_event
-from tests.support.kube_api.preflight import NoPreflight
-from tests.support.kube_api.runs import Ended, Started
+from tests.support.kube_api.lab import LONG, Lab, ending, states, unschedulable, until_said
+from tests.support.kube_api.runs import Ended
 from tests.support.kube_api.store import Object, Refused
-from tests.support.trainer import follow, job_request, start_trainer, trainer_stub, until_step
+from tests.support.trainer import follow, job_request, trainer_stub, until_step
 from tests.support.waiting import eventually
-
-LONG = Script(steps=2000, step_s=0.02)
-
-
-class Lab:
-    """A cluster, and trainers that come and go on it.
-
-    Attributes:
-        script: what pods play from now on; or make makes them.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.script = Script()
-        self.make: Callable[[Started], PodRun] | None = None
-        self.policies = PodPolicies(PodPolicy(gpus_per_slot=0, keep_s=600))
-        self.port = 0
-        self.cluster: Cluster
-
-    def start_pod(self, started: Started) -> PodRun:
-        if self.make is not None:
-            return self.make(started)
-        return ScriptedRun(started, self.script)
-
-    @asynccontextmanager
-    async def trainer(self, **settings: Any) -> AsyncIterator[TrainerServer]:
-        """A trainer; all of a test's are at one address, as a Service's are."""
-        launcher = KubernetesLauncher(self.policies, kubeconfig=self.cluster.kubeconfig)
-        chosen: dict[str, Any] = {"slots": 100, "listen": f"127.0.0.1:{self.port}"} | settings
-        async with start_trainer(
-            self.folder, launcher=launcher, preflight=NoPreflight(), **chosen
-        ) as trainer:
-            self.port = int(trainer.address.rpartition(":")[2])
-            yield trainer
-
-    def work_dir(self, name: str) -> Path:
-        """Where a job's checkpoints are."""
-        return self.folder / "cluster/volumes/graft/work/default" / name.rpartition("/")[2]
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    lab = Lab(tmp_path)
-    async with AsyncExitStack() as stack:
-        started = kube_cluster(tmp_path / "cluster", lab.start_pod)
-        lab.cluster = await stack.enter_async_context(started)
-        yield lab
-
-
-async def states(stub: Any, name: str) -> list[str]:
-    """The states that a job went through to its end."""
-    events = await asyncio.wait_for(follow(stub, name), 30)
-    changes = [event.state_change for event in events if event.HasField("state_change")]
-    return [pb.JobState.Name(change.to_state).removeprefix("JOB_STATE_") for change in changes]
-
-
-async def until_said(stub: Any, name: str, text: str) -> str:
-    """Waits until a job's message has a text."""
-    message = ""
-
-    async def said() -> bool:
-        nonlocal message
-        message = (await stub.GetJob(pb.GetJobRequest(name=name))).message
-        return text in message
-
-    await eventually(said, f"a message with {text!r}")
-    return message
 
 
 class TestAJob:
@@ -130,7 +57,7 @@ class TestAJob:
             assert len(lab.cluster.store.created["jobs"]) == 2
 
     async def test_that_needs_too_much_memory_says_what_to_do(self, lab: Lab) -> None:
-        lab.make = lambda started: _ending(started, Ended(137, "Killed", "OOMKilled"))
+        lab.make = lambda started: ending(started, Ended(137, "Killed", "OOMKilled"))
         async with lab.trainer() as trainer, trainer_stub(trainer.address) as stub:
             job = await stub.CreateJob(job_request())
             assert (await states(stub, job.name))[-1] == "FAILED"
@@ -139,7 +66,7 @@ class TestAJob:
             assert "limits.memory" in failed.message
 
     async def test_that_breaks_shows_the_end_of_its_log(self, lab: Lab) -> None:
-        lab.make = lambda started: _ending(started, Ended(70, "first\nValueError: no\n"))
+        lab.make = lambda started: ending(started, Ended(70, "first\nValueError: no\n"))
         lab.cluster.server.logs = lambda _namespace, _pod: "Traceback\nValueError: no"
         async with lab.trainer() as trainer, trainer_stub(trainer.address) as stub:
             job = await stub.CreateJob(job_request())
@@ -164,17 +91,6 @@ class TestAJob:
             assert (await states(stub, job.name))[-1] == "CANCELLED"
             await eventually(lambda: not lab.cluster.jobs())
             assert not lab.cluster.store.all("secrets")
-
-
-def _ending(started: Started, ended: Ended) -> PodRun:
-    run = IdleRun(started)
-    run.end(ended)
-    return run
-
-
-def unschedulable(message: str) -> Object:
-    found = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-    return {"conditions": [{**found, "message": message}]}
 
 
 class TestDisruptions:

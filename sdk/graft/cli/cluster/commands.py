@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
-from graft.cli.cluster.api import Cluster, Refusal, connected
 from graft.cli.cluster.permissions import look_at_permissions
 from graft.cli.cluster.platform import look_at_platform
 from graft.cli.cluster.workloads import look_at_workloads
 from graft.cli.doctor import Finding, Verdict, show
 from graft.cli.output import Output
 from graft.cli.session import EXIT_OTHER, JsonOption, options, reported
-from graft.errors import GraftError, Reason
+from graft.kubernetes.api import Api, ApiError
+from graft.kubernetes.connect import opened
+from graft.kubernetes.refusals import in_words
 
 app = typer.Typer(no_args_is_help=True, help="What Graft needs of a Kubernetes cluster.")
 
@@ -46,7 +47,7 @@ def doctor(
     out, chosen = Output(as_json), options(ctx)
 
     async def look() -> list[Finding]:
-        async with connected(kubeconfig, context, timeout_s) as found:
+        async with opened(kubeconfig, context or "", timeout_s=timeout_s) as found:
             return await examine(found, kube_namespace)
 
     with reported(out, chosen.debug):
@@ -58,7 +59,7 @@ def doctor(
         raise typer.Exit(EXIT_OTHER)
 
 
-async def examine(cluster: Cluster, namespace: str) -> list[Finding]:
+async def examine(cluster: Api, namespace: str) -> list[Finding]:
     """Everything that is found out, in the order in which it is shown.
 
     Raises:
@@ -70,9 +71,5 @@ async def examine(cluster: Cluster, namespace: str) -> list[Finding]:
             *await look_at_permissions(cluster, namespace),
             *[one async for one in look_at_workloads(cluster, namespace)],
         ]
-    except Refusal as error:
-        raise GraftError(
-            Reason.UNAVAILABLE,
-            f"The Kubernetes API answered with {error.status}: {error.message}",
-            next_step="Try again; if it stays so, see `kubectl get --raw /readyz?verbose`.",
-        ) from None
+    except ApiError as error:
+        raise in_words(error, "a question about the cluster") from None

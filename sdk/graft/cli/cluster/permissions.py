@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from graft.cli.cluster.api import Cluster, Refusal
 from graft.cli.doctor import Finding, Verdict
+from graft.kubernetes.api import Api, ApiError
 
 TRAINER = "graft-trainer"
 _AT_ONCE = 8
@@ -32,12 +32,16 @@ class Need:
 TRAINER_NEEDS = (
     Need("batch", "jobs", ("create", "get", "list", "watch", "patch", "delete")),
     Need("jobset.x-k8s.io", "jobsets", ("create", "get", "list", "watch", "patch", "delete")),
+    Need("trainer.kubeflow.org", "trainjobs", ("create", "get", "list", "watch", "delete")),
+    Need("trainer.kubeflow.org", "trainingruntimes", ("create", "list", "patch", "delete")),
+    Need("kueue.x-k8s.io", "workloads", ("list", "watch")),
     Need("", "pods", ("list", "watch", "delete")),
     Need("", "pods/log", ("get",)),
     Need("", "events", ("list", "watch")),
     Need("", "configmaps", ("create",)),
     Need("", "secrets", ("create",)),
     Need("", "services", ("create",)),
+    Need("", "persistentvolumeclaims", ("create", "list", "patch", "delete")),
 )
 # The worker's: how a job goes that no trainer hears is written onto its own Job.
 WORKER_NEEDS = (Need("batch", "jobs", ("patch",)), Need("", "events", ("create",)))
@@ -60,7 +64,7 @@ INSTALLER_NEEDS = (
 )
 
 
-async def look_at_permissions(cluster: Cluster, namespace: str) -> list[Finding]:
+async def look_at_permissions(cluster: Api, namespace: str) -> list[Finding]:
     """What the user may not, of what installing takes, and what the trainer may not."""
     installer = await _refused(cluster, namespace, INSTALLER_NEEDS, "")
     # Nobody can give away in a Role what he has not himself.
@@ -79,15 +83,17 @@ _INSTALLER_STEP = (
 _GRANT_STEP = "A Role can only be made by who may do all that is in it: ask for the role `edit` or `admin` here."
 
 
-async def _trainer(cluster: Cluster, namespace: str) -> Finding:
+async def _trainer(cluster: Api, namespace: str) -> Finding:
     name = "the trainer may run jobs"
     account = f"system:serviceaccount:{namespace}:{TRAINER}"
     try:
         await cluster.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{TRAINER}")
         refused = await _refused(cluster, namespace, TRAINER_NEEDS, account)
-    except Refusal as error:
+    except ApiError as error:
         if error.status == 404:
             return Finding(name, Verdict.NOTE, f"{TRAINER} is not there yet: not installed")
+        if error.status != 403:
+            raise
         return Finding(
             name,
             Verdict.NOTE,
@@ -104,8 +110,8 @@ def _verdict(name: str, refused: Sequence[str], namespace: str, step: str) -> Fi
     return Finding(name, Verdict.MISSING, f"not allowed: {'; '.join(refused)}", step)
 
 
-async def _refused(cluster: Cluster, namespace: str, needs: Sequence[Need], user: str) -> list[str]:
-    """What of the needs is refused, as "create, patch on jobs.batch". Raises Refusal."""
+async def _refused(cluster: Api, namespace: str, needs: Sequence[Need], user: str) -> list[str]:
+    """What of the needs is refused, as "create, patch on jobs.batch". Raises ApiError."""
     turns = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(need: Need, verb: str) -> bool:
@@ -126,7 +132,7 @@ def _grouped(refused: Iterable[tuple[Need, str]]) -> Iterator[str]:
         yield f"{', '.join(each)} on {need}"
 
 
-async def _is_allowed(cluster: Cluster, namespace: str, need: Need, verb: str, user: str) -> bool:
+async def _is_allowed(cluster: Api, namespace: str, need: Need, verb: str, user: str) -> bool:
     resource, _, subresource = need.resource.partition("/")
     attributes = {"group": need.group, "resource": resource, "verb": verb}
     if subresource:
@@ -144,5 +150,5 @@ async def _is_allowed(cluster: Cluster, namespace: str, need: Need, verb: str, u
         "kind": "SubjectAccessReview" if user else "SelfSubjectAccessReview",
         "spec": spec,
     }
-    answer = await cluster.review(_OTHERS if user else _OWN, body)
+    answer = await cluster.call("POST", _OTHERS if user else _OWN, body, patience_s=0.0)
     return bool((answer.get("status") or {}).get("allowed"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
-from graft.cli.cluster.api import Cluster, Object, Refusal
 from graft.cli.doctor import Finding, Verdict
+from graft.kubernetes.api import Api, ApiError, Object
 
 _OLDEST, _NEWEST = (1, 30), (1, 36)
 _GPUS = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe")
@@ -65,7 +65,7 @@ _ADD_ONS: Mapping[str, tuple[str, str, str]] = {
 }  # fmt: skip
 
 
-async def look_at_platform(cluster: Cluster, namespace: str) -> AsyncIterator[Finding]:
+async def look_at_platform(cluster: Api, namespace: str) -> AsyncIterator[Finding]:
     """Findings about what the cluster brings along."""
     yield _version(await cluster.get("/version"))
     async for finding in _allowed(_nodes(cluster), "nodes", "cluster-wide: ask its administrator"):
@@ -90,7 +90,7 @@ async def _allowed(
     try:
         async for finding in findings:
             yield finding
-    except Refusal as error:
+    except ApiError as error:
         if error.status != 403:
             raise
         yield Finding(
@@ -116,7 +116,7 @@ def _version(told: Object) -> Finding:
     return Finding("kubernetes", Verdict.OK, text)
 
 
-async def _nodes(cluster: Cluster) -> AsyncIterator[Finding]:
+async def _nodes(cluster: Api) -> AsyncIterator[Finding]:
     nodes = await cluster.items("/api/v1/nodes")
     ready = [node for node in nodes if condition(node, "Ready") == "True"]
     if not ready:
@@ -168,7 +168,7 @@ def _gpus(nodes: Sequence[Object]) -> Iterator[Finding]:
         )
 
 
-async def _storage(cluster: Cluster) -> AsyncIterator[Finding]:
+async def _storage(cluster: Api) -> AsyncIterator[Finding]:
     classes = await cluster.items("/apis/storage.k8s.io/v1/storageclasses")
     default = [
         one["metadata"]["name"]
@@ -206,7 +206,7 @@ async def _storage(cluster: Cluster) -> AsyncIterator[Finding]:
         )
 
 
-async def _groups(cluster: Cluster) -> Mapping[str, Sequence[str]]:
+async def _groups(cluster: Api) -> Mapping[str, Sequence[str]]:
     """Versions of each API group, the preferred one first."""
     groups = (await cluster.get("/apis")).get("groups") or []
     found: dict[str, Sequence[str]] = {}
@@ -220,11 +220,13 @@ async def _groups(cluster: Cluster) -> Mapping[str, Sequence[str]]:
     return found
 
 
-async def _queues(cluster: Cluster, namespace: str, version: str) -> Finding:
+async def _queues(cluster: Api, namespace: str, version: str) -> Finding:
     path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{namespace}/localqueues"
     try:
         queues = await cluster.items(path)
-    except Refusal as error:
+    except ApiError as error:
+        if error.status not in (403, 404):
+            raise
         return Finding("Kueue queues", Verdict.NOTE, f"not looked at: {error.message}")
     if queues:
         return Finding("Kueue queues", Verdict.OK, _some(one["metadata"]["name"] for one in queues))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-from graft.cli.cluster.api import Cluster, Object, Refusal
 from graft.cli.cluster.platform import condition
 from graft.cli.doctor import Finding, Verdict
+from graft.kubernetes.api import Api, ApiError, Object
 
 _ENFORCE = "pod-security.kubernetes.io/enforce"
 _PART = "app.kubernetes.io/part-of"
@@ -27,11 +27,11 @@ _KINDS = (("deployments", "Deployment"), ("statefulsets", "StatefulSet"))
 _MOST = 8
 
 
-async def look_at_workloads(cluster: Cluster, namespace: str) -> AsyncIterator[Finding]:
+async def look_at_workloads(cluster: Api, namespace: str) -> AsyncIterator[Finding]:
     """Findings about the namespace and what is in it."""
     try:
         found = await cluster.get(f"/api/v1/namespaces/{namespace}")
-    except Refusal as error:
+    except ApiError as error:
         if error.status == 404:
             yield Finding("namespace", Verdict.NOTE, f"{namespace} is not there", _INSTALL)
             return
@@ -43,7 +43,7 @@ async def look_at_workloads(cluster: Cluster, namespace: str) -> AsyncIterator[F
     try:
         async for finding in _installed(cluster, namespace):
             yield finding
-    except Refusal as error:
+    except ApiError as error:
         if error.status != 403:
             raise
         step = f"Ask for the role `view` in the namespace {namespace}."
@@ -63,7 +63,7 @@ def _pod_security(namespace: Object, name: str) -> Finding:
     )
 
 
-async def _installed(cluster: Cluster, namespace: str) -> AsyncIterator[Finding]:
+async def _installed(cluster: Api, namespace: str) -> AsyncIterator[Finding]:
     pods = [
         pod for pod in await cluster.items(f"/api/v1/namespaces/{namespace}/pods") if _is_ours(pod)
     ]
@@ -174,7 +174,7 @@ def _shortened(findings: list[Finding], namespace: str) -> Iterator[Finding]:
 
 
 async def _pull_secrets(
-    cluster: Cluster, namespace: str, pods: Sequence[Object]
+    cluster: Api, namespace: str, pods: Sequence[Object]
 ) -> AsyncIterator[Finding]:
     named = {
         one["name"]
@@ -185,7 +185,7 @@ async def _pull_secrets(
     for name in sorted(named):
         try:
             await cluster.get(f"/api/v1/namespaces/{namespace}/secrets/{name}")
-        except Refusal as error:
+        except ApiError as error:
             if error.status == 404:
                 yield Finding(
                     "image pull",

@@ -1,62 +1,49 @@
-"""Starts workers as Kubernetes Jobs, and knows of all of them by one list and one watch per kind."""
+"""Starts workers as Kubernetes Jobs, JobSets or TrainJobs, and finds them again."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
-from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
 from graft.errors import GraftError, Reason
-from graft.kubernetes.job_template import render_attempt, wants_jobset
+from graft.kubernetes.api import Api, ApiError, Object
+from graft.kubernetes.connect import connect
+from graft.kubernetes.groups import Group, choose_group
+from graft.kubernetes.job_template import render_attempt
+from graft.kubernetes.kinds import Kind
 from graft.kubernetes.names import (
-    ATTEMPT_LABEL,
-    JOB_LABEL,
-    NAMESPACE_LABEL,
+    JOB_ANNOTATION,
     TOKEN_ANNOTATION,
     attempt_object_name,
+    job_object_name,
     token_digest,
 )
-from graft.kubernetes.pod_policy import PodPolicies
-from graft.kubernetes.pod_template import AttemptPlan, size_of
+from graft.kubernetes.pod_policy import PodPolicies, PodPolicy
+from graft.kubernetes.pod_template import AttemptPlan, Size, size_of
 from graft.names import namespace_of
 from graft.spec_file import spec_from_dict
 
 from services.common.logs import get_logger
 from services.trainer.launchers.base import Launch, Launcher, Worker
-from services.trainer.launchers.kubernetes.api import (
-    EVENTS,
-    JOBS,
-    JOBSETS,
-    PODS,
-    Api,
-    ApiError,
-    Kind,
-    Object,
-)
-from services.trainer.launchers.kubernetes.connect import connect
-from services.trainer.launchers.kubernetes.mirror import Mirror
+from services.trainer.launchers.kubernetes.kinds import EXPIRING
 from services.trainer.launchers.kubernetes.objects import Objects
-from services.trainer.launchers.kubernetes.reading import (
-    end_condition,
-    kept_of_job,
-    kept_of_pod,
-)
-from services.trainer.launchers.kubernetes.words import TELLING
+from services.trainer.launchers.kubernetes.reading import end_condition
+from services.trainer.launchers.kubernetes.view import MANAGED_BY, View
 from services.trainer.launchers.kubernetes.worker import KubernetesWorker
 from services.trainer.spec.job import MAX_NODES
 
-MANAGED_BY = "graft-trainer"
-_NOT_FOUND, _FORBIDDEN = 404, 403
-_REGARDING = (JOBS.name, JOBSETS.name)
-_POD_NAME = re.compile(r"(graft-.*-[0-9a-f]{10}-[0-9]+)-")
+_FORBIDDEN = 403
+_ADVICE = (
+    "Run the trainer in a pod with a service account, or set GRAFT_TRAINER_KUBERNETES_KUBECONFIG to a "
+    "kubeconfig file."
+)
 
 
 class KubernetesLauncher(Launcher):
-    """Launcher of Jobs.
+    """Launcher of Jobs; also a view.Seer.
 
     Args:
         policies: how pods are made.
@@ -80,9 +67,6 @@ class KubernetesLauncher(Launcher):
         self._workers: dict[str, KubernetesWorker] = {}
         # Jobs whose end is stored, until they are gone.
         self._released: set[str] = set()
-        self._warnings: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        self._mirrors: dict[Kind, Mirror] = {}
-        self._pods: defaultdict[str, dict[str, Object]] = defaultdict(dict)
         self._tasks: set[asyncio.Task[None]] = set()
         self._api: Api | None = None
         self._recovered = False
@@ -101,51 +85,35 @@ class KubernetesLauncher(Launcher):
         return self._api.calls if self._api else 0
 
     async def open(self) -> None:
-        connection = await connect(self._kubeconfig, self._context, self._namespace)
+        connection = await connect(
+            self._kubeconfig, self._context, self._namespace, pod_first=True, advice=_ADVICE
+        )
         self._api = Api(connection)
         self._objects = Objects(self._api)
+        self._view = View(self._api, self._instance, self._policies.queued, self)
         try:
-            for mirror in await self._make_mirrors(self._api):
-                await mirror.open()
+            await self._view.open()
         except ApiError as error:
             raise _closed(error, connection.namespace) from None
-
-    async def _make_mirrors(self, api: Api) -> list[Mirror]:
-        """Pods before Jobs: where a Job's end is known, its pods' is."""
-        ours = (
-            "labelSelector",
-            f"app.kubernetes.io/managed-by={MANAGED_BY},app.kubernetes.io/instance={self._instance}",
-        )
-        warnings = ("fieldSelector", "type=Warning")
-        self._mirrors[EVENTS] = Mirror(api, EVENTS, warnings, self._told_of_event, _kept_of_event)
-        self._mirrors[PODS] = Mirror(api, PODS, ours, self._told_of_pod, kept_of_pod)
-        for kind in (JOBS, JOBSETS) if await self._has_jobsets(api) else (JOBS,):
-            told = self._told_of(kind)
-            self._mirrors[kind] = Mirror(api, kind, ours, told, kept_of_job)
-        return list(self._mirrors.values())
-
-    async def _has_jobsets(self, api: Api) -> bool:
-        """Whether the cluster has JobSet and we may use it."""
-        try:
-            path = JOBSETS.path(api.namespace)
-            await api.call("GET", path, query=[("limit", "1")], patience_s=60.0)
-        except ApiError as error:
-            if error.status not in (_NOT_FOUND, _FORBIDDEN):
-                raise
-            return False
-        return True
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for mirror in self._mirrors.values():
-            await mirror.close()
         if self._api is not None:
+            await self._view.close()
             await self._api.close()
 
     async def start(self, launch: Launch) -> Worker:
-        worker = self._worker(launch)
+        policy, size = self._policies.of(namespace_of(launch.job)), _size_of(launch)
+        try:
+            group = choose_group(policy.several_nodes, size.group, size.nodes, self._view.groups)
+            worker = self._worker(launch, policy, size, group)
+        except GraftError as error:
+            # Another group, policy or spec than this would be another job.
+            plain = self._worker(launch, PodPolicy(), size, Group.JOB)
+            plain.refuse(str(error))
+            return plain
         worker.create()
         return worker
 
@@ -153,25 +121,41 @@ class KubernetesLauncher(Launcher):
         name = handle or attempt_object_name(launch.job, launch.attempt)
         if (known := self._workers.get(name)) is not None:
             return known if _has_token(known.first, launch.token) else None
-        job = self._find_job(name)
-        if job is None or name in self._released or _is_stored(job):
+        found = self._view.find(name)
+        if found is None or name in self._released:
             return None
-        if not _has_token(job, launch.token):
+        kind, job = found
+        if _is_stored(job) or not _has_token(job, launch.token):
             return None
-        worker = self._worker(launch)
-        worker.adopt(job, list(self._pods[name].values()) if name in self._pods else [])
+        policy = self._policies.of(namespace_of(launch.job))
+        group = next(group for group in Group if group.kind is kind)
+        worker = self._worker(launch, policy, _size_of(launch), group)
+        worker.adopt(job, self._view.pods(name), self._view.parts(name))
         return worker
 
-    async def recovered(self) -> None:
+    async def recovered(self, open_jobs: Collection[str] | None = None) -> None:
         self._recovered = True
-        for kind in (JOBS, JOBSETS):
-            for job in self._mirrors.get(kind, ()):
-                self._look_after(kind, job)
+        for kind, job in self._view:
+            self._look_after(kind, job)
+        if Group.TRAINJOB in self._view.groups:
+            self._spawn(self._objects.drop_runtimes(self._view.selector, self._workers))
+        if open_jobs is not None and self._policies.with_own_claims:
+            kept = {job_object_name(job) for job in open_jobs}
+            self._spawn(self._objects.drop_claims(self._view.selector, kept))
 
-    def _worker(self, launch: Launch) -> KubernetesWorker:
-        policy = self._policies.of(namespace_of(launch.job))
+    async def forget(self, job: str, attempt: int) -> None:
+        if self._policies.of(namespace_of(job)).work.per_job:
+            found = self._view.find(attempt_object_name(job, attempt))
+            owner = None
+            if found is not None and found[0] in EXPIRING:
+                kind, last = found
+                owner = {**last, "apiVersion": kind.api_version, "kind": kind.name}
+            self._spawn(self._objects.let_claim_go(job_object_name(job), owner))
+
+    def _worker(
+        self, launch: Launch, policy: PodPolicy, size: Size, group: Group
+    ) -> KubernetesWorker:
         assert self._api is not None
-        size = size_of(spec_from_dict(json.loads(launch.spec_json)))
         plan = AttemptPlan(
             job=launch.job,
             attempt=launch.attempt,
@@ -184,17 +168,16 @@ class KubernetesLauncher(Launcher):
             instance=self._instance,
             managed_by=MANAGED_BY,
         )
-        jobset = wants_jobset(policy, size.nodes, JOBSETS in self._mirrors)
-        manifests = render_attempt(plan, policy, jobset)
+        manifests = render_attempt(plan, policy, group)
         name = manifests[0]["metadata"]["name"]
         worker = KubernetesWorker(
             name,
-            JOBSETS if jobset else JOBS,
+            group,
             manifests,
             size.nodes,
             policy.keep_s,
             self._objects,
-            self._warnings[name],
+            self._view.told[name],
             self._spawn,
             lambda: self._release(name),
         )
@@ -203,52 +186,38 @@ class KubernetesLauncher(Launcher):
 
     def _release(self, name: str) -> None:
         self._workers.pop(name, None)
-        self._warnings.pop(name, None)
-        if self._find_job(name) is not None:
+        self._view.told.pop(name, None)
+        if self._view.find(name) is not None:
             self._released.add(name)
 
-    def _find_job(self, name: str) -> Object | None:
-        found = (
-            mirror.get(name) for kind, mirror in self._mirrors.items() if kind in (JOBS, JOBSETS)
-        )
-        return next((one for one in found if one is not None), None)
+    def see_job(self, kind: Kind, job: Object, deleted: bool) -> None:
+        """What runs an attempt is new, another, or gone."""
+        name = job["metadata"]["name"]
+        if (worker := self._workers.get(name)) is not None:
+            worker.see_job(job, deleted)
+        elif deleted:
+            self._released.discard(name)
+            self._view.told.pop(name, None)
+        elif self._recovered:
+            self._look_after(kind, job)
 
-    def _told_of(self, kind: Kind) -> Any:
-        def told(job: Object, deleted: bool) -> None:
-            name = job["metadata"]["name"]
-            worker = self._workers.get(name)
-            if worker is not None:
-                worker.see_job(job, deleted)
-            elif deleted:
-                self._released.discard(name)
-                self._warnings.pop(name, None)
-            elif self._recovered:
-                self._look_after(kind, job)
+    def see_part(self, name: str, job: Object) -> None:
+        """A Job that a JobSet made is new or another."""
+        if (worker := self._workers.get(name)) is not None:
+            worker.see_part(job)
 
-        return told
-
-    def _told_of_pod(self, pod: Object, deleted: bool) -> None:
-        name, uid = _name_of(pod), pod["metadata"]["uid"]
-        if not deleted:
-            self._pods[name][uid] = pod
-        elif name in self._pods:
-            self._pods[name].pop(uid, None)
-            if not self._pods[name]:
-                del self._pods[name]
+    def see_pod(self, name: str, pod: Object, deleted: bool) -> None:
+        """A pod is new, another, or gone."""
         if (worker := self._workers.get(name)) is not None:
             worker.see_pod(pod, deleted)
 
-    def _told_of_event(self, event: Object, deleted: bool) -> None:
-        if deleted or event["reason"] not in TELLING:
-            return
-        name = _regarding(event["involvedObject"])
-        if name:
-            self._warnings[name][event["reason"]] = event["message"]
-            if (worker := self._workers.get(name)) is not None:
-                worker.see_warning()
+    def see_words(self, name: str) -> None:
+        """There is something else to tell of an attempt."""
+        if (worker := self._workers.get(name)) is not None:
+            worker.see_warning()
 
     def _look_after(self, kind: Kind, job: Object) -> None:
-        """Removes a Job of ours that nobody attends: its attempt is over, or nobody knows it."""
+        """Removes what nobody attends: its attempt is over, or nobody knows it."""
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
         if name in self._workers or name in self._released or _is_stored(job):
             return
@@ -257,9 +226,10 @@ class KubernetesLauncher(Launcher):
         self._released.add(name)
         ended = end_condition(job) is not None
         get_logger().info("job of no attempt", name=name, ended=ended)
-        if ended and kind is JOBS:
-            keep_s = self._policies.default.keep_s
-            self._spawn(self._objects.expire(kind, name, keep_s))
+        if ended and kind in EXPIRING:
+            about = (job["metadata"].get("annotations") or {}).get(JOB_ANNOTATION, "")
+            policy = self._policies.of(namespace_of(about)) if about else self._policies.default
+            self._spawn(self._objects.expire(kind, name, policy.keep_s))
         else:
             self._spawn(self._remove(kind, name, uid))
 
@@ -294,45 +264,8 @@ def _is_stored(job: Object) -> bool:
     return "ttlSecondsAfterFinished" in job.get("spec", {})
 
 
-def _name_of(pod: Object) -> str:
-    """The name of the Job or JobSet that a pod belongs to, from its labels."""
-    labels = pod["metadata"].get("labels") or {}
-    try:
-        job = f"namespaces/{labels[NAMESPACE_LABEL]}/jobs/{labels[JOB_LABEL]}"
-        return attempt_object_name(job, int(labels[ATTEMPT_LABEL]))
-    except (KeyError, ValueError, GraftError):
-        return ""
-
-
-def _regarding(regarding: Object) -> str:
-    """The name of the Job or JobSet that an event is about, directly or by one of its parts."""
-    kind, name = regarding.get("kind", ""), str(regarding.get("name", ""))
-    if not name.startswith(("graft-", "job-graft-", "jobset-graft-")):
-        return ""
-    if kind in _REGARDING:
-        return name
-    if kind == PODS.name:
-        return _attempt_of(name)
-    if kind == "Workload":
-        # Kueue's name for it: "{kind}-{name}-{digest}".
-        return name.partition("-")[2].rpartition("-")[0]
-    return ""
-
-
-def _attempt_of(pod: str) -> str:
-    """The attempt's name in that of one of its pods: "graft-{job}-{digest}-{attempt}-..."."""
-    match = _POD_NAME.match(pod)
-    return match[1] if match else ""
-
-
-def _kept_of_event(event: Object) -> Object:
-    meta, regarding = event["metadata"], event.get("involvedObject") or {}
-    return {
-        "metadata": {name: meta.get(name, "") for name in ("name", "uid", "resourceVersion")},
-        "involvedObject": {name: regarding.get(name, "") for name in ("kind", "name")},
-        "reason": event.get("reason", ""),
-        "message": event.get("message", ""),
-    }
+def _size_of(launch: Launch) -> Size:
+    return size_of(spec_from_dict(json.loads(launch.spec_json)))
 
 
 def _closed(error: ApiError, namespace: str) -> GraftError:

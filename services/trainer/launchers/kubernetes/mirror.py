@@ -11,16 +11,10 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 
+from graft.kubernetes.api import Api, ApiError, Object, Pauses, Query, status_error
+from graft.kubernetes.kinds import Kind
+
 from services.common.logs import get_logger
-from services.trainer.launchers.kubernetes.api import (
-    Api,
-    ApiError,
-    Kind,
-    Object,
-    Pauses,
-    Query,
-    status_error,
-)
 
 # The server ends a watch itself after some minutes; bookmarks come about every minute before.
 _SHORTEST_WATCH_S, _LONGEST_WATCH_S = 240, 480

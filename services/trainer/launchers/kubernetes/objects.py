@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
-from graft.kubernetes.job_template import owned
+from graft.kubernetes.api import MERGE_PATCH, Api, ApiError, Object
+from graft.kubernetes.job_template import before_owner, outlives_owner, owned, reference
+from graft.kubernetes.kinds import CLAIMS, KINDS, PODS, RUNTIMES, Kind
 from graft.kubernetes.names import (
     ATTEMPT_LABEL,
     JOB_LABEL,
@@ -12,15 +15,6 @@ from graft.kubernetes.names import (
     TOKEN_ANNOTATION,
 )
 
-from services.trainer.launchers.kubernetes.api import (
-    KINDS,
-    MERGE_PATCH,
-    PODS,
-    Api,
-    ApiError,
-    Kind,
-    Object,
-)
 from services.trainer.launchers.kubernetes.reading import kept_of_pod
 
 _NOT_FOUND, _CONFLICT = 404, 409
@@ -35,21 +29,27 @@ class Objects:
     def __init__(self, api: Api) -> None:
         self._api = api
 
-    async def create_first(self, manifest: Object, hindered: Hindered) -> Object:
+    async def create_first(self, manifests: Sequence[Object], hindered: Hindered) -> Object:
         """Creates what runs an attempt, or finds that an earlier try of ours did.
+
+        Args:
+            manifests: of the attempt, what runs it first.
 
         Raises:
             ApiError: it is refused; nothing of it is there.
         """
+        manifest = manifests[0]
         kind = KINDS[manifest["kind"]]
         name = manifest["metadata"]["name"]
         try:
+            for one in filter(before_owner, manifests):
+                await self._create_once(one, hindered)
             return await self._create(manifest, hindered)
         except ApiError as error:
             if error.status != _CONFLICT:
+                await self.undo(manifests)
                 raise
-        path = kind.path(self._api.namespace, name)
-        found = await self._api.call("GET", path, hindered=hindered)
+        found = await self._call("GET", kind.path(self._api.namespace, name), hindered=hindered)
         if _token_of(found) != _token_of(manifest):
             raise ApiError(
                 _CONFLICT,
@@ -59,20 +59,81 @@ class Objects:
         return found
 
     async def create_rest(
-        self, manifests: list[Object], owner: Object, kind: Kind, hindered: Hindered
+        self, manifests: Sequence[Object], owner: Object, kind: Kind, hindered: Hindered
     ) -> None:
         """Creates what an attempt's pods need, where it is not there yet. Raises ApiError."""
         typed = {**owner, "apiVersion": kind.api_version, "kind": kind.name}
-        for manifest in manifests:
-            try:
-                await self._create(owned(manifest, typed), hindered)
-            except ApiError as error:
-                if error.status != _CONFLICT:
-                    raise
+        for manifest in manifests[1:]:
+            if before_owner(manifest):
+                await self._give(manifest, [reference(typed)], hindered)
+            elif not outlives_owner(manifest):
+                await self._create_once(owned(manifest, typed), hindered)
+            elif not await self._create_once(manifest, hindered):
+                # Of an earlier attempt, whose end may have been taken for the job's.
+                await self._give(manifest, None, hindered)
+
+    async def undo(self, manifests: Sequence[Object]) -> None:
+        """Removes what was there before what runs an attempt, which now never comes. Raises ApiError."""
+        for one in filter(before_owner, manifests):
+            await self.delete(KINDS[one["kind"]], one["metadata"]["name"], "")
 
     async def _create(self, manifest: Object, hindered: Hindered) -> Object:
         path = KINDS[manifest["kind"]].path(self._api.namespace)
-        return await self._api.call("POST", path, manifest, hindered=hindered)
+        return await self._call("POST", path, manifest, hindered=hindered)
+
+    async def _create_once(self, manifest: Object, hindered: Hindered) -> bool:
+        """Whether it had to be created."""
+        try:
+            await self._create(manifest, hindered)
+        except ApiError as error:
+            if error.status != _CONFLICT:
+                raise
+            return False
+        return True
+
+    async def _give(
+        self, manifest: Object, owners: list[Object] | None, hindered: Hindered
+    ) -> None:
+        """Says whose part an object is; None: nobody's."""
+        path = KINDS[manifest["kind"]].path(self._api.namespace, manifest["metadata"]["name"])
+        await self._patch(path, {"metadata": {"ownerReferences": owners}}, hindered=hindered)
+
+    async def _patch(self, path: str, patch: Object, **more: Any) -> None:
+        await self._call("PATCH", path, patch, content_type=MERGE_PATCH, **more)
+
+    async def _call(
+        self, method: str, path: str, body: Object | None = None, **more: Any
+    ) -> Object:
+        return await self._api.call(method, path, body, **more)
+
+    async def let_claim_go(self, name: str, owner: Object | None) -> None:
+        """Has a job's claim go with its last attempt's object, or at once without one. Raises ApiError."""
+        path = CLAIMS.path(self._api.namespace, name)
+        if owner is None:
+            await self.delete(CLAIMS, name, "")
+            return
+        patch = {"metadata": {"ownerReferences": [reference(owner)]}}
+        try:
+            await self._patch(path, patch, patience_s=_CLEAN_UP_PATIENCE_S)
+        except ApiError as error:
+            if error.status != _NOT_FOUND:
+                raise
+
+    async def drop_claims(self, selector: tuple[str, str], kept: Collection[str]) -> None:
+        """Deletes claims of jobs that have ended while nobody looked. Raises ApiError."""
+        path = CLAIMS.path(self._api.namespace)
+        for claim in await self._api.items(path, [selector], patience_s=_CLEAN_UP_PATIENCE_S):
+            meta = claim["metadata"]
+            if meta["name"] not in kept and not meta.get("ownerReferences"):
+                await self.delete(CLAIMS, meta["name"], meta["uid"])
+
+    async def drop_runtimes(self, selector: tuple[str, str], kept: Collection[str]) -> None:
+        """Deletes runtimes whose TrainJob never came to be. Raises ApiError."""
+        path = RUNTIMES.path(self._api.namespace)
+        for runtime in await self._api.items(path, [selector], patience_s=_CLEAN_UP_PATIENCE_S):
+            meta = runtime["metadata"]
+            if meta["name"] not in kept and not meta.get("ownerReferences"):
+                await self.delete(RUNTIMES, meta["name"], meta["uid"])
 
     async def delete(self, kind: Kind, name: str, uid: str) -> bool:
         """Deletes an attempt's object; it stays until its pods have ended, within their grace period.
@@ -117,13 +178,7 @@ class Objects:
         path = kind.path(self._api.namespace, name)
         patch = {"spec": {"ttlSecondsAfterFinished": keep_s}}
         try:
-            await self._api.call(
-                "PATCH",
-                path,
-                patch,
-                content_type=MERGE_PATCH,
-                patience_s=_CLEAN_UP_PATIENCE_S,
-            )
+            await self._patch(path, patch, patience_s=_CLEAN_UP_PATIENCE_S)
         except ApiError as error:
             if error.status != _NOT_FOUND:
                 raise

@@ -5,20 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from graft.kubernetes.api import Object
+from graft.kubernetes.group_template import TRAIN_CONTAINER
 from graft.kubernetes.pod_template import CONTAINER
 
 from services.trainer.convert import left_report
 from services.trainer.jobs import Finished
 from services.trainer.launchers.base import Remains
-from services.trainer.launchers.kubernetes.api import Object
 from services.trainer.states import FailureCause
+from services.trainer.verdict import CAUSE_BY_EXIT_CODE, EXIT_CANCELLED, EXIT_PREEMPTED
 
+# What the worker's container is called: a TrainJob's has Kubeflow's name.
+CONTAINERS = (CONTAINER, TRAIN_CONTAINER)
 _SUCCEEDED, _FAILED = ("Complete", "Completed"), "Failed"
 # How the Job controller says which exit code its pod failure policy matched.
 _EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 _DISRUPTED = "has condition DisruptionTarget"
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_SIGNALS_FROM = 128
+_SIGNALS_FROM, _PREEMPTED = 128, EXIT_PREEMPTED
 _WITHOUT_POD = "Its pod is gone, and with it the name of the version: the registry has it"
 
 
@@ -48,6 +52,41 @@ def kept_of_job(job: Object) -> Object:
         },
         "status": job.get("status", {}),
     }
+
+
+def kept_of_event(event: Object) -> Object:
+    """What is needed of an event."""
+    meta, regarding = event["metadata"], event.get("involvedObject") or {}
+    return {
+        "metadata": {name: meta.get(name, "") for name in ("name", "uid", "resourceVersion")},
+        "involvedObject": {name: regarding.get(name, "") for name in ("kind", "name")},
+        "reason": event.get("reason", ""),
+        "message": event.get("message", ""),
+    }
+
+
+def kept_of_workload(workload: Object) -> Object:
+    """What is needed of a Workload of Kueue's."""
+    meta = workload["metadata"]
+    names = ("name", "uid", "resourceVersion", "ownerReferences")
+    conditions = workload.get("status", {}).get("conditions") or []
+    return {
+        "metadata": {name: meta[name] for name in names if name in meta},
+        "status": {"conditions": conditions},
+    }
+
+
+def queue_condition(workload: Object) -> str:
+    """Why Kueue does not let a workload run, in its words; "" where it does, or has said nothing yet."""
+    if condition(workload, "Admitted") is not None:
+        return ""
+    evicted = condition(workload, "Evicted") or {}
+    found = {one["type"]: one for one in workload["status"]["conditions"]}
+    for kind in ("QuotaReserved", "Admitted"):
+        one = found.get(kind, {})
+        if one.get("status") == "False" and one.get("message"):
+            return str(one["message"])
+    return str(evicted.get("message", ""))
 
 
 def condition(one: Object, kind: str) -> Mapping[str, str] | None:
@@ -82,14 +121,19 @@ def exit_code_of(pod: Object) -> int | None:
     return None if ended is None else _signed(int(ended.get("exitCode", 0)))
 
 
-def end_of(job: Object | None, pods: Sequence[Object]) -> tuple[int | None, Remains]:
+def end_of(
+    job: Object | None, pods: Sequence[Object], parts: Iterable[Object] = ()
+) -> tuple[int | None, Remains]:
     """The exit code of an attempt and what is known beside it.
 
     Args:
         job: as it was last seen; None where it was never.
         pods: of the attempt, also those that are gone, as they were last seen.
+        parts: Jobs that its JobSet made: why one failed, its JobSet does not say.
     """
     condition_ = (end_condition(job) if job is not None else None) or {}
+    if condition_.get("type") not in _SUCCEEDED:
+        condition_ = next(filter(None, (condition(one, _FAILED) for one in parts)), condition_)
     reason, said = condition_.get("reason", ""), condition_.get("message", "")
     succeeded = condition_.get("type") in _SUCCEEDED
     pod = _telling(pods, succeeded)
@@ -109,15 +153,22 @@ def end_of(job: Object | None, pods: Sequence[Object]) -> tuple[int | None, Rema
         finished = Finished(message=_WITHOUT_POD)
     if finished is None and _state(pod).get("terminated", {}).get("reason") == "OOMKilled":
         finished = _out_of_memory()
+    if len(pods) > 1 and pod is not None and code and (finished is None or finished.preempted):
+        finished = _by_one_of_many(pod, code)
     return code, Remains(finished, disrupted, because, _log_tail(pod))
 
 
 def _telling(pods: Sequence[Object], succeeded: bool) -> Object | None:
-    """The pod whose end is the attempt's: of several the one that failed, else the first node's."""
+    """The pod whose end is the attempt's: of several the one that failed, else the first node's.
+
+    A node that lost another ends as if it had been preempted: that says nothing of why.
+    """
     ended = [one for one in pods if "terminated" in _state(one)]
     failed = [one for one in ended if exit_code_of(one) and not succeeded]
     candidates = failed or ended or list(pods)
-    return min(candidates, key=_index, default=None)
+    return min(
+        candidates, key=lambda pod: (exit_code_of(pod) == _PREEMPTED, _index(pod)), default=None
+    )
 
 
 def _index(pod: Object) -> int:
@@ -128,7 +179,7 @@ def _index(pod: Object) -> int:
 def _state(pod: Object | None) -> Object:
     """The state of the worker's container."""
     for status in (pod or {}).get("status", {}).get("containerStatuses") or []:
-        if status.get("name") == CONTAINER:
+        if status.get("name") in CONTAINERS:
             return dict(status.get("state") or {})
     return {}
 
@@ -163,6 +214,15 @@ def _because(pod: Object | None, disruption: Mapping[str, str] | None, said: str
     if _EXIT_CODE.search(said):
         return ""
     return said
+
+
+def _by_one_of_many(pod: Object, code: int) -> Finished | None:
+    """Why a node made the others stop, of whom the first, which reports, only knows that it had to."""
+    if code in (_PREEMPTED, EXIT_CANCELLED):
+        return None
+    cause = CAUSE_BY_EXIT_CODE.get(code, FailureCause.NODE_LOST)
+    said = f": {tail}" if (tail := _log_tail(pod)) else ""
+    return Finished(cause=cause, message=f"Node {_index(pod)} ended with code {code}{said}")
 
 
 def _out_of_memory() -> Finished:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from graft.kubernetes.api import ApiError, Object
 from graft.kubernetes.names import QUEUE_LABEL
-from graft.kubernetes.pod_template import CONTAINER
 
-from services.trainer.launchers.kubernetes.api import ApiError, Object
-from services.trainer.launchers.kubernetes.reading import has_begun, is_over
+from services.trainer.launchers.kubernetes.reading import CONTAINERS, has_begun, is_over
 
 # Reasons of events that say what keeps an attempt from running.
 TELLING = frozenset(
@@ -22,9 +21,12 @@ TELLING = frozenset(
         "ProvisioningFailed",
     }
 )
+# What its queue says, among what is told of an attempt.
+QUEUE = "Queue"
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 _SET_UP = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _SHORT_OF = re.compile(r"Insufficient ([a-z0-9./_-]+[a-z0-9])")
+_TAINT = re.compile(r"untolerated taint \{([^}:]+)")
 _THINGS = {"cpu": "CPU", "memory": "memory", "ephemeral-storage": "disk", "pods": "room for pods"}
 _LONGEST = 400
 
@@ -37,7 +39,7 @@ def standing(
     Args:
         job: its Job or JobSet; None before it exists.
         pods: of it.
-        told: messages of warning events, by their reason; the last of each.
+        told: messages of warning events, by their reason; the last of each; and its queue's, as QUEUE.
         hindrance: what the API server said to the last try to create it.
     """
     if job is None:
@@ -63,7 +65,8 @@ def _not_created(hindrance: ApiError | None) -> str:
 def _without_pod(job: Object, told: Mapping[str, str]) -> str:
     if job.get("spec", {}).get("suspend"):
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL, "")
-        why = f": {_short(told['Pending'])}" if "Pending" in told else ""
+        says = told.get(QUEUE) or told.get("Pending", "")
+        why = f": {_short(says)}" if says else ""
         if queue:
             return f"Waits in the queue {queue} of Kueue{why}"
         return "Its Job is suspended; it starts once somebody resumes it"
@@ -87,7 +90,7 @@ def _waiting(pod: Object, told: Mapping[str, str]) -> str:
         if reason in _IMAGE:
             image = one.get("image") or "its image"
             return f"The image {image} cannot be pulled: {message}"
-        if reason in _SET_UP and one.get("name") == CONTAINER:
+        if reason in _SET_UP and one.get("name") in CONTAINERS:
             return f"Its container cannot be started: {message}"
     for reason in ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"):
         if reason in told:
@@ -101,9 +104,13 @@ def _unscheduled(found: Mapping[str, str]) -> str:
     message = found.get("message", "")
     if found.get("reason") == "SchedulingGated":
         return "Its pod waits for a scheduling gate to be lifted"
+    if "unbound" in message and "PersistentVolumeClaim" in message:
+        return f"A volume of its pod is not bound yet: {_short(message)}"
     short = [_thing(name) for name in dict.fromkeys(_SHORT_OF.findall(message))]
     if short:
         return f"No node has enough {' and '.join(short)} free: {_short(message)}"
+    if taints := list(dict.fromkeys(_TAINT.findall(message))):
+        return f"Its pod does not tolerate the taint {' and '.join(taints)}: {_short(message)}"
     return f"No node can take its pod: {_short(message)}"
 
 

@@ -7,16 +7,19 @@ second pod for the attempt (Kueue suspends and resumes Jobs) is removed instead:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from graft.kubernetes.api import ApiError, Object
+from graft.kubernetes.group_template import TRAIN_CONTAINER
+from graft.kubernetes.groups import Group
 from graft.kubernetes.pod_template import CONTAINER
 
 from services.common.logs import get_logger
 from services.trainer.jobs import Finished
 from services.trainer.launchers.base import Notice, Remains, Worker
-from services.trainer.launchers.kubernetes.api import JOBS, ApiError, Kind, Object
+from services.trainer.launchers.kubernetes.kinds import EXPIRING
 from services.trainer.launchers.kubernetes.objects import Objects
 from services.trainer.launchers.kubernetes.reading import (
     end_condition,
@@ -39,8 +42,8 @@ class KubernetesWorker(Worker):
     """A worker in a pod, or in several.
 
     Args:
-        name: of its Job or JobSet.
-        kind: which of the two.
+        name: of its Job, JobSet or TrainJob.
+        group: which of them.
         manifests: what it consists of, the Job or JobSet first.
         nodes: how many pods it has.
         keep_s: how long its Job is kept once its end is stored.
@@ -53,7 +56,7 @@ class KubernetesWorker(Worker):
     def __init__(
         self,
         name: str,
-        kind: Kind,
+        group: Group,
         manifests: list[Object],
         nodes: int,
         keep_s: int,
@@ -62,12 +65,14 @@ class KubernetesWorker(Worker):
         spawn: Spawn,
         forget: Callable[[], None],
     ) -> None:
-        self.name, self.kind = name, kind
+        self.name, self.kind = name, group.kind
+        self._container = TRAIN_CONTAINER if group is Group.TRAINJOB else CONTAINER
         self._manifests, self._nodes, self._keep_s = manifests, nodes, keep_s
         self._objects, self._warnings = objects, warnings
         self._spawn, self._forget = spawn, forget
         self._job: Object | None = None
         self._job_gone = False
+        self._parts: dict[str, Object] = {}
         self._pods: dict[str, Object] = {}
         self._gone_pods: set[str] = set()
         self._creating: asyncio.Task[None] | None = None
@@ -83,7 +88,7 @@ class KubernetesWorker(Worker):
 
     @property
     def first(self) -> Object:
-        """Its Job or JobSet as it is created."""
+        """What runs it, as it is created."""
         return self._manifests[0]
 
     @property
@@ -118,8 +123,13 @@ class KubernetesWorker(Worker):
         """Brings its objects into being, however long that takes."""
         self._creating = self._spawn(self._create())
 
-    def adopt(self, job: Object, pods: list[Object]) -> None:
+    def refuse(self, message: str) -> None:
+        """It can never be made: why is its end."""
+        self._ended(None, _refusal(message))
+
+    def adopt(self, job: Object, pods: Sequence[Object], parts: Sequence[Object]) -> None:
         """Takes over what an earlier trainer created, and completes it where that one could not."""
+        self._parts = {part["metadata"]["uid"]: part for part in parts}
         for pod in pods:
             self._pods[pod["metadata"]["uid"]] = pod
         self._job = job
@@ -131,9 +141,13 @@ class KubernetesWorker(Worker):
             self._creating = self._spawn(self._complete())
 
     def see_job(self, job: Object, deleted: bool) -> None:
-        """Its Job or JobSet is new, another, or gone."""
+        """Its Job, JobSet or TrainJob is new, another, or gone."""
         self._job, self._job_gone = job, self._job_gone or deleted
         self._look()
+
+    def see_part(self, part: Object) -> None:
+        """A Job that its JobSet made is new or another."""
+        self._parts[part["metadata"]["uid"]] = part
 
     def see_pod(self, pod: Object, deleted: bool) -> None:
         """One of its pods is new, another, or gone."""
@@ -168,24 +182,22 @@ class KubernetesWorker(Worker):
             self._spawn(self._let_go())
 
     async def _let_go(self) -> None:
-        if self.kind is JOBS:
+        if self.kind in EXPIRING:
             await self._objects.expire(self.kind, self.name, self._keep_s)
         else:
             await self._objects.delete(self.kind, self.name, self._uid)
 
     async def _create(self) -> None:
-        first, *_rest = self._manifests
         try:
-            self._saw_created(await self._objects.create_first(first, self._hindered))
+            self._saw_created(await self._objects.create_first(self._manifests, self._hindered))
             await self._complete()
         except ApiError as error:
             self._refused(error)
 
     async def _complete(self) -> None:
         assert self._job is not None
-        rest = self._manifests[1:]
         try:
-            await self._objects.create_rest(rest, self._job, self.kind, self._hindered)
+            await self._objects.create_rest(self._manifests, self._job, self.kind, self._hindered)
         except ApiError as error:
             self._refused(error)
 
@@ -208,7 +220,7 @@ class KubernetesWorker(Worker):
             "Change the pod policy, the trainer's Role or the webhook that it names."
         )
         get_logger().warning("attempt refused", name=self.name, error=error.message)
-        remains = Remains(finished=Finished(cause=FailureCause.BAD_CONFIG, message=message))
+        remains = _refusal(message)
         if self._job is None:
             self._ended(None, remains)
         else:
@@ -227,6 +239,8 @@ class KubernetesWorker(Worker):
             # A creation that is on its way may still arrive; without its Secret nothing of it can run.
             self._creating.cancel()
             await asyncio.wait({self._creating})
+            if self._job is None:
+                await self._objects.undo(self._manifests)
         while await self._objects.delete(self.kind, self.name, self._uid):
             if self._job is not None:
                 return  # What becomes of it is seen.
@@ -283,7 +297,7 @@ class KubernetesWorker(Worker):
         self._sum_up()
 
     def _sum_up(self) -> None:
-        code, remains = end_of(self._job, list(self._pods.values()))
+        code, remains = end_of(self._job, list(self._pods.values()), self._parts.values())
         asked = self._terminated and not self._killed
         if code != 0 and (asked or self._displaced):
             because = "its pod was taken away" if self._displaced else ""
@@ -301,7 +315,7 @@ class KubernetesWorker(Worker):
         for uid, pod in self._pods.items():
             if uid not in self._gone_pods:
                 name = pod["metadata"]["name"]
-                return await self._objects.log_tail(name, CONTAINER, _LOG_LINES)
+                return await self._objects.log_tail(name, self._container, _LOG_LINES)
         return []
 
     def _standing(self) -> str:
@@ -319,3 +333,7 @@ class KubernetesWorker(Worker):
     def _tell(self, text: str, standing_: bool) -> None:
         if self._heard is not None:
             self._heard(Notice(text, standing_))
+
+
+def _refusal(message: str) -> Remains:
+    return Remains(finished=Finished(cause=FailureCause.BAD_CONFIG, message=message))

@@ -1,4 +1,8 @@
-"""Single calls to the API server: plain mappings in and out, errors with their status, tries again where that helps."""
+"""The one client of a Kubernetes API server: plain mappings in and out, errors with their status.
+
+It tries again where that helps and as long as its caller wants. What an answer means to people is said
+elsewhere: refusals.py for the command line, the launcher's own words for jobs.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +12,26 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
+from graft.kubernetes.kinds import Kind
 
-from services.trainer.launchers.kubernetes.connect import Connection
+if TYPE_CHECKING:
+    from graft.kubernetes.connect import Connection
 
 Object = dict[str, Any]
 Query = Sequence[tuple[str, str]]
 
 MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
 _CALL_TIMEOUT_S = 30.0
+_PAGE = "500"
+_NOT_FOUND = 404
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 15.0
 _PASSING = frozenset({0, 401, 408, 429, 500, 502, 503, 504})
+# A quota that is used up; a TrainJob whose runtime Kubeflow's webhook has not heard of yet.
+_PASSING_MESSAGES = ("exceeded quota", "must be created before the TrainJob")
 _READ_BYTES = 2**16
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of object: where the API server has it."""
-
-    api_version: str
-    name: str
-    plural: str
-
-    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """The path of all of them, of one, or of a part of one."""
-        root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
-        parts = [root, "namespaces", namespace, self.plural, name, subresource]
-        return "/".join([parts[0], *(quote(part, safe="") for part in parts[1:] if part)])
-
-
-JOBS = Kind("batch/v1", "Job", "jobs")
-JOBSETS = Kind("jobset.x-k8s.io/v1alpha2", "JobSet", "jobsets")
-PODS = Kind("v1", "Pod", "pods")
-EVENTS = Kind("v1", "Event", "events")
-CONFIG_MAPS = Kind("v1", "ConfigMap", "configmaps")
-SECRETS = Kind("v1", "Secret", "secrets")
-SERVICES = Kind("v1", "Service", "services")
-KINDS = {one.name: one for one in (JOBS, JOBSETS, PODS, EVENTS, CONFIG_MAPS, SECRETS, SERVICES)}
 
 
 class ApiError(Exception):
@@ -70,8 +53,10 @@ class ApiError(Exception):
 
     @property
     def passing(self) -> bool:
-        """Whether the same call may succeed later; a quota may be free again then."""
-        return self.status in _PASSING or (self.status == 403 and "exceeded quota" in self.message)
+        """Whether the same call may succeed later: a quota is free again, a webhook has seen more."""
+        if self.status in _PASSING:
+            return True
+        return any(one in self.message for one in _PASSING_MESSAGES)
 
 
 class Pauses:
@@ -94,22 +79,23 @@ class Pauses:
 
 
 class Api:
-    """Calls in one namespace.
+    """Calls to one cluster.
 
     Args:
         connection: to the cluster.
+        timeout_s: of one call.
 
     Attributes:
         calls: how many requests were sent, watches among them.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, timeout_s: float = _CALL_TIMEOUT_S) -> None:
+        self._connection, self._timeout_s = connection, timeout_s
         self.calls = 0
 
     @property
     def namespace(self) -> str:
-        """Kubernetes' namespace of all calls."""
+        """Kubernetes' namespace that the connection is for."""
         return self._connection.namespace
 
     async def close(self) -> None:
@@ -130,7 +116,7 @@ class Api:
         """Calls until there is an answer that trying again would not change.
 
         Args:
-            patience_s: gives up after this time; None never does.
+            patience_s: gives up after this time; 0 tries once, None never gives up.
             hindered: told of every error that is tried again.
 
         Raises:
@@ -141,7 +127,7 @@ class Api:
             try:
                 return await self._once(method, path, body, query, content_type)
             except ApiError as error:
-                late = patience_s is not None and time.monotonic() > give_up_s
+                late = patience_s is not None and time.monotonic() >= give_up_s
                 if not error.passing or late:
                     raise
                 if hindered is not None:
@@ -151,10 +137,37 @@ class Api:
                         await self._connection.renew()
                 await pauses.wait(error)
 
+    async def get(self, path: str) -> Object:
+        """The object at a path; asked for once. Raises ApiError."""
+        return await self.call("GET", path, patience_s=0.0)
+
+    async def items(
+        self, path: str, query: Query = (), *, patience_s: float | None = 0.0
+    ) -> list[Object]:
+        """All objects of a list, page by page. Raises ApiError."""
+        found: list[Object] = []
+        token = ""
+        while True:
+            paged = [*query, ("limit", _PAGE), *([("continue", token)] if token else [])]
+            page = await self.call("GET", path, query=paged, patience_s=patience_s)
+            found += page.get("items") or []
+            token = (page.get("metadata") or {}).get("continue") or ""
+            if not token:
+                return found
+
+    async def serves(self, kind: Kind, *, patience_s: float | None = 0.0) -> bool:
+        """Whether the cluster has a kind, by API discovery; everybody may ask. Raises ApiError."""
+        try:
+            found = await self.call("GET", kind.root, patience_s=patience_s)
+        except ApiError as error:
+            if error.status != _NOT_FOUND:
+                raise
+            return False
+        return any(one.get("name") == kind.plural for one in found.get("resources") or [])
+
     async def text(self, path: str, query: Query = ()) -> str:
         """What a call that does not answer with an object says. Raises ApiError."""
-        async with aclosing(self._open("GET", path, None, query, "", _CALL_TIMEOUT_S)) as parts:
-            return (b"".join([part async for part in parts])).decode("utf-8", "replace")
+        return (await self._whole("GET", path, None, query, "")).decode("utf-8", "replace")
 
     async def lines(
         self, path: str, query: Query, silence_s: float
@@ -168,7 +181,7 @@ class Api:
             ApiError: with status 0 when the connection broke.
         """
         rest = b""
-        async with aclosing(self._open("GET", path, None, query, "", None, silence_s)) as parts:
+        async with aclosing(self._open("GET", path, None, query, "", silence_s)) as parts:
             async for part in parts:
                 *whole, rest = (rest + part).split(b"\n") if b"\n" in part else (rest + part,)
                 for line in whole:
@@ -178,11 +191,13 @@ class Api:
     async def _once(
         self, method: str, path: str, body: Object | None, query: Query, content_type: str
     ) -> Object:
-        timeout_s = _CALL_TIMEOUT_S
-        async with aclosing(
-            self._open(method, path, body, query, content_type, timeout_s)
-        ) as parts:
-            return _json(b"".join([part async for part in parts]))
+        return _json(await self._whole(method, path, body, query, content_type))
+
+    async def _whole(
+        self, method: str, path: str, body: Object | None, query: Query, content_type: str
+    ) -> bytes:
+        async with aclosing(self._open(method, path, body, query, content_type)) as parts:
+            return b"".join([part async for part in parts])
 
     async def _open(
         self,
@@ -191,14 +206,20 @@ class Api:
         body: Object | None,
         query: Query,
         content_type: str,
-        timeout_s: float | None,
         silence_s: float | None = None,
     ) -> AsyncGenerator[bytes, None]:
+        """The parts of an answer; with silence_s it may go on for ever."""
+        import aiohttp
+
         self.calls += 1
         headers = {"Accept": "application/json"}
         if content_type:
             headers["Content-Type"] = content_type
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=10.0, sock_read=silence_s)
+        whole_s = None if silence_s else self._timeout_s
+        timeout = aiohttp.ClientTimeout(
+            total=whole_s, sock_connect=min(10.0, self._timeout_s), sock_read=silence_s
+        )
+        broken = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
         try:
             response = await self._connection.client.call_api(
                 path,
@@ -210,22 +231,22 @@ class Api:
                 _preload_content=False,
                 _request_timeout=timeout,
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unreachable(error) from None
+        except broken as error:
+            raise self._unreachable(error) from None
         try:
             if response.status >= 300:
                 raise _error(response.status, await response.read(), response.headers)
             async for part in response.content.iter_chunked(_READ_BYTES):
                 yield part
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unreachable(error) from None
+        except broken as error:
+            raise self._unreachable(error) from None
         finally:
             response.close()
 
-
-def _unreachable(error: BaseException) -> ApiError:
-    said = str(error) or type(error).__name__
-    return ApiError(0, "Unreachable", f"The Kubernetes API cannot be reached: {said}")
+    def _unreachable(self, error: BaseException) -> ApiError:
+        said = str(error) or f"no answer within {self._timeout_s:g} s"
+        host = self._connection.client.configuration.host
+        return ApiError(0, "Unreachable", f"The Kubernetes API at {host} cannot be reached: {said}")
 
 
 def _json(data: bytes) -> Object:
