@@ -22,18 +22,19 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from graft.trainer.v1 import evaluation_pb2 as graft_dot_trainer_dot_v1_dot_evaluation__pb2
 from graft.trainer.v1 import job_spec_pb2 as graft_dot_trainer_dot_v1_dot_job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!graft/trainer/v1/model_jobs.proto\x12\x10graft.trainer.v1\x1a\x1fgraft/trainer/v1/job_spec.proto\"o\n\tMergeSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12\x13\n\x0boutput_base\x18\x03 \x01(\t\x12\x12\n\nskip_check\x18\x04 \x01(\x08\"\xca\x01\n\x0e\x45valuationSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12.\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1d.graft.trainer.v1.DatasetSpec\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x10\n\x08max_loss\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x19\n\x11max_length_tokens\x18\x07 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!graft/trainer/v1/model_jobs.proto\x12\x10graft.trainer.v1\x1a!graft/trainer/v1/evaluation.proto\x1a\x1fgraft/trainer/v1/job_spec.proto\"o\n\tMergeSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12\x13\n\x0boutput_base\x18\x03 \x01(\t\x12\x12\n\nskip_check\x18\x04 \x01(\x08\"\x9b\x02\n\x0e\x45valuationSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12.\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1d.graft.trainer.v1.DatasetSpec\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x10\n\x08max_loss\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x19\n\x11max_length_tokens\x18\x07 \x01(\x05\x12\x0f\n\x07metrics\x18\x08 \x03(\t\x12*\n\x07\x61nswers\x18\t \x01(\x0b\x32\x19.graft.trainer.v1.Answers\x12\x12\n\nconditions\x18\n \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.trainer.v1.model_jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MERGESPEC']._serialized_start=88
-  _globals['_MERGESPEC']._serialized_end=199
-  _globals['_EVALUATIONSPEC']._serialized_start=202
-  _globals['_EVALUATIONSPEC']._serialized_end=404
+  _globals['_MERGESPEC']._serialized_start=123
+  _globals['_MERGESPEC']._serialized_end=234
+  _globals['_EVALUATIONSPEC']._serialized_start=237
+  _globals['_EVALUATIONSPEC']._serialized_end=520
 # @@protoc_insertion_point(module_scope)
