@@ -161,7 +161,8 @@ def _quiet_libraries(hub: bool = True, cpu_threads: int = 0) -> None:
 def _needs_hub(spec: JobSpec) -> bool:
     """Whether anything that the job names is not on this machine, and may be on the Hub."""
     models = (spec.base.source, getattr(spec.objective, "teacher", ""))
-    sets = (*spec.dataset.sources, *spec.dataset.eval_sources)
+    dataset = spec.dataset
+    sets = (*dataset.sources, *dataset.eval_sources, *dataset.regression_sources)
     return any(model and not local_path(model).is_dir() for model in models) or any(
         one.path and is_elsewhere(one) for one in sets
     )

@@ -74,7 +74,10 @@ class Worker:
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         with _calls_named(f"{self._settings.job}/{self._settings.attempt}"):
             dataset = self._spec.dataset
-            every = (one.blob_digest for one in (*dataset.sources, *dataset.eval_sources))
+            every = (
+                one.blob_digest
+                for one in (*dataset.sources, *dataset.eval_sources, *dataset.regression_sources)
+            )
             digests = [digest for digest in every if digest]
             with held_data(digests, self._settings, self._loop, self._reporter):
                 return self._run()
