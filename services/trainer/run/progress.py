@@ -22,6 +22,16 @@ _FILE = "progress.json"
 _SMOOTHING = 0.9
 
 
+class Kept(Protocol):
+    """Something beside the model that a resumed run must know; its state is JSON's values."""
+
+    def state(self) -> dict[str, Any]:
+        """What restore() takes."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where state() was taken."""
+
+
 class Progress:
     """Figures of a run.
 
@@ -41,6 +51,7 @@ class Progress:
         self.last = TrainingMetrics()
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
         self._figures: dict[str, list[float]] = {}
+        self._kept: dict[str, Kept] = {}
         self._step_s = 0.0
         self._reported_at = self._stepped_at = time.monotonic()
 
@@ -117,6 +128,15 @@ class Progress:
         self._reporter.metrics(self.last)
         self._reported_at = self._stepped_at = time.monotonic()
 
+    def report_end(self, figures: Mapping[str, float]) -> None:
+        """Reports the figures of the result, by the names that they have in its lineage."""
+        if figures:
+            if "eval_loss" in figures:
+                self.last.eval_loss = figures["eval_loss"]
+            further = {name: value for name, value in figures.items() if name != "eval_loss"}
+            self.last.figures.update(further)
+            self._reporter.metrics(self.last)
+
     def final_figures(self) -> dict[str, float]:
         """What a version's lineage says of the run."""
         figures = {
@@ -133,13 +153,21 @@ class Progress:
         """Reports a checkpoint."""
         self._reporter.checkpoint(step)
 
+    def keep(self, name: str, kept: Kept) -> None:
+        """Has checkpoints hold something's state, too."""
+        self._kept[name] = kept
+
     def save(self, folder: Path) -> None:
         """Writes what a resumed run must know into a checkpoint."""
-        write_atomic(folder / _FILE, json.dumps({"tokens": self.tokens}).encode())
+        kept = {name: one.state() for name, one in self._kept.items()}
+        write_atomic(folder / _FILE, json.dumps({"tokens": self.tokens, **kept}).encode())
 
     def load(self, folder: Path) -> None:
         """Reads what save() wrote."""
-        self.tokens = json.loads((folder / _FILE).read_bytes())["tokens"]
+        found = json.loads((folder / _FILE).read_bytes())
+        self.tokens = found["tokens"]
+        for name, one in self._kept.items():
+            one.restore(found[name])
 
 
 class EpochTrainer(Protocol):
@@ -159,6 +187,9 @@ class EpochTrainer(Protocol):
     def after_step(self, step: int) -> None:
         """What the method does after an optimizer step."""
 
+    def measure_before(self) -> None:
+        """Measures the untrained model, where that is asked for and not known."""
+
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Listens to the loop: starts epochs, asks for reports, evaluations and checkpoints, and stops."""
@@ -169,10 +200,12 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
         self._progress = progress
         self._every_steps = spec.checkpointing.every_steps
+        self._evaluate_every_steps = spec.evaluation.every_steps
         self._evaluates = evaluates
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
+        self._trainer.measure_before()
         self._trainer.part_ways()
         trained, total = self._trainer.count_parameters()
         self._progress.begin(
@@ -197,10 +230,9 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         self._progress.step_done()
         last = step >= state.max_steps
-        control.should_log = control.should_log or last
-        control.should_evaluate = self._evaluates and (
-            last or step % self._trainer.steps_per_epoch == 0
-        )
+        every_steps = self._evaluate_every_steps or self._trainer.steps_per_epoch
+        control.should_evaluate = self._evaluates and (last or step % every_steps == 0)
+        control.should_log = control.should_log or last or control.should_evaluate
         control.should_save = not last and step % self._every_steps == 0
         if self._progress.told_to_stop and not last:
             control.should_save = control.should_training_stop = True

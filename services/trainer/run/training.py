@@ -15,6 +15,7 @@ from services.trainer.objectives import OBJECTIVES, Objective, Prepared, Reading
 from services.trainer.run.bases import BaseFolder, find_folder
 from services.trainer.run.checkpoints import Checkpoint, CheckpointStore
 from services.trainer.run.data import Data
+from services.trainer.run.evaluating.evaluator import make_evaluator
 from services.trainer.run.exits import PreemptedError
 from services.trainer.run.models import load_model, longest_input_tokens
 from services.trainer.run.progress import Progress
@@ -28,6 +29,8 @@ from services.trainer.spec import BaseSpec, JobSpec, alone_only
 from services.trainer.tokens import end_token_ids, load_tokenizer
 
 _CHAT_TEMPLATE = "chat_template.jinja"
+_REPORT = "evaluation.md"
+_UNBOUNDED = 2**31 - 1
 
 
 class Training:
@@ -86,6 +89,11 @@ class Training:
         method = self._method(objective, base, tokenizer, steps)
         progress = Progress(self._reporter, self._stop, team)
         store = self._checkpoints(data, base)
+        taken = spec.method.input_tokens
+        evaluator = make_evaluator(
+            reading, data, longest_input_tokens(model, _UNBOUNDED, taken), team, self._stop.check
+        )
+        progress.keep("evaluation", evaluator)
         trainer = objective.make_trainer(
             Run(
                 spec=spec,
@@ -100,14 +108,18 @@ class Training:
                 progress=progress,
                 load_base=load_other_base,
                 team=team,
+                evaluations=evaluator,
             )
         )
         self._fit(trainer, store)
+        self._take_best(trainer, store)
+        evaluator.end(trainer)
+        progress.report_end(evaluator.figures())
         if not team.first:
             return None
         lineage = self._lineage(data, prepared, progress)
         request = self._commit_request(base, output, lineage)
-        return self._save(method, trainer.model, tokenizer, request)
+        return self._save(method, trainer.model, tokenizer, request, evaluator.report())
 
     def _reading(self, base: BaseFolder, model: Any, tokenizer: Any, data: Data) -> Reading:
         return Reading(
@@ -176,8 +188,12 @@ class Training:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
         with self._stop.checked_by_stage():
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-        if trainer.state.global_step < trainer.state.max_steps:
+        stopped_early = trainer.graft_run.evaluations.stopped_at is not None
+        if trainer.state.global_step < trainer.state.max_steps and not stopped_early:
             raise PreemptedError(f"Stopped after step {trainer.state.global_step}")
+
+    def _take_best(self, trainer: Any, store: CheckpointStore) -> None:
+        """Takes the result from the best checkpoint, where the spec says how to know it and it is not the last step."""
 
     def _shared_checkpoint(self, store: CheckpointStore) -> Checkpoint | None:
         """The first process' last good checkpoint, in every process: their disks need not be one."""
@@ -206,12 +222,20 @@ class Training:
         )
 
     def _save(
-        self, method: Method[Any], model: Any, tokenizer: Any, request: CommitVersionRequest
+        self,
+        method: Method[Any],
+        model: Any,
+        tokenizer: Any,
+        request: CommitVersionRequest,
+        report: str,
     ) -> Result:
         partial = self._settings.work_dir / "result.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)
         files = {*method.result_files(partial)}
+        if report:
+            (partial / _REPORT).write_text(report, "utf-8")
+            files.add(_REPORT)
         if self._spec.dataset.chat_template:
             # Whoever serves it must render as it was trained, which the base's own template does not.
             (partial / _CHAT_TEMPLATE).write_text(tokenizer.chat_template, "utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import torch
 from transformers import Trainer
 
 from services.trainer.objectives.base import Run
+from services.trainer.run.evaluating.undisturbed import undisturbed
 from services.trainer.run.peft_models import diverged
 from services.trainer.run.progress import ProgressCallback
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
@@ -83,6 +84,33 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
     def after_step(self, step: int) -> None:
         """What the method does after an optimizer step."""
         self.graft_run.method.after_step(self.model, step)
+
+    def measure_before(self) -> None:
+        """Measures the untrained model, where that is asked for and not known."""
+        self.graft_run.evaluations.begin(self)
+
+    def held_out(self) -> tuple[float, Mapping[str, float]]:
+        """The loss on the held-out rows, and the objective's further figures of them."""
+        raise AssertionError("its objective has one")
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measures and reports the held-out rows' figures, and does what follows from them."""
+        run, step = self.graft_run, self.state.global_step
+        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
+        with undisturbed():
+            loss, further = self.held_out()
+            figures = run.evaluations.measure(self.model, loss, further)
+        run.progress.report_evaluation(
+            loss, {name: value for name, value in figures.items() if name != "loss"}
+        )
+        judgement = run.evaluations.judge(step, figures)
+        if step < self.state.max_steps:
+            self.control.should_save = self.control.should_save or judgement.best
+            if judgement.stop:
+                self.control.should_training_stop = True
+                # A run that goes on from an earlier checkpoint comes to the same end.
+                self.control.should_save = False
+        return {"eval_loss": loss}
 
     def check_loss(self, loss: torch.Tensor, what: str = "") -> float:
         """The loss as a number.
