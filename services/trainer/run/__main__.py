@@ -64,9 +64,10 @@ def attempt(
 ) -> tuple[ExitCode, Finished]:
     """Does the attempt; returns how it ended, whatever happens."""
     try:
-        version = _KINDS[kind](spec_path, settings, loop, reporter, stop)
-        message = "" if version else f"The result is in {settings.result_dir}"
-        return ExitCode.DONE, Finished(version=version, message=message)
+        finished = _KINDS[kind](spec_path, settings, loop, reporter, stop)
+        if not finished.version:
+            finished.message = f"The result is in {settings.result_dir}"
+        return ExitCode.DONE, finished
     except BaseException as error:
         if isinstance(error, PreemptedError):
             print(error, file=sys.stderr)
@@ -81,11 +82,12 @@ def _train(
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
-) -> str:
+) -> Finished:
     given = read_spec_file(path)
     spec = parse_spec(given)
     _quiet_libraries(_needs_hub(spec), spec.resources.cpu_threads)
-    return Worker(spec, canonical_json(given).decode(), settings, loop, reporter, stop).run()
+    worker = Worker(spec, canonical_json(given).decode(), settings, loop, reporter, stop)
+    return Finished(version=worker.run(), message=worker.note)
 
 
 def _merge(
@@ -94,12 +96,13 @@ def _merge(
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
-) -> str:
+) -> Finished:
     from services.trainer.run.model_jobs.merge import MergeWorker
 
     given = read_message_file(path, MergeSpec())
     _quiet_libraries()
-    return MergeWorker(given, canonical_json(given).decode(), settings, loop, reporter, stop).run()
+    text = canonical_json(given).decode()
+    return Finished(version=MergeWorker(given, text, settings, loop, reporter, stop).run())
 
 
 def _evaluate(
@@ -108,12 +111,12 @@ def _evaluate(
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
-) -> str:
+) -> Finished:
     from services.trainer.run.model_jobs.evaluate import EvaluationWorker
 
     given = read_message_file(path, EvaluationSpec())
     _quiet_libraries()
-    return EvaluationWorker(given, settings, loop, reporter, stop).run()
+    return Finished(version=EvaluationWorker(given, settings, loop, reporter, stop).run())
 
 
 _KINDS = {"train": _train, "merge": _merge, "evaluate": _evaluate}

@@ -112,7 +112,6 @@ class Training:
             )
         )
         self._fit(trainer, store)
-        self._take_best(trainer, store)
         evaluator.end(trainer)
         progress.report_end(evaluator.figures())
         if not team.first:
@@ -186,14 +185,13 @@ class Training:
         checkpoint = self._shared_checkpoint(store)
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
+            if _had_stopped(trainer, checkpoint):
+                return
         with self._stop.checked_by_stage():
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         stopped_early = trainer.graft_run.evaluations.stopped_at is not None
         if trainer.state.global_step < trainer.state.max_steps and not stopped_early:
             raise PreemptedError(f"Stopped after step {trainer.state.global_step}")
-
-    def _take_best(self, trainer: Any, store: CheckpointStore) -> None:
-        """Takes the result from the best checkpoint, where the spec says how to know it and it is not the last step."""
 
     def _shared_checkpoint(self, store: CheckpointStore) -> Checkpoint | None:
         """The first process' last good checkpoint, in every process: their disks need not be one."""
@@ -245,6 +243,16 @@ class Training:
                 "serve it with that template where the base's own differs."
             )
         return store_result(self._settings.result_dir, partial, request, sorted(files))
+
+
+def _had_stopped(trainer: Any, checkpoint: Checkpoint) -> bool:
+    """Whether the training had ended early at a checkpoint; its state then is the model's."""
+    run = trainer.graft_run
+    run.progress.load(checkpoint.path)
+    if run.evaluations.stopped_at is None:
+        return False
+    run.method.load_checkpoint(trainer.model, checkpoint.path)
+    return True
 
 
 def check_together(spec: JobSpec, team: Team) -> None:

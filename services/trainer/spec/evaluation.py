@@ -67,7 +67,7 @@ class Evaluation:
     Attributes:
         every_steps: steps between two evaluations; 0 for each epoch's end.
         metrics: figures beside loss and perplexity.
-        best_metric: the figure that chooses the best checkpoint, which is the result; "" for the last step.
+        best_metric: the figure by which checkpoints and early stopping judge; "" where nothing was said, which is "loss".
         gate: conditions of output.alias, with the names of the version's figures.
         measures: whether the spec asks for more than a held-out loss now and then: only then there are
             figures of before the training, and a report.
@@ -86,6 +86,13 @@ class Evaluation:
     def best_is_highest(self) -> bool:
         """Whether more of best_metric is better."""
         return higher_is_better(self.best_metric)
+
+    @property
+    def alias_conditions(self) -> tuple[str, ...]:
+        """What must hold before the alias moves: the gate's conditions, and the limit of what may be forgotten."""
+        limit = self.regression.limit
+        own = () if limit is None else (f"{REGRESSION} <= {limit!r}",)
+        return (*self.gate, *own)
 
     @property
     def generates_while_training(self) -> bool:

@@ -38,8 +38,8 @@ class Evaluation(_message.Message):
     every_steps: _builtins.int
     """Optimizer steps between two evaluations; each epoch's end when left out. The last step is evaluated always."""
     best_metric: _builtins.str
-    """The figure by which the best checkpoint is chosen, which then is the result: "loss", one of metrics, or a figure of the
-    objective such as "reward". When left out the result is the last step's, or with early_stopping that of "loss".
+    """The figure by which early stopping and the best checkpoints (checkpointing) judge: "loss", one of metrics, or a figure of
+    the objective such as "reward"; "loss" when left out. One of answers has every evaluation generate some.
     """
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from services.trainer.run.evaluating.best import Judgement
-
 Figures = dict[str, float]
 
 
@@ -25,6 +23,7 @@ class Evaluations:
     Figures are by name, without the prefix that they have in reports.
     """
 
+    # The step after which the training was ended early.
     stopped_at: int | None = None
 
     def begin(self, trainer: Measurable) -> None:
@@ -39,13 +38,9 @@ class Evaluations:
         """
         return {"loss": loss, **further}
 
-    def judge(self, step: int, figures: Figures) -> Judgement:
-        """What follows from an evaluation after a step."""
-        return Judgement(best=False, stop=False)
-
-    def score(self, step: int) -> float | None:
-        """The spec's best_metric as it was evaluated after a step; None where it was not."""
-        return None
+    def judge(self, step: int, figures: Figures) -> bool:
+        """Takes the figures of an evaluation after a step; whether the training shall end."""
+        return False
 
     def end(self, trainer: Measurable) -> None:
         """Measures the result, and compares it with before."""
@@ -53,10 +48,6 @@ class Evaluations:
     def figures(self) -> Figures:
         """What a version's lineage says of before and after, under the names that it has there."""
         return {}
-
-    def gate(self) -> tuple[str, ...]:
-        """Conditions that must hold before the alias moves."""
-        return ()
 
     def report(self) -> str:
         """The version's report as Markdown; "" for none."""

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from services.trainer.spec.evaluation import Evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What follows from an evaluation: it is the best so far; the training shall end."""
-
-    best: bool
-    stop: bool
 
 
 class BestSoFar:
@@ -42,23 +33,25 @@ class BestSoFar:
         """Evaluations since the last gain above min_improvement."""
         return self._without_gain
 
-    def judge(self, step: int, value: float) -> Judgement:
-        """Takes the figure of an evaluation after a step."""
-        best = math.isfinite(value) and (
-            self.value is None or self._sign * value > self._sign * self.value
-        )
-        if best:
+    def described(self) -> str:
+        """The best evaluation in words."""
+        return "any number" if self.value is None else f"{self.value:.6g} (step {self.step})"
+
+    def judge(self, step: int, value: float) -> bool:
+        """Takes the figure of an evaluation after a step; whether patience is at its end."""
+        finite = math.isfinite(value)
+        if finite and (self.value is None or self._sign * value > self._sign * self.value):
             self.step, self.value = step, value
         if self._stopping is None:
-            return Judgement(best, stop=False)
+            return False
         least = self._stopping.min_improvement
-        gained = math.isfinite(value) and (
+        gained = finite and (
             self._milestone is None or self._sign * (value - self._milestone) > least
         )
         self._without_gain = 0 if gained else self._without_gain + 1
         if gained:
             self._milestone = value
-        return Judgement(best, stop=self._without_gain >= self._stopping.patience)
+        return self._without_gain >= self._stopping.patience
 
     def state(self) -> dict[str, Any]:
         """What restore() takes, as JSON's values."""

@@ -17,7 +17,7 @@ from services.trainer.objectives.base import Reading
 from services.trainer.run.data import Data
 from services.trainer.run.evaluating.answers import AnswerWriter, Question, QuestionReader
 from services.trainer.run.evaluating.base import Evaluations, Figures, Measurable
-from services.trainer.run.evaluating.best import BestSoFar, Judgement
+from services.trainer.run.evaluating.best import BestSoFar
 from services.trainer.run.evaluating.measuring import measure_rows, perplexity
 from services.trainer.run.evaluating.report import describe_evaluations
 from services.trainer.run.evaluating.scores import score_answers
@@ -95,28 +95,24 @@ class Evaluator(Evaluations):
 
     # -- while training
 
-    def score(self, step: int) -> float | None:
-        found = self.record.history.get(step, {})
-        return found.get(self.evaluation.best_metric)
-
     def measure(self, model: Any, loss: float, further: Mapping[str, float]) -> Figures:
         names = [*self._figures]
         if not self.evaluation.generates_while_training:
             names = [name for name in names if name not in OF_ANSWERS]
         return self._measure(model, loss, further, names)[0]
 
-    def judge(self, step: int, figures: Figures) -> Judgement:
+    def judge(self, step: int, figures: Figures) -> bool:
         self.record.history[step] = dict(figures)
         if not self.evaluation.best_metric:
-            return Judgement(best=False, stop=False)
-        judgement = self.best.judge(step, figures.get(self.best.figure, float("nan")))
-        if judgement.stop:
+            return False
+        stop = self.best.judge(step, figures.get(self.best.figure, math.nan))
+        if stop:
             self.stopped_at = step
             self._log(
                 f"Stopping early after step {step}: {self.best.without_gain} evaluations in a row brought "
-                f"no better {self.best.figure} than {self.best.value:.6g} (step {self.best.step})."
+                f"no better {self.best.figure} than {self.best.described()}."
             )
-        return judgement
+        return stop
 
     # -- before and after
 
@@ -242,11 +238,6 @@ class Evaluator(Evaluations):
     def report(self) -> str:
         return describe_evaluations(self)
 
-    def gate(self) -> tuple[str, ...]:
-        limit = self.evaluation.regression.limit
-        own = () if limit is None else (f"{REGRESSION} <= {limit!r}",)
-        return (*self.evaluation.gate, *own)
-
     def state(self) -> dict[str, Any]:
         record = self.record
         return {
@@ -254,6 +245,7 @@ class Evaluator(Evaluations):
             "answers_before": record.answers_before,
             "history": [[step, found] for step, found in record.history.items()],
             "best": self.best.state(),
+            "stopped_at": self.stopped_at,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -261,6 +253,7 @@ class Evaluator(Evaluations):
         self.record.answers_before = list(state["answers_before"])
         self.record.history = {int(step): dict(found) for step, found in state["history"]}
         self.best.restore(state["best"])
+        self.stopped_at = state["stopped_at"]
 
 
 def make_evaluator(

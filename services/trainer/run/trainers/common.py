@@ -103,14 +103,9 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         run.progress.report_evaluation(
             loss, {name: value for name, value in figures.items() if name != "loss"}
         )
-        judgement = run.evaluations.judge(step, figures)
-        if step < self.state.max_steps:
-            self.control.should_save = self.control.should_save or judgement.best
-            if judgement.stop:
-                self.control.should_training_stop = True
-                # A run that goes on from an earlier checkpoint comes to the same end.
-                self.control.should_save = False
-        return {"eval_loss": loss}
+        if run.evaluations.judge(step, figures) and step < self.state.max_steps:
+            self.control.should_training_stop = True
+        return {f"eval_{name}": value for name, value in figures.items()}
 
     def check_loss(self, loss: torch.Tensor, what: str = "") -> float:
         """The loss as a number.
