@@ -23,9 +23,10 @@ from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentRe
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.trackers.reporter import tracked
 from services.trainer.run.worker import Worker
 from services.trainer.sources import is_elsewhere
-from services.trainer.spec import JobSpec, local_path, parse_spec
+from services.trainer.spec import JobSpec, Reporting, local_path, parse_spec
 
 
 def main(arguments: list[str]) -> int:
@@ -86,8 +87,12 @@ def _train(
     given = read_spec_file(path)
     spec = parse_spec(given)
     _quiet_libraries(_needs_hub(spec), spec.resources.cpu_threads)
-    worker = Worker(spec, canonical_json(given).decode(), settings, loop, reporter, stop)
-    return Finished(version=worker.run(), message=worker.note)
+    text = canonical_json(given).decode()
+    # Processes that another one speaks for are silent here, too.
+    reporting = Reporting() if settings.rank else spec.reporting
+    with tracked(reporter, reporting, settings, text) as tracking:
+        worker = Worker(spec, text, settings, loop, tracking, stop)
+        return Finished(version=worker.run(), message=worker.note)
 
 
 def _merge(
