@@ -127,7 +127,7 @@ class Jobs:
         """
         dataset = spec.dataset
         alone = () if dataset.sources else (dataset,)
-        for one in (*alone, *dataset.sources, *dataset.eval_sources):
+        for one in (*alone, *dataset.sources, *dataset.eval_sources, *dataset.regression_sources):
             if one.blob_digest or "://" in one.path:
                 continue
             path = _local_file(one.path)

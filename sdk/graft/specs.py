@@ -121,7 +121,8 @@ def build_spec(source: SpecSource | None, options: TrainOptions) -> JobSpec:
     _replace(spec, options)
     if spec.dataset.path:
         spec.dataset.path = _absolute_data(spec.dataset.path)
-    for source_set in (*spec.dataset.sources, *spec.dataset.eval_sources):
+    held_out = (*spec.dataset.eval_sources, *spec.dataset.regression_sources)
+    for source_set in (*spec.dataset.sources, *held_out):
         if source_set.path:
             source_set.path = _absolute_data(source_set.path)
     if spec.base.source:

@@ -48,9 +48,8 @@ def judge(
     """
     if finished is not None and finished.succeeded:
         where = finished.message or "No registry is set; the result is in the job's folder"
-        return Verdict(
-            JobState.SUCCEEDED, "" if finished.version else where, version=finished.version
-        )
+        said = finished.message if finished.version else where
+        return Verdict(JobState.SUCCEEDED, said, version=finished.version)
     if finished is not None and finished.cause not in (None, FailureCause.NODE_LOST):
         return Verdict(JobState.FAILED, finished.message, finished.cause)
     if (cancelled := _cancelled(job, finished, exit_code)) is not None:

@@ -157,7 +157,9 @@ def report(out: Output, job: Job) -> None:
         adapter, number = _parts(job.version or "")
         out.note(f"{name} made {adapter}:{number}.")
         alias = job.spec.get("output", {}).get("alias", "")
-        if alias:
+        if job.message:
+            out.note(job.message)
+        elif alias:
             out.note(f"{adapter}@{alias} names it now. Ask it: graft chat {adapter}@{alias}")
         else:
             out.note(f"Serve it: graft adapters promote {adapter} {number}")

@@ -37,8 +37,8 @@ def read_job(path: Path, kind: str) -> tuple[Message, dict[str, str], list[str]]
     notes: list[str] = []
     if not isinstance(message, MergeSpec):
         dataset: Any = getattr(message, "dataset")  # noqa: B009 - of two of three kinds
-        sets = [*dataset.sources, *dataset.eval_sources] or [dataset]
-        for one in sets:
+        held_out = [*dataset.eval_sources, *dataset.regression_sources]
+        for one in [*(dataset.sources or [dataset]), *held_out]:
             if one.path and not is_elsewhere(one.path):
                 one.path = _taken_along(one.path, files, notes)
     base: Any = getattr(message, "base")  # noqa: B009

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from services.trainer.formats import Content, Example
 from services.trainer.methods.base import MethodInfo
+from services.trainer.run.evaluating.base import Evaluations
 from services.trainer.run.team import Team
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Run:
         progress: counts and reports.
         load_base: loads another base by a spec like the job's own: a teacher, a reference.
         team: the processes that train together.
+        evaluations: measure the model beside the objective's own loss.
     """
 
     spec: JobSpec
@@ -152,6 +154,7 @@ class Run:
     progress: Progress
     load_base: Callable[[BaseSpec], Any]
     team: Team = field(default_factory=Team)
+    evaluations: Evaluations = field(default_factory=Evaluations)
 
 
 C = TypeVar("C", bound=ObjectiveConfig)

@@ -14,6 +14,7 @@ from services.trainer.methods import MethodConfig
 from services.trainer.methods.lora import TARGET_WORDS
 from services.trainer.objectives import OBJECTIVES
 from services.trainer.run.data import check_local_data
+from services.trainer.run.trackers.build import check_packages
 from services.trainer.spec import JobSpec, local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -48,6 +49,7 @@ def check_spec(spec: JobSpec) -> None:
         GraftError: NOT_A_MODEL, INVALID_SPEC or BAD_DATA.
     """
     check_base(spec)
+    check_packages(spec.reporting)
     check_local_data(spec.dataset, OBJECTIVES[spec.objective.kind].info)
 
 

@@ -23,10 +23,11 @@ from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentRe
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.trackers.reporter import tracked
 from services.trainer.run.watchdog import watch_over
 from services.trainer.run.worker import Worker
 from services.trainer.sources import is_elsewhere
-from services.trainer.spec import JobSpec, local_path, parse_spec
+from services.trainer.spec import JobSpec, Reporting, local_path, parse_spec
 
 
 def main(arguments: list[str]) -> int:
@@ -67,9 +68,10 @@ def attempt(
 ) -> tuple[ExitCode, Finished]:
     """Does the attempt; returns how it ended, whatever happens."""
     try:
-        version = _KINDS[kind](spec_path, settings, loop, reporter, stop)
-        message = "" if version else f"The result is in {settings.result_dir}"
-        return ExitCode.DONE, Finished(version=version, message=message)
+        finished = _KINDS[kind](spec_path, settings, loop, reporter, stop)
+        if not finished.version:
+            finished.message = f"The result is in {settings.result_dir}"
+        return ExitCode.DONE, finished
     except BaseException as error:
         if isinstance(error, PreemptedError):
             print(error, file=sys.stderr)
@@ -84,11 +86,16 @@ def _train(
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
-) -> str:
+) -> Finished:
     given = read_spec_file(path)
     spec = parse_spec(given)
     _quiet_libraries(_needs_hub(spec), spec.resources.cpu_threads)
-    return Worker(spec, canonical_json(given).decode(), settings, loop, reporter, stop).run()
+    text = canonical_json(given).decode()
+    # Processes that another one speaks for are silent here, too.
+    reporting = Reporting() if settings.rank else spec.reporting
+    with tracked(reporter, reporting, settings, text) as tracking:
+        worker = Worker(spec, text, settings, loop, tracking, stop)
+        return Finished(version=worker.run(), message=worker.note)
 
 
 def _merge(
@@ -97,12 +104,13 @@ def _merge(
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
-) -> str:
+) -> Finished:
     from services.trainer.run.model_jobs.merge import MergeWorker
 
     given = read_message_file(path, MergeSpec())
     _quiet_libraries()
-    return MergeWorker(given, canonical_json(given).decode(), settings, loop, reporter, stop).run()
+    text = canonical_json(given).decode()
+    return Finished(version=MergeWorker(given, text, settings, loop, reporter, stop).run())
 
 
 def _evaluate(
@@ -111,12 +119,12 @@ def _evaluate(
     loop: BackgroundLoop,
     reporter: Reporter,
     stop: StopSignal,
-) -> str:
+) -> Finished:
     from services.trainer.run.model_jobs.evaluate import EvaluationWorker
 
     given = read_message_file(path, EvaluationSpec())
     _quiet_libraries()
-    return EvaluationWorker(given, settings, loop, reporter, stop).run()
+    return Finished(version=EvaluationWorker(given, settings, loop, reporter, stop).run())
 
 
 _KINDS = {"train": _train, "merge": _merge, "evaluate": _evaluate}
@@ -164,7 +172,8 @@ def _quiet_libraries(hub: bool = True, cpu_threads: int = 0) -> None:
 def _needs_hub(spec: JobSpec) -> bool:
     """Whether anything that the job names is not on this machine, and may be on the Hub."""
     models = (spec.base.source, getattr(spec.objective, "teacher", ""))
-    sets = (*spec.dataset.sources, *spec.dataset.eval_sources)
+    dataset = spec.dataset
+    sets = (*dataset.sources, *dataset.eval_sources, *dataset.regression_sources)
     return any(model and not local_path(model).is_dir() for model in models) or any(
         one.path and is_elsewhere(one) for one in sets
     )

@@ -18,6 +18,7 @@ from services.trainer.formats import CleaningReport, Example
 from services.trainer.formats.base import bad_row
 from services.trainer.formats.cleaning import Dedupe, content_key, content_keys
 from services.trainer.formats.mixing import interleave, mix
+from services.trainer.objectives import OBJECTIVES
 from services.trainer.objectives.base import ObjectiveInfo
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.settings import WorkerSettings
@@ -35,6 +36,7 @@ class Data:
     Attributes:
         training: what is trained on, sets mixed by their weights; empty while streaming.
         held_out: what is evaluated with; empty where nothing is.
+        regression: what shows whether something is forgotten; empty where nothing does.
         stream: with dataset.streaming, what is trained on instead of training: without end, each row read as
             it is asked for. It can be begun again, and then gives the same rows in the same order.
         format: of the training rows, in words.
@@ -50,6 +52,7 @@ class Data:
     origins: tuple[str, ...]
     cleaning: CleaningReport
     stream: Callable[[], Iterator[Example]] | None = None
+    regression: Sequence[Example] = ()
 
 
 def set_opener(settings: WorkerSettings, loop: BackgroundLoop, log: Log) -> SetOpener:
@@ -71,8 +74,10 @@ def read_data(
     sets = open_sets(spec, opener)
     reader = _Reader(spec, objective, log)
     held_out = reader.evaluation(sets.evaluation)
+    regression = _regression(spec, sets, log)
     if spec.streaming:
-        return _result(sets, [], held_out, reader, _stream(sets, spec, reader, held_out))
+        stream = _stream(sets, spec, reader, held_out)
+        return _result(sets, [], held_out, reader, stream, regression)
     parts = [list(reader.rows(one)) for one in sets.training]
     if spec.eval_fraction:
         parts, held_out = hold_out(parts, spec.eval_fraction, seed)
@@ -86,7 +91,7 @@ def read_data(
     training = mix(parts, [source.weight for source in spec.sources], seed)
     if len(training) > sum(map(len, parts)):
         log(f"Mixed by weight: {len(training)} rows of {sum(map(len, parts))} different ones.")
-    return _result(sets, training, held_out, reader, None)
+    return _result(sets, training, held_out, reader, None, regression)
 
 
 def check_local_data(spec: DatasetSpec, objective: ObjectiveInfo) -> None:
@@ -101,6 +106,12 @@ def check_local_data(spec: DatasetSpec, objective: ObjectiveInfo) -> None:
         if not sum(1 for _ in reader.rows(one)):
             raise _nothing_left(one.name, "trained on", reader.cleaning)
     reader.evaluation(sets.evaluation)
+    _regression(spec, sets, lambda line: None)
+
+
+def _regression(spec: DatasetSpec, sets: OpenSets, log: Log) -> list[Example]:
+    """The rows that show what is forgotten: whatever is learned, these are texts and answers."""
+    return _Reader(spec, OBJECTIVES["sft"].info, log, "Regression").evaluation(sets.regression)
 
 
 def _result(
@@ -109,16 +120,27 @@ def _result(
     held_out: list[Example],
     reader: _Reader,
     stream: Callable[[], Iterator[Example]] | None,
+    regression: list[Example],
 ) -> Data:
     return Data(
-        training, held_out, sets.format, sets.digest(), sets.origins, reader.cleaning, stream
+        training=training,
+        held_out=held_out,
+        format=sets.format,
+        digest=sets.digest(),
+        origins=sets.origins,
+        cleaning=reader.cleaning,
+        stream=stream,
+        regression=regression,
     )
 
 
 class _Reader:
     """Reads sets row by row, and leaves out what the declared steps leave out."""
 
-    def __init__(self, spec: DatasetSpec, objective: ObjectiveInfo, log: Log) -> None:
+    def __init__(
+        self, spec: DatasetSpec, objective: ObjectiveInfo, log: Log, held_out: str = "Evaluation"
+    ) -> None:
+        self._held_out = held_out
         self._cleaning_spec = spec.cleaning
         self._objective = objective
         self._log = log
@@ -159,7 +181,7 @@ class _Reader:
             names = ", ".join(one.name for one in sets)
             raise _nothing_left(names, "evaluated with", report)
         for line in report.lines():
-            self._log(f"Evaluation: {line}")
+            self._log(f"{self._held_out}: {line}")
         return rows
 
     def without(self, parts: list[list[Example]], held_out: list[Example]) -> list[list[Example]]:

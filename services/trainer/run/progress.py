@@ -26,6 +26,16 @@ PROGRESS_FILE = "progress.json"
 _SMOOTHING = 0.9
 
 
+class Kept(Protocol):
+    """Something beside the model that a resumed run must know; its state is JSON's values."""
+
+    def state(self) -> dict[str, Any]:
+        """What restore() takes."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where state() was taken."""
+
+
 class Progress:
     """Figures of a run.
 
@@ -56,6 +66,7 @@ class Progress:
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
         self._figures: dict[str, list[float]] = {}
         self._evaluated: dict[str, float] = {}
+        self._kept: dict[str, Kept] = {}
         self._step_s = 0.0
         self._reported_at = self._stepped_at = time.monotonic()
 
@@ -155,6 +166,15 @@ class Progress:
         self._reporter.metrics(self.last)
         self._reported_at = self._stepped_at = time.monotonic()
 
+    def report_end(self, figures: Mapping[str, float]) -> None:
+        """Reports the figures of the result, by the names that they have in its lineage."""
+        if figures:
+            if "eval_loss" in figures:
+                self.last.eval_loss = figures["eval_loss"]
+            further = {name: value for name, value in figures.items() if name != "eval_loss"}
+            self.last.figures.update(further)
+            self._reporter.metrics(self.last)
+
     def final_figures(self) -> dict[str, float]:
         """What a version's lineage says of the run."""
         figures = {
@@ -169,6 +189,10 @@ class Progress:
         self.last_checkpoint = step
         self._reporter.checkpoint(step)
 
+    def keep(self, name: str, kept: Kept) -> None:
+        """Has checkpoints hold something's state, too."""
+        self._kept[name] = kept
+
     def to_json(self) -> bytes:
         """What a resumed run must know, for a checkpoint: also what was counted since the last report."""
         content = {
@@ -177,6 +201,7 @@ class Progress:
             "figures": self._figures,
             "evaluated": self._evaluated,
             "pieces": self.pieces.state(),
+            **{name: one.state() for name, one in self._kept.items()},
         }
         return json.dumps(content).encode()
 
@@ -189,6 +214,9 @@ class Progress:
         self._figures = content.get("figures", {})
         self._evaluated = content.get("evaluated", {})
         self.pieces.restore(content.get("pieces", {}))
+        for name, one in self._kept.items():
+            if name in content:
+                one.restore(content[name])
 
     def use_result(self, checkpoint: Checkpoint) -> None:
         """The result is a checkpoint's: the final figures of the evaluation are those of its step."""
@@ -207,6 +235,9 @@ class EpochTrainer(Protocol):
     def begin_step(self) -> None:
         """What comes before the batches of a step."""
 
+    def part_ways(self) -> None:
+        """Gives a process that is not the first random numbers of its own."""
+
     def check_checkpoint(self) -> None:
         """Raises the error of a checkpoint that could not be written beside the training."""
 
@@ -216,21 +247,31 @@ class EpochTrainer(Protocol):
     def after_step(self, step: int) -> None:
         """What the method does after an optimizer step."""
 
+    def measure_before(self) -> None:
+        """Measures the untrained model, where that is asked for and not known."""
+
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Listens to the loop: starts epochs, asks for reports, evaluations and checkpoints, and stops."""
 
     def __init__(
-        self, trainer: EpochTrainer, progress: Progress, schedule: Schedule, evaluates: bool
+        self,
+        trainer: EpochTrainer,
+        progress: Progress,
+        schedule: Schedule,
+        evaluates: bool,
+        evaluate_every_steps: int = 0,
     ) -> None:
         self._trainer = trainer
         self._progress = progress
         self._schedule = schedule
+        self._evaluate_every_steps = evaluate_every_steps
         self._evaluates = evaluates
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
         self._schedule.begin()
+        self._trainer.measure_before()
         self._trainer.part_ways()
         self._progress.last_checkpoint = state.global_step
         trained, total = self._trainer.count_parameters()
@@ -265,9 +306,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self._progress.step_done(step)
         self._trainer.check_checkpoint()
         last = step >= state.max_steps
-        control.should_evaluate = self._evaluates and (
-            last or step % self._trainer.steps_per_epoch == 0
-        )
+        every_steps = self._evaluate_every_steps or self._trainer.steps_per_epoch
+        control.should_evaluate = self._evaluates and (last or step % every_steps == 0)
         # What is evaluated is reported with its own step's figures.
         control.should_log = control.should_log or last or control.should_evaluate
         due = self._schedule.due(step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ import grpc
 from graft.blobs import BlobClient
 from graft.channel import call_metadata, rpc_errors
 from graft.common.v1.common_pb2 import File
+from graft.conditions import parse_condition
 from graft.digests import digest_message
 from graft.errors import GraftError, NotFoundError, Reason
 from graft.keys import PrivateKey
@@ -258,14 +259,21 @@ class Publisher:
             await self._registry.SignVersion(request, metadata=self._metadata)
         self._log(f"Signed by {key.public.key_id}.")
 
-    async def point(self, alias: str, version: pb.Version) -> None:
+    async def point(self, alias: str, version: pb.Version, conditions: Sequence[str] = ()) -> str:
         """Points an alias at a version, by compare-and-set against what it names now.
+
+        Args:
+            conditions: as graft.conditions.parse_condition() takes them; all must hold, and those of the alias' policy.
+
+        Returns:
+            "", or why the alias stays where it is: which condition does not hold, with both numbers.
 
         Raises:
             RegistryRefusedError: it does not stand still.
             GraftError: UNAVAILABLE.
         """
-        await self._patiently(lambda: self._point(alias, version))
+        gate = [parse_condition(one) for one in conditions]
+        return await self._patiently(lambda: self._point(alias, version, gate))
 
     async def pointed(self, alias: str, version: str) -> bool:
         """Whether an alias has named a version at any time; what people did since then is theirs.
@@ -291,24 +299,28 @@ class Publisher:
             if not token:
                 return False
 
-    async def _point(self, alias: str, version: pb.Version) -> None:
+    async def _point(self, alias: str, version: pb.Version, gate: Sequence[pb.Condition]) -> str:
         for attempt in range(1, _ALIAS_ATTEMPTS + 1):
             now = await self._alias_target(alias)
             if now == version.name:
-                return
+                return ""
             request = pb.SetAliasRequest(
                 name=alias,
                 version=version.name,
                 expected_version=now,
                 reason=f"Trained by {self._actor}",
+                gate=gate,
             )
             try:
                 with rpc_errors(_PEER):
                     await self._registry.SetAlias(request, metadata=self._metadata)
-                return
+                return ""
             except GraftError as error:
+                if error.reason is Reason.GATE_REFUSED:
+                    return _not_moved(alias, version.name, now, error)
                 if error.reason is not Reason.ALIAS_MOVED or attempt == _ALIAS_ATTEMPTS:
                     raise
+        raise AssertionError("the last attempt returns or raises")
 
     async def _alias_target(self, alias: str) -> str:
         try:
@@ -337,6 +349,11 @@ class Publisher:
             self._check_stop()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _not_moved(alias: str, version: str, now: str, error: GraftError) -> str:
+    stays = f"still names {now}" if now else "names nothing yet"
+    return f"{version} is stored, but {alias} {stays}: {error.message}"
 
 
 def _check_same(stored: pb.Base, base: pb.Base) -> None:

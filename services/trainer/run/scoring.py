@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from services.trainer.run.manifests import Score
 from services.trainer.spec import JobSpec
-
-_METRIC = "eval_loss"
+from services.trainer.spec.figures import higher_is_better
 
 
 def score_of(spec: JobSpec, figures: Mapping[str, float]) -> Score | None:
     """The score in the figures of an evaluation; None where they do not hold the metric."""
-    value = figures.get(_METRIC)
-    return None if value is None else Score(_METRIC, float(value))
+    evaluation = spec.evaluation
+    metric = f"eval_{evaluation.best_metric or 'loss'}"
+    value = figures.get(metric)
+    higher = higher_is_better(evaluation.best_metric or "loss")
+    return None if value is None else Score(metric, float(value), higher)

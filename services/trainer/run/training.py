@@ -16,6 +16,7 @@ from services.trainer.run.bases import BaseFolder, find_folder
 from services.trainer.run.checkpoint_writer import CheckpointWriter
 from services.trainer.run.checkpoints import Checkpoint, CheckpointStore, Keep
 from services.trainer.run.data import Data
+from services.trainer.run.evaluating.evaluator import make_evaluator
 from services.trainer.run.exits import PreemptedError
 from services.trainer.run.memory import Pieces
 from services.trainer.run.models import load_model, longest_input_tokens
@@ -31,6 +32,8 @@ from services.trainer.spec import BaseSpec, JobSpec, alone_only
 from services.trainer.tokens import end_token_ids, load_tokenizer
 
 _CHAT_TEMPLATE = "chat_template.jinja"
+_REPORT = "evaluation.md"
+_UNBOUNDED = 2**31 - 1
 
 
 class Training:
@@ -92,6 +95,11 @@ class Training:
         pieces = Pieces(size, self._reporter.log, self._settings.work_dir)
         progress = Progress(self._reporter, self._stop, team, pieces)
         store = self._checkpoints(data, base)
+        taken = spec.method.input_tokens
+        evaluator = make_evaluator(
+            reading, data, longest_input_tokens(model, _UNBOUNDED, taken), team, self._stop.check
+        )
+        progress.keep("evaluation", evaluator)
         model = method.apply(model)
         quicken(model, spec.hyperparameters)
         trainer = objective.make_trainer(
@@ -109,16 +117,19 @@ class Training:
                 progress=progress,
                 load_base=load_other_base,
                 team=team,
+                evaluations=evaluator,
             )
         )
         self._fit(trainer, store)
-        if not team.first:
-            return None
         if spec.checkpointing.use_best:
             self._take_best(trainer, store)
+        evaluator.end(trainer)
+        progress.report_end(evaluator.figures())
+        if not team.first:
+            return None
         lineage = self._lineage(data, prepared, progress)
         request = self._commit_request(base, output, lineage)
-        return self._save(method, trainer.model, tokenizer, request)
+        return self._save(method, trainer.model, tokenizer, request, evaluator.report())
 
     def _reading(self, base: BaseFolder, model: Any, tokenizer: Any, data: Data) -> Reading:
         return Reading(
@@ -186,14 +197,19 @@ class Training:
         checkpoint = self._shared_checkpoint(store)
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
+            if _had_stopped(trainer, checkpoint):
+                return
         with self._stop.checked_by_stage(), trainer.graft_run.writer:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-        if trainer.state.global_step < trainer.state.max_steps:
+        stopped_early = trainer.graft_run.evaluations.stopped_at is not None
+        if trainer.state.global_step < trainer.state.max_steps and not stopped_early:
             raise PreemptedError(f"Stopped after step {trainer.state.global_step}")
 
     def _shared_checkpoint(self, store: CheckpointStore) -> Checkpoint | None:
         """The first process' last good checkpoint, in every process: their disks need not be one."""
-        own = store.last_good() if self._team.first else None
+        return self._shared(store.last_good() if self._team.first else None, store)
+
+    def _shared(self, own: Checkpoint | None, store: CheckpointStore) -> Checkpoint | None:
         step = self._team.tell(own.step if own else 0)
         if not step:
             return None
@@ -204,11 +220,16 @@ class Training:
     def _take_best(self, trainer: Any, store: CheckpointStore) -> None:
         """Puts the best checkpoint's state into the model, where it is better than the last step's."""
         run, last = trainer.graft_run, trainer.score
-        best = store.best()
-        if best is None or best.score is None or not best.score.beats(last):
+        best = store.best() if self._team.first else None
+        if best and (best.score is None or not best.score.beats(last)):
+            best = None
+        checkpoint = self._shared(best, store)
+        if checkpoint is None:
             return
-        run.method.load_checkpoint(trainer.model, best.path)
-        run.progress.use_result(best)
+        run.method.load_checkpoint(trainer.model, checkpoint.path)
+        run.progress.use_result(checkpoint)
+        if best is None or best.score is None:
+            return
         after = f", and the last step's {last.value:.6g}" if last else ""
         self._reporter.log(
             f"The result is the checkpoint of step {best.step}: its {best.score.metric} is "
@@ -232,12 +253,20 @@ class Training:
         )
 
     def _save(
-        self, method: Method[Any], model: Any, tokenizer: Any, request: CommitVersionRequest
+        self,
+        method: Method[Any],
+        model: Any,
+        tokenizer: Any,
+        request: CommitVersionRequest,
+        report: str,
     ) -> Result:
         partial = self._settings.work_dir / "result.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)
         files = {*method.result_files(partial)}
+        if report:
+            (partial / _REPORT).write_text(report, "utf-8")
+            files.add(_REPORT)
         if self._spec.dataset.chat_template:
             # Whoever serves it must render as it was trained, which the base's own template does not.
             (partial / _CHAT_TEMPLATE).write_text(tokenizer.chat_template, "utf-8")
@@ -247,6 +276,16 @@ class Training:
                 "serve it with that template where the base's own differs."
             )
         return store_result(self._settings.result_dir, partial, request, sorted(files))
+
+
+def _had_stopped(trainer: Any, checkpoint: Checkpoint) -> bool:
+    """Whether the training had ended early at a checkpoint; its state then is the model's."""
+    run = trainer.graft_run
+    run.progress.load(checkpoint.path)
+    if run.evaluations.stopped_at is None:
+        return False
+    run.method.load_checkpoint(trainer.model, checkpoint.path)
+    return True
 
 
 def check_together(spec: JobSpec, team: Team) -> None:

@@ -62,6 +62,8 @@ class Worker:
         self._adapter = adapter_name(namespace, output.adapter) if output.adapter else ""
         self._output = self._adapter or base_name(namespace, output.base)
         self._all_trained = False
+        # What to know of a job that succeeded: why the alias stays where it is, for example.
+        self.note = ""
 
     def run(self) -> str:
         """Trains, or goes on training, and commits; returns the version's name, "" without a registry.
@@ -74,7 +76,10 @@ class Worker:
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
         with _calls_named(f"{self._settings.job}/{self._settings.attempt}"):
             dataset = self._spec.dataset
-            every = (one.blob_digest for one in (*dataset.sources, *dataset.eval_sources))
+            every = (
+                one.blob_digest
+                for one in (*dataset.sources, *dataset.eval_sources, *dataset.regression_sources)
+            )
             digests = [digest for digest in every if digest]
             with held_data(digests, self._settings, self._loop, self._reporter):
                 return self._run()
@@ -134,7 +139,15 @@ class Worker:
             alias = alias_name(self._adapter, self._spec.output.alias)
             publisher = self._publisher(channel)
             if not await publisher.pointed(alias, made.name):
-                await publisher.point(alias, made)
+                await self._promote(publisher, made)
+
+    async def _promote(self, publisher: Publisher, version: Version) -> None:
+        """Moves the alias, if what the spec asks for holds."""
+        alias = alias_name(self._adapter, self._spec.output.alias)
+        conditions = self._spec.evaluation.alias_conditions
+        self.note = await publisher.point(alias, version, conditions)
+        if self.note:
+            self._reporter.log(self.note)
 
     def _gather(self, base: BaseFolder, to_train: bool) -> Team:
         """The processes of this job, once they are all there and have the same base."""
@@ -180,7 +193,7 @@ class Worker:
                 # Before the alias moves: whoever serves it may load only what is signed.
                 await publisher.sign(version, result, key)
             if self._spec.output.alias:
-                await publisher.point(alias_name(self._adapter, self._spec.output.alias), version)
+                await self._promote(publisher, version)
             return version
 
     def _publisher(self, channel: grpc.aio.Channel) -> Publisher:

@@ -45,11 +45,12 @@ class OpenSets:
 
     training: tuple[OpenSet, ...]
     evaluation: tuple[OpenSet, ...]
+    regression: tuple[OpenSet, ...] = ()
 
     @property
     def origins(self) -> tuple[str, ...]:
         """Places outside that they came from, each once."""
-        every = (one.origin for one in (*self.training, *self.evaluation))
+        every = (one.origin for one in (*self.training, *self.evaluation, *self.regression))
         return tuple(dict.fromkeys(origin for origin in every if origin))
 
     @property
@@ -64,9 +65,12 @@ class OpenSets:
         """
         sets = [_facts(one) for one in self.training]
         held_out = [_facts(one) for one in self.evaluation]
-        if len(sets) == 1 and not held_out and set(sets[0]) == {"digest"}:
+        regression = [_facts(one) for one in self.regression]
+        if len(sets) == 1 and not held_out and not regression and set(sets[0]) == {"digest"}:
             return str(sets[0]["digest"])
         facts = {"sources": sets, "eval_sources": held_out}
+        if regression:
+            facts["regression_sources"] = regression
         return digest_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
@@ -108,7 +112,7 @@ class SetOpener:
         """Brings a set here, if it is not.
 
         Args:
-            field: "sources" or "eval_sources".
+            field: "sources", "eval_sources" or "regression_sources".
             index: its place there.
 
         Raises:
@@ -137,6 +141,7 @@ def open_sets(spec: DatasetSpec, opener: SetOpener, *, here: bool = False) -> Op
     return OpenSets(
         _open_all("sources", spec, opener, here),
         _open_all("eval_sources", spec, opener, here),
+        _open_all("regression_sources", spec, opener, here),
     )
 
 
@@ -149,7 +154,7 @@ def read_options(spec: DatasetSpec, field: str, index: int) -> ReadOptions:
     """How one of a job's sets is read; several are told apart in messages.
 
     Args:
-        field: "sources" or "eval_sources".
+        field: "sources", "eval_sources" or "regression_sources".
         index: its place there.
     """
     sources: tuple[DatasetSource, ...] = getattr(spec, field)

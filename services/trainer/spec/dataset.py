@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, cast
@@ -60,6 +60,7 @@ class DatasetSpec:
     chat_template: str
     loss_on: LossOn
     streaming: bool
+    regression_sources: tuple[DatasetSource, ...] = ()
 
 
 def parse_dataset(dataset: pb.DatasetSpec) -> DatasetSpec:
@@ -68,22 +69,12 @@ def parse_dataset(dataset: pb.DatasetSpec) -> DatasetSpec:
     Raises:
         GraftError: INVALID_SPEC.
     """
-    eval_sources = tuple(
-        _source(f"dataset.eval_sources[{index}]", one)
-        for index, one in enumerate(dataset.eval_sources)
-    )
+    eval_sources = _held_out("eval_sources", dataset.eval_sources)
     eval_fraction = number("dataset.eval_fraction", dataset.eval_fraction, 0.0, 0.0, 0.5)
     if eval_sources and eval_fraction:
         raise invalid_field(
             "dataset.eval_fraction", eval_fraction, "left out, because eval_sources are given"
         )
-    for index, one in enumerate(eval_sources):
-        if one.weight:
-            raise invalid_field(
-                f"dataset.eval_sources[{index}].weight",
-                one.weight,
-                "left out, because every row is evaluated with once",
-            )
     _check_streaming(dataset)
     return DatasetSpec(
         sources=_sources(dataset),
@@ -93,7 +84,20 @@ def parse_dataset(dataset: pb.DatasetSpec) -> DatasetSpec:
         chat_template=_chat_template(dataset.chat_template),
         loss_on=_loss_on(dataset.loss_on),
         streaming=dataset.streaming,
+        regression_sources=_held_out("regression_sources", dataset.regression_sources),
     )
+
+
+def _held_out(field: str, sources: Sequence[pb.DatasetSource]) -> tuple[DatasetSource, ...]:
+    parsed = []
+    for index, one in enumerate(sources):
+        path = f"dataset.{field}[{index}]"
+        parsed.append(_source(path, one))
+        if one.weight:
+            raise invalid_field(
+                f"{path}.weight", one.weight, "left out, because every row is evaluated with once"
+            )
+    return tuple(parsed)
 
 
 def _check_streaming(dataset: pb.DatasetSpec) -> None:

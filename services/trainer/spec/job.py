@@ -6,7 +6,7 @@ that do not exist.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graft.trainer.v1 import job_spec_pb2 as pb
 from graft.trainer.v1.nodes_pb2 import NodesAs
@@ -17,7 +17,9 @@ from services.trainer.objectives import OBJECTIVES, ObjectiveConfig
 from services.trainer.spec.base import BaseSpec, parse_base
 from services.trainer.spec.combinations import check_combinations
 from services.trainer.spec.dataset import DatasetSpec, parse_dataset
+from services.trainer.spec.evaluation import Evaluation, check_evaluation, parse_evaluation
 from services.trainer.spec.hyperparameters import Hyperparameters, parse_hyperparameters
+from services.trainer.spec.reporting import Reporting, parse_reporting
 
 MAX_NODES = 1024
 _EVERY_STEPS, _MOST_STEPS = 50, 1_000_000_000
@@ -80,6 +82,8 @@ class JobSpec:
     checkpointing: Checkpointing
     output: Output
     seed: int
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    reporting: Reporting = field(default_factory=Reporting)
 
 
 def parse_spec(spec: pb.JobSpec) -> JobSpec:
@@ -106,8 +110,11 @@ def parse_spec(spec: pb.JobSpec) -> JobSpec:
         checkpointing=_checkpointing(spec.checkpointing),
         output=_output(spec.output, method.info.makes_base),
         seed=integer("seed", spec.seed, 0, 0, 2**32 - 1),
+        evaluation=parse_evaluation(spec.evaluation, spec.HasField("evaluation")),
+        reporting=parse_reporting(spec.reporting),
     )
     check_combinations(parsed)
+    check_evaluation(parsed)
     return parsed
 
 

@@ -8,7 +8,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from graft.trainer.v1 import evaluation_pb2 as _evaluation_pb2
 from graft.trainer.v1 import nodes_pb2 as _nodes_pb2
+from graft.trainer.v1 import reporting_pb2 as _reporting_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -195,6 +197,8 @@ class JobSpec(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     OBJECTIVE_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    REPORTING_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """Seed of everything random."""
     @_builtins.property
@@ -229,6 +233,14 @@ class JobSpec(_message.Message):
     def objective(self) -> Global___ObjectiveSpec:
         """What the trained parameters are optimized for. Supervised fine-tuning when left out."""
 
+    @_builtins.property
+    def evaluation(self) -> _evaluation_pb2.Evaluation:
+        """What is measured while training and after, and what follows from it."""
+
+    @_builtins.property
+    def reporting(self) -> _reporting_pb2.Reporting:
+        """Where figures go beside the trainer."""
+
     def __init__(
         self,
         *,
@@ -241,10 +253,12 @@ class JobSpec(_message.Message):
         output: Global___Output | None = ...,
         seed: _builtins.int = ...,
         objective: Global___ObjectiveSpec | None = ...,
+        evaluation: _evaluation_pb2.Evaluation | None = ...,
+        reporting: _reporting_pb2.Reporting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "hyperparameters", b"hyperparameters", "method", b"method", "objective", b"objective", "output", b"output", "resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "evaluation", b"evaluation", "hyperparameters", b"hyperparameters", "method", b"method", "objective", b"objective", "output", b"output", "reporting", b"reporting", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "hyperparameters", b"hyperparameters", "method", b"method", "objective", b"objective", "output", b"output", "resources", b"resources", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "checkpointing", b"checkpointing", "dataset", b"dataset", "evaluation", b"evaluation", "hyperparameters", b"hyperparameters", "method", b"method", "objective", b"objective", "output", b"output", "reporting", b"reporting", "resources", b"resources", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,6 +364,7 @@ class DatasetSpec(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     LOSS_ON_FIELD_NUMBER: _builtins.int
     STREAMING_FIELD_NUMBER: _builtins.int
+    REGRESSION_SOURCES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Where the set is: a file (.json, .jsonl, .csv, .parquet, .arrow), a folder of them, a hub id
     ("hf://owner/name", optionally "@revision" and "/path"), or an object's or prefix's URI ("s3://bucket/key").
@@ -391,6 +406,10 @@ class DatasetSpec(_message.Message):
     def cleaning(self) -> Global___Cleaning:
         """Rows that are left out before training."""
 
+    @_builtins.property
+    def regression_sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetSource]:
+        """Sets that show what is forgotten: compared before and after the training, never trained on (see Regression)."""
+
     def __init__(
         self,
         *,
@@ -408,10 +427,11 @@ class DatasetSpec(_message.Message):
         chat_template: _builtins.str = ...,
         loss_on: Global___LossOn.ValueType = ...,
         streaming: _builtins.bool = ...,
+        regression_sources: _abc.Iterable[Global___DatasetSource] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cleaning", b"cleaning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "chat_template", b"chat_template", "cleaning", b"cleaning", "columns", b"columns", "eval_fraction", b"eval_fraction", "eval_sources", b"eval_sources", "format", b"format", "loss_on", b"loss_on", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "sources", b"sources", "streaming", b"streaming"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "chat_template", b"chat_template", "cleaning", b"cleaning", "columns", b"columns", "eval_fraction", b"eval_fraction", "eval_sources", b"eval_sources", "format", b"format", "loss_on", b"loss_on", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "regression_sources", b"regression_sources", "sources", b"sources", "streaming", b"streaming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

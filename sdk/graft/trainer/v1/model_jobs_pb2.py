@@ -23,18 +23,19 @@ _sym_db = _symbol_database.Default()
 
 
 from graft.trainer.v1 import conversion_pb2 as graft_dot_trainer_dot_v1_dot_conversion__pb2
+from graft.trainer.v1 import evaluation_pb2 as graft_dot_trainer_dot_v1_dot_evaluation__pb2
 from graft.trainer.v1 import job_spec_pb2 as graft_dot_trainer_dot_v1_dot_job__spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!graft/trainer/v1/model_jobs.proto\x12\x10graft.trainer.v1\x1a!graft/trainer/v1/conversion.proto\x1a\x1fgraft/trainer/v1/job_spec.proto\"\xc4\x03\n\tMergeSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12\x13\n\x0boutput_base\x18\x03 \x01(\t\x12\x12\n\nskip_check\x18\x04 \x01(\x08\x12\x33\n\x08versions\x18\x05 \x03(\x0b\x32!.graft.trainer.v1.WeightedVersion\x12\x32\n\x0b\x63ombination\x18\x06 \x01(\x0b\x32\x1d.graft.trainer.v1.Combination\x12\x16\n\x0eoutput_adapter\x18\x07 \x01(\t\x12/\n\nplain_lora\x18\x08 \x01(\x0b\x32\x1b.graft.trainer.v1.PlainLora\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x38\n\x0erequantization\x18\n \x01(\x0e\x32 .graft.trainer.v1.Requantization\x12*\n\x05proof\x18\x0b \x01(\x0b\x32\x1b.graft.trainer.v1.ProofSpec\x12,\n\x06\x65xport\x18\x0c \x01(\x0b\x32\x1c.graft.trainer.v1.ExportSpec\"\xca\x01\n\x0e\x45valuationSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12.\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1d.graft.trainer.v1.DatasetSpec\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x10\n\x08max_loss\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x19\n\x11max_length_tokens\x18\x07 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!graft/trainer/v1/model_jobs.proto\x12\x10graft.trainer.v1\x1a!graft/trainer/v1/conversion.proto\x1a!graft/trainer/v1/evaluation.proto\x1a\x1fgraft/trainer/v1/job_spec.proto\"\xc4\x03\n\tMergeSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12\x13\n\x0boutput_base\x18\x03 \x01(\t\x12\x12\n\nskip_check\x18\x04 \x01(\x08\x12\x33\n\x08versions\x18\x05 \x03(\x0b\x32!.graft.trainer.v1.WeightedVersion\x12\x32\n\x0b\x63ombination\x18\x06 \x01(\x0b\x32\x1d.graft.trainer.v1.Combination\x12\x16\n\x0eoutput_adapter\x18\x07 \x01(\t\x12/\n\nplain_lora\x18\x08 \x01(\x0b\x32\x1b.graft.trainer.v1.PlainLora\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x38\n\x0erequantization\x18\n \x01(\x0e\x32 .graft.trainer.v1.Requantization\x12*\n\x05proof\x18\x0b \x01(\x0b\x32\x1b.graft.trainer.v1.ProofSpec\x12,\n\x06\x65xport\x18\x0c \x01(\x0b\x32\x1c.graft.trainer.v1.ExportSpec\"\x9b\x02\n\x0e\x45valuationSpec\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.graft.trainer.v1.BaseSpec\x12.\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x1d.graft.trainer.v1.DatasetSpec\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x10\n\x08max_loss\x18\x05 \x01(\x01\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\x19\n\x11max_length_tokens\x18\x07 \x01(\x05\x12\x0f\n\x07metrics\x18\x08 \x03(\t\x12*\n\x07\x61nswers\x18\t \x01(\x0b\x32\x19.graft.trainer.v1.Answers\x12\x12\n\nconditions\x18\n \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.trainer.v1.model_jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MERGESPEC']._serialized_start=124
-  _globals['_MERGESPEC']._serialized_end=576
-  _globals['_EVALUATIONSPEC']._serialized_start=579
-  _globals['_EVALUATIONSPEC']._serialized_end=781
+  _globals['_MERGESPEC']._serialized_start=159
+  _globals['_MERGESPEC']._serialized_end=611
+  _globals['_EVALUATIONSPEC']._serialized_start=614
+  _globals['_EVALUATIONSPEC']._serialized_end=897
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from graft.trainer.v1 import conversion_pb2 as _conversion_pb2
+from graft.trainer.v1 import evaluation_pb2 as _evaluation_pb2
 from graft.trainer.v1 import job_spec_pb2 as _job_spec_pb2
 import builtins as _builtins
 import sys
@@ -107,7 +108,7 @@ Global___MergeSpec: _TypeAlias = MergeSpec  # noqa: Y015
 
 @_typing.final
 class EvaluationSpec(_message.Message):
-    """A version's loss on held-out rows, kept as labels of the version."""
+    """A version's figures on held-out rows, kept as labels of the version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -118,6 +119,9 @@ class EvaluationSpec(_message.Message):
     MAX_LOSS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_TOKENS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of an adapter or a base, as MergeSpec.version; of a base "bases/name:2"."""
     name: _builtins.str
@@ -136,6 +140,18 @@ class EvaluationSpec(_message.Message):
     def dataset(self) -> _job_spec_pb2.DatasetSpec:
         """The rows; eval_fraction and streaming have no meaning here."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Figures beside loss and perplexity, as Evaluation.metrics; each becomes the label "eval.{name}.{metric}"."""
+
+    @_builtins.property
+    def answers(self) -> _evaluation_pb2.Answers:
+        """How answers are generated for them."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Conditions of "eval.{name}.passed" beside max_loss: "rouge_l >= 0.4", "exact_match > 0.9"; all must hold."""
+
     def __init__(
         self,
         *,
@@ -146,10 +162,13 @@ class EvaluationSpec(_message.Message):
         max_loss: _builtins.float = ...,
         batch_size: _builtins.int = ...,
         max_length_tokens: _builtins.int = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        answers: _evaluation_pb2.Answers | None = ...,
+        conditions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "dataset", b"dataset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "base", b"base", "dataset", b"dataset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "batch_size", b"batch_size", "dataset", b"dataset", "max_length_tokens", b"max_length_tokens", "max_loss", b"max_loss", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "base", b"base", "batch_size", b"batch_size", "conditions", b"conditions", "dataset", b"dataset", "max_length_tokens", b"max_length_tokens", "max_loss", b"max_loss", "metrics", b"metrics", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import torch
 from transformers import Trainer
 
 from services.trainer.objectives.base import Run
+from services.trainer.run.evaluating.undisturbed import undisturbed
 from services.trainer.run.manifests import Score
 from services.trainer.run.precision import precision_of
 from services.trainer.run.progress import ProgressCallback
@@ -50,7 +51,9 @@ class GraftTrainer(PiecewiseTrainer):
         """Reports, evaluates, saves and stops at the ends of steps."""
         run = self.graft_run
         evaluates = run.prepared.evaluation is not None
-        return ProgressCallback(self, run.progress, Schedule(run.spec.checkpointing), evaluates)
+        schedule = Schedule(run.spec.checkpointing)
+        every_steps = run.spec.evaluation.every_steps
+        return ProgressCallback(self, run.progress, schedule, evaluates, every_steps)
 
     def settle(self) -> None:
         """After TRL's constructor: trained numbers are kept in float32.
@@ -86,6 +89,28 @@ class GraftTrainer(PiecewiseTrainer):
     def after_step(self, step: int) -> None:
         """What the method does after an optimizer step."""
         self.graft_run.method.after_step(self.model, step)
+
+    def measure_before(self) -> None:
+        """Measures the untrained model, where that is asked for and not known."""
+        self.graft_run.evaluations.begin(self)
+
+    def held_out(self) -> tuple[float, Mapping[str, float]]:
+        """The loss on the held-out rows, and the objective's further figures of them."""
+        raise AssertionError("its objective has one")
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measures and reports the held-out rows' figures, and does what follows from them."""
+        run, step = self.graft_run, self.state.global_step
+        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
+        with undisturbed():
+            loss, further = self.held_out()
+            figures = run.evaluations.measure(self.model, loss, further)
+        run.progress.report_evaluation(
+            loss, {name: value for name, value in figures.items() if name != "loss"}
+        )
+        if run.evaluations.judge(step, figures) and step < self.state.max_steps:
+            self.control.should_training_stop = True
+        return {f"eval_{name}": value for name, value in figures.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Reports a step's figures."""

@@ -114,10 +114,9 @@ class ComparingTrainer(GraftTrainer):
         return 0
 
     @torch.no_grad()
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss of the held-out sequences; reports it."""
+    def held_out(self) -> tuple[float, Mapping[str, float]]:
+        """Mean loss of the held-out sequences, and the means of their figures."""
         rows: Sequence[Row] = self.graft_run.prepared.evaluation or ()
-        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
         total, figures, seen = 0.0, dict[str, float](), dict[str, float]()
         team = self.graft_run.team
         with without_dropout(self.model):
@@ -135,11 +134,9 @@ class ComparingTrainer(GraftTrainer):
             dict(zip(names, sums[::2], strict=True)),
             dict(zip(names, sums[1::2], strict=True)),
         )
-        loss = total / len(rows)
         # A batch without good answers says nothing of them, so each figure has its own count.
         means = {name: value / seen[name] for name, value in figures.items() if seen[name]}
-        self.graft_run.progress.report_evaluation(loss, means)
-        return {"eval_loss": loss}
+        return total / len(rows), means
 
     def eval_collator(self, rows: Sequence[Row]) -> Row:
         """A batch of held-out rows."""

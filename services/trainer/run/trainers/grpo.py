@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -240,21 +240,18 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         return found
 
     @torch.no_grad()
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Reports the mean reward of one sampled answer to each held-out prompt; its negative is the loss."""
+    def held_out(self) -> tuple[float, Mapping[str, float]]:
+        """The mean reward of one sampled answer to each held-out prompt; its negative is the loss."""
         rows = self.graft_run.prepared.evaluation
         assert rows is not None
-        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
         rewards: list[float] = []
         size = self.evaluation_batch_size
-        # The training's own sampling goes on as if there had been no evaluation.
-        with torch.random.fork_rng():
-            torch.manual_seed(self.graft_run.spec.seed)
-            for start in range(0, len(rows), size):
-                rewards += self._sampled_rewards(rows[start : start + size])
+        # The caller puts back the generators' states, so that the training's own sampling goes on as before.
+        torch.manual_seed(self.graft_run.spec.seed)
+        for start in range(0, len(rows), size):
+            rewards += self._sampled_rewards(rows[start : start + size])
         reward = fmean(rewards)
-        self.graft_run.progress.report_evaluation(-reward, {"reward": reward})
-        return {"eval_loss": -reward}
+        return -reward, {"reward": reward}
 
     def _sampled_rewards(self, rows: Sequence[PromptRow]) -> list[float]:
         ids, _ = self._generate_single_turn([row.ids for row in rows], None, {}, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -105,20 +105,17 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         return loss
 
     @torch.no_grad()
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss per learned token of the held-out rows, in nats; reports it."""
+    def held_out(self) -> tuple[float, Mapping[str, float]]:
+        """Mean loss per learned token of the held-out rows, in nats."""
         batches = self.graft_run.prepared.evaluation
         assert batches is not None
-        self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
         nats, learned = 0.0, 0.0
         with without_dropout(self.model):
             for inputs in self._eval_inputs(batches):
                 nats += float(self.eval_loss(inputs))
                 learned += int((inputs["labels"][:, 1:] != IGNORED).sum())
         nats, learned = self.graft_run.team.sum([nats, learned])
-        loss = nats / max(learned, 1)
-        self.graft_run.progress.report_evaluation(loss)
-        return {"eval_loss": loss}
+        return nats / max(learned, 1), {}
 
     def _eval_inputs(self, batches: PaddedRows) -> Iterator[dict[str, torch.Tensor]]:
         order = sorted(range(len(batches.rows)), key=lambda row: -len(batches.rows[row]))
