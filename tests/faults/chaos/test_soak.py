@@ -142,5 +142,10 @@ async def test_rest_grows_in_nothing(chaos: Chaos, idle_s: float) -> None:
     await fill_thread_pool()
     before = await taken(chaos)
     await asyncio.sleep(idle_s)
-    after = await taken(chaos)
-    assert not after.growth_since(before, SLACK_BYTES // 4), f"{before} {after}"
+    # A connection that is just being made anew is no growth: it is one that stays.
+    for _ in range(20):
+        after = await taken(chaos)
+        if not after.growth_since(before, SLACK_BYTES // 4):
+            return
+        await asyncio.sleep(0.5)
+    raise AssertionError(f"{after.growth_since(before, SLACK_BYTES // 4)}: {before} {after}")

@@ -119,7 +119,7 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
                 else:
                     faults.error_rate = faults.watch_break_rate = 0.0
                     for name in names:
-                        check_events(await asyncio.wait_for(follow(stub, name), 40))
+                        check_events(await asyncio.wait_for(follow(stub, name), 120))
                     check_cluster(cluster)
                     assert not together, "two workers of one job at the same time"
                     return
