@@ -84,7 +84,8 @@ def test_services_workers_and_the_command_line_speak_tls(
     assert trained.code == 0, trained.err
     answered = run("generate", "tiny", "hello", "--json")
     assert answered.code == 0, answered.err
-    found = {one["name"]: one["verdict"] for one in run("doctor", "--no-imports", "--json").json()}
+    findings = run("doctor", "--no-imports", "--json").json()["findings"]
+    found = {one["name"]: one["verdict"] for one in findings}
     assert {found[name.lower()] for name in SERVICES} == {"ok"}
 
 
@@ -107,7 +108,7 @@ def test_options_say_the_same_as_the_environment_and_a_wrong_ca_is_named(
     assert halves.code == 2
     assert "GRAFT_TLS_CA is not" in halves.err
     plain = run("doctor", "--no-imports", "--json")
-    (registry,) = [one for one in plain.json() if one["name"] == "registry"]
+    (registry,) = [one for one in plain.json()["findings"] if one["name"] == "registry"]
     assert "it speaks TLS, and this client did not" in registry["detail"]
 
 
@@ -120,7 +121,7 @@ async def test_the_sdk_takes_it_as_an_argument(encrypted: Stack, client: dict[st
             balance=balance,
             tls=Tls(ca, certificate, key),
         ) as sdk:
-            assert [one async for one in sdk.bases.list()]
+            assert await sdk.bases.list()
             assert (await sdk.generate("tiny", "hello")).text
 
 
