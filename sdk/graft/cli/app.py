@@ -30,6 +30,7 @@ from graft.cli import (
     up,
     watch,
 )
+from graft.cli.cluster import certificates
 from graft.cli.cluster import commands as cluster
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, Options
@@ -134,6 +135,7 @@ def _add_commands() -> None:
     metadata.add_commands(adapters.app, bases.app)
     operations.add_commands(app, adapters.app, bases.app)
     app.command()(doctor.doctor)
+    cluster.app.command()(certificates.certificates)
     app.add_typer(cluster.app, name="cluster")
     app.command()(version)
 

@@ -47,8 +47,11 @@ INSTALLATIONS = (
 )
 
 
-def render(installation: Installation) -> list[Object]:
+def render(installation: Installation, more: Mapping[str, Any] | None = None) -> list[Object]:
     """All objects of an installation, in the order of kustomize.
+
+    Args:
+        more: fields of the operator's kustomization, for example patches.
 
     Raises:
         subprocess.CalledProcessError: kustomize refuses it; its words are in stderr.
@@ -63,6 +66,7 @@ def render(installation: Installation) -> list[Object]:
                 {"name": name, "newName": new.rpartition(":")[0], "newTag": new.rpartition(":")[2]}
                 for name, new in installation.images.items()
             ],
+            **(more or {}),
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(own))
         done = subprocess.run(

@@ -345,3 +345,32 @@ def test_settings_that_are_half_given_are_refused(ca: TestAuthority) -> None:
             Tls.from_environ(environ)
     assert Tls.from_environ({}) is None
     assert Tls.from_environ({"GRAFT_TLS_CA": "system"}) == Tls()
+
+
+async def test_no_call_is_lost_while_both_sides_are_renewed_again_and_again(
+    tmp_path: Path,
+) -> None:
+    ca = TestAuthority(tmp_path)
+    own = ca.issue("client")
+    async with (
+        serving(ca.issue("server"), ca.ca, max_connection_age_s=0.2) as (server, _),
+        open_channel(server.address, tls=ca.client(own)) as channel,
+    ):
+        stub, answers, enough = BlobServiceStub(channel), 0, asyncio.Event()
+
+        async def ask() -> None:
+            nonlocal answers
+            while not enough.is_set():
+                await stub.FindMissing(pb.FindMissingRequest(digests=["a"]), timeout=10)
+                answers += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(ask())
+            for _ in range(12):
+                wanted = answers + 8
+                ca.issue("client")
+                ca.issue("server")
+                while answers < wanted:
+                    await asyncio.sleep(0.001)
+            enough.set()

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import pytest
+import yaml
 
-from tests.support.k8s.render import Object, matches, named, pod_specs
+from tests.support.k8s.render import (
+    ROOT,
+    Installation,
+    Object,
+    matches,
+    named,
+    pod_specs,
+    render,
+)
 
+DOCS = ROOT / "docs" / "kubernetes.md"
 GRAFT = {"app.kubernetes.io/part-of": "graft"}
 REGISTRY = {**GRAFT, "app.kubernetes.io/name": "graft-registry"}
 TRAINER = {**GRAFT, "app.kubernetes.io/name": "graft-trainer"}
@@ -146,3 +157,48 @@ def test_everybody_may_ask_the_name_server(objects: list[Object]) -> None:
     for pod in (REGISTRY, TRAINER, WORKER, INFERENCE):
         assert matches(spec["podSelector"], pod)
     assert {one["protocol"] for one in spec["egress"][0]["ports"]} == {"TCP", "UDP"}
+
+
+STORES = (443, 9000)
+
+
+def test_on_gpus_everybody_reaches_the_object_store_and_the_registry_alone_its_database(
+    gpu: list[Object],
+) -> None:
+    policies = list(named(gpu, "NetworkPolicy").values())
+    for pod in (REGISTRY, TRAINER, WORKER, INFERENCE):
+        for port in STORES:
+            assert _allowed(policies, "Egress", pod, {}, port), (pod, port)
+        assert _allowed(policies, "Egress", pod, {}, 5432) is (pod is REGISTRY)
+
+
+def test_one_patch_lets_everybody_reach_a_store_on_another_port() -> None:
+    (patch,) = re.findall(
+        r"```yaml\n(patches:\n.*?graft-outside.*?)```", DOCS.read_text(), re.DOTALL
+    )
+    for overlay, pods in (
+        ("dev", (TRAINER, WORKER)),
+        ("gpu", (REGISTRY, TRAINER, WORKER, INFERENCE)),
+    ):
+        objects = render(Installation(overlay), yaml.safe_load(patch))
+        policies = list(named(objects, "NetworkPolicy").values())
+        for pod in pods:
+            assert _allowed(policies, "Egress", pod, {}, 8333), overlay
+
+
+def test_traces_go_to_the_monitoring_namespace_and_nowhere_else(objects: list[Object]) -> None:
+    spec = named(objects, "NetworkPolicy")["graft-telemetry"]["spec"]
+    (rule,) = spec["egress"]
+    assert [one["port"] for one in rule["ports"]] == [4317, 4318]
+    labels = [one["namespaceSelector"]["matchLabels"] for one in rule["to"]]
+    assert labels == [
+        {"kubernetes.io/metadata.name": "monitoring"},
+        {"graft.dev/telemetry": "true"},
+    ]
+    for pod in (REGISTRY, TRAINER, WORKER, INFERENCE):
+        assert matches(spec["podSelector"], pod)
+
+
+def test_the_table_of_flows_names_every_policy(dev: list[Object], gpu: list[Object]) -> None:
+    told = set(re.findall(r"^\| `(graft-[a-z-]+)` \|", DOCS.read_text(), re.MULTILINE))
+    assert told == {*named(dev, "NetworkPolicy"), *named(gpu, "NetworkPolicy")}

@@ -6,7 +6,7 @@ import pytest
 from graft.kubernetes.pod_tls import TLS_DIR, certificate, service_names
 from graft.tls import Tls
 
-from services.inference.config import InferenceSettings
+from services.registry.config import RegistrySettings
 from tests.support.k8s.render import Object, named, pod_specs
 from tests.unit.k8s.conftest import rendered
 from tests.unit.k8s.test_pods import environment, is_ours
@@ -91,15 +91,15 @@ def test_certificates_have_every_name_under_which_a_service_is_called(
     for name, service in named(managed, "Service").items():
         kind = service["spec"]["selector"]["app.kubernetes.io/name"]
         assert name in certificates[f"{kind}-tls"]["spec"]["dnsNames"]
-    for name, service in (
+    for name, called in (
         ("registry", "graft-registry"),
         ("trainer", "graft-trainer"),
         ("inference", "graft-inference-default"),
     ):
         spec = certificates[f"graft-{name}-tls"]["spec"]
         # What `graft bases deploy` writes for any other base.
-        made = certificate(f"graft-{name}-tls", "graft", {}, service, "graft-ca")["spec"]
-        assert sorted(spec["dnsNames"]) == sorted({*service_names(service, "graft")})
+        made = certificate(f"graft-{name}-tls", "graft", {}, called, "graft-ca")["spec"]
+        assert sorted(spec["dnsNames"]) == sorted({*service_names(called, "graft")})
         for field in ("secretName", "usages", "ipAddresses", "privateKey", "issuerRef"):
             assert spec[field] == made[field]
     for name in ("graft-worker-tls", "graft-client-tls"):
@@ -114,9 +114,11 @@ def test_no_pod_has_the_key_of_the_authority(managed: list[Object]) -> None:
         assert secret not in mounted, owner
 
 
-def test_clients_without_certificates_are_let_in_by_setting_the_client_ca_to_nothing() -> None:
-    settings = InferenceSettings(
-        base="x", tls_certificate="a", tls_key="b", tls_client_ca="", health_listen=""
-    )
+def test_clients_without_certificates_are_let_in_by_setting_the_client_ca_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("TLS_CLIENT_CA", "HEALTH_LISTEN"):
+        monkeypatch.setenv(f"GRAFT_REGISTRY_{name}", "")
+    settings = RegistrySettings()
     assert settings.tls_client_ca is None
     assert settings.health_listen is None

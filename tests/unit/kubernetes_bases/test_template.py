@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -25,9 +26,12 @@ from graft.kubernetes.base_plan import (
 )
 from graft.kubernetes.base_scaling import QUEUE_AGE, REQUESTS, TOKENS
 from graft.kubernetes.base_template import base_manifests, selector
+from graft.kubernetes.pod_tls import TLS_DIR
+from graft.tls import Tls
 
 from services.common.server import LIVENESS, READINESS, STARTUP
 from services.inference.config import InferenceSettings
+from tests.support.k8s.custom import custom_schema
 from tests.support.models import REPOSITORY
 from tests.support.stack import Result
 
@@ -53,6 +57,8 @@ PLANS = {
         "tiny", IMAGE, replicas=Replicas(Scaling.KEDA, least=0, wake_query="sum(asked)")
     ),
     "shared cache": BasePlan("tiny", IMAGE, adapters=Adapters(Cache.CLAIM, claim="adapters")),
+    "tls": BasePlan("tiny", Weights(revision=3), tls_secret="mine"),
+    "cert-manager": BasePlan("tiny", IMAGE, tls_issuer="graft-ca"),
     "node cache": BasePlan("tiny", IMAGE, adapters=Adapters(Cache.NODE, size="100Gi")),
 }
 Graft = Callable[..., Result]
@@ -90,7 +96,10 @@ plans = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_valid(plan: BasePlan, version: str) -> None:
     for manifest in base_manifests(plan):
-        if manifest["kind"] != "ScaledObject":
+        schema = custom_schema(manifest["apiVersion"], manifest["kind"])
+        if schema is not None:
+            jsonschema.validate(manifest, schema)
+        else:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -172,7 +181,7 @@ def test_the_service_takes_every_setting(plan: BasePlan, monkeypatch: pytest.Mon
     assert settings.cache_max_bytes is not None
     assert settings.cache_max_bytes < size_bytes(plan.adapters.size)
     assert settings.tensor_parallel_size == max(1, plan.hardware.gpus)
-    host, _, port = settings.listen.rpartition(":")
+    host, _, port = (settings.health_listen or settings.listen).rpartition(":")
     assert host == "0.0.0.0"
     assert int(port) == main_container(plan)["startupProbe"]["grpc"]["port"]
 
@@ -356,3 +365,32 @@ def test_the_examples_are_what_the_command_renders(run: Graft, name: str, tmp_pa
     documents = list(yaml.safe_load_all(target.read_text()))
     assert run("bases", "deploy", *arguments, "-o", "-", "--json").json() == documents
     assert run("bases", "deploy", *arguments, "-o", "-").out == target.read_text()
+
+
+@pytest.mark.parametrize("kind", ["tls", "cert-manager"])
+def test_an_endpoint_with_tls_has_its_certificate_in_every_container(kind: str) -> None:
+    plan = PLANS[kind]
+    spec = pod(plan)
+    (volume,) = [one for one in spec["volumes"] if "secret" in one]
+    secret = {"tls": "mine", "cert-manager": "graft-inference-tiny-tls"}[kind]
+    assert volume["secret"]["secretName"] == secret
+    for container in [*spec["containers"], *spec.get("initContainers", ())]:
+        assert {"name": "tls", "mountPath": TLS_DIR, "readOnly": True} in container["volumeMounts"]
+        tls = Tls.from_environ({one["name"]: one["value"] for one in container["env"]})
+        assert tls is not None
+        assert len(tls.files) == 3
+    told = only(plan, "ConfigMap")["data"]
+    assert told["GRAFT_INFERENCE_TLS_CLIENT_CA"] == f"{TLS_DIR}/ca.crt"
+    container = main_container(plan)
+    assert told["GRAFT_INFERENCE_HEALTH_LISTEN"] == "0.0.0.0:8433"
+    assert {container[f"{one}Probe"]["grpc"]["port"] for one in ("startup", "readiness", "liveness")
+            } == {8433}  # fmt: skip
+    for service in by_kind(plan)["Service"]:
+        assert service["spec"]["ports"][0]["appProtocol"] == "https"
+    made = by_kind(plan).get("Certificate", [])
+    assert [one["spec"]["secretName"] for one in made] == ([secret] if kind != "tls" else [])
+
+
+def test_a_secret_and_an_issuer_are_one_too_many() -> None:
+    with pytest.raises(GraftError, match="shall make one"):
+        BasePlan("tiny", IMAGE, tls_secret="a", tls_issuer="b")

@@ -18,6 +18,7 @@ from graft.kubernetes.names import attempt_object_name, token_digest
 from graft.kubernetes.pod_policy import PodPolicy, Storage, policies_from_dict
 from graft.kubernetes.pod_template import AttemptPlan, Size, size_of
 from graft.spec_file import spec_from_dict
+from graft.tls import Tls
 
 PLAN = AttemptPlan(
     job="namespaces/default/jobs/bot-1",
@@ -228,6 +229,16 @@ class TestPod:
         told = environment(pod(policy=policy))
         assert told["GRAFT_WORKER_JOB"] == PLAN.job
         assert told["HF_ENDPOINT"] == "mirror"
+
+    def test_where_services_speak_tls_it_has_a_certificate_to_show(self) -> None:
+        spec = pod(policy=PodPolicy(tls_secret="graft-worker-tls"))
+        tls = Tls.from_environ(environment(spec))
+        assert tls is not None
+        assert [one.name for one in tls.files] == ["ca.crt", "tls.crt", "tls.key"]
+        (folder,) = {str(one.parent) for one in tls.files}
+        secret = mounted(spec, folder)["secret"]
+        assert secret == {"secretName": "graft-worker-tls", "defaultMode": 0o440}
+        assert Tls.from_environ(environment(pod())) is None
 
     def test_with_a_queue_it_waits_for_kueue(self) -> None:
         job = rendered(policy=PodPolicy(queue="team-a"))["Job"]

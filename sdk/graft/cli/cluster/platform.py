@@ -45,7 +45,8 @@ _ADD_ONS: Mapping[str, tuple[str, str, str]] = {
     "cert-manager.io": (
         "cert-manager",
         "certificates that renew themselves",
-        "Without it bring your own certificates in a Secret. Install it from cert-manager.io.",
+        "Without it `graft cluster certificates` makes them. Install it from cert-manager.io, then use the "
+        "component deploy/k8s/components/cert-manager.",
     ),
     "gateway.networking.k8s.io": (
         "Gateway API",
