@@ -51,6 +51,16 @@ class BaseVersions:
 
         return await listed(page, lambda answer: map(convert.version, answer.versions), find)
 
+    async def get(self, base: str, version: int) -> Version:
+        """One version of a base.
+
+        Raises:
+            GraftError: VERSION_NOT_FOUND.
+        """
+        request = pb.GetVersionRequest(name=version_name(self._full(base), version))
+        found = await self._connection.call(self._connection.registry.GetVersion, request, _PEER)
+        return convert.version(found)
+
     async def push(
         self,
         folder: str | Path,

@@ -63,19 +63,43 @@ def _ended(found: Adapter | Version) -> str:
 
 def version_fields(version: Version) -> list[tuple[str, object]]:
     """What `graft adapters show` prints."""
-    lineage = version.lineage
+    return [
+        *_identity_fields(version),
+        ("base", version.base),
+        ("fingerprint", version.base_fingerprint),
+        ("method", version.kind_in_words),
+        ("modules", ", ".join(version.target_modules)),
+        *_origin_fields(version),
+    ]
+
+
+def base_version_fields(version: Version) -> list[tuple[str, object]]:
+    """What `graft bases show` prints."""
+    return [
+        *_identity_fields(version),
+        ("fingerprint", version.fingerprint),
+        ("method", version.method),
+        ("quantization", version.quantization),
+        *_origin_fields(version),
+    ]
+
+
+def _identity_fields(version: Version) -> list[tuple[str, object]]:
     return [
         ("version", version.name + _ended(version)),
         ("description", version.description),
         ("labels", labels_text(version.labels)),
         ("digest", version.digest),
-        ("base", version.base),
-        ("fingerprint", version.base_fingerprint),
-        ("method", version.kind_in_words),
-        ("modules", ", ".join(version.target_modules)),
+    ]
+
+
+def _origin_fields(version: Version) -> list[tuple[str, object]]:
+    lineage = version.lineage
+    return [
         ("parameters", f"{version.parameters:,}"),
         ("files", "\n".join(f"{one.path}  {size(one.size_bytes)}" for one in version.files)),
         ("checks", "\n".join(f"{one.name}: {one.detail}" for one in version.checks)),
+        ("made of", "\n".join(lineage.parent_versions)),
         ("job", lineage.job or "pushed by hand"),
         ("data", f"{lineage.data_rows} rows, {lineage.data_digest}" if lineage.data_rows else None),
         ("metrics", "\n".join(f"{name} {value:g}" for name, value in lineage.metrics.items())),

@@ -13,11 +13,13 @@ from graft.cli import (
     bases,
     deploy,
     doctor,
+    exporting,
     hub,
     jobs,
     keys,
     kubernetes_jobs,
     lineage,
+    merging,
     metadata,
     methods,
     models,
@@ -121,7 +123,9 @@ def _add_commands() -> None:
     app.add_typer(bases.app, name="bases")
     app.add_typer(keys.app, name="keys")
     app.add_typer(hub.app, name="hub")
-    app.command("export")(archive.export_command)
+    app.command()(merging.merge)
+    app.command()(merging.convert)
+    app.command("export")(exporting.export_command)
     app.command("import")(archive.import_command)
     app.command()(models.models)
     app.command()(models.residency)

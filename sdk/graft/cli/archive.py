@@ -1,4 +1,4 @@
-"""`graft export` and `graft import`: a whole namespace as one file."""
+"""A whole namespace as one file: `graft import`, and what `graft export` does with a namespace."""
 
 from __future__ import annotations
 
@@ -13,26 +13,20 @@ from graft.cli.session import JsonOption, run
 from graft.client import Client
 
 
-def export_command(
-    ctx: typer.Context,
-    namespace: Annotated[str, typer.Argument(help="What to export.")],
-    file: Annotated[Path, typer.Argument(help="A new file, a tar.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Write a namespace to one file: bases, adapters, versions with their bytes, aliases."""
-    out = Output(as_json)
+async def export_archive(client: Client, out: Output, namespace: str, file: Path) -> None:
+    """Writes a namespace to a file, and says what it holds.
 
-    async def work(client: Client) -> None:
-        summary = await export_namespace(client, namespace, file)
-        if as_json:
-            out.json(summary)
-        out.note(
-            f"{file} holds {summary.bases} bases, {summary.adapters} adapters, "
-            f"{summary.versions} versions and {summary.aliases} aliases in {size(summary.size_bytes)}."
-        )
-        out.note(f"Digest: {summary.digest}")
-
-    run(ctx, out, work)
+    Raises:
+        GraftError: NAMESPACE_NOT_FOUND; ALREADY_EXISTS, the file.
+    """
+    summary = await export_namespace(client, namespace, file)
+    if out.as_json:
+        out.json(summary)
+    out.note(
+        f"{file} holds {summary.bases} bases, {summary.adapters} adapters, "
+        f"{summary.versions} versions and {summary.aliases} aliases in {size(summary.size_bytes)}."
+    )
+    out.note(f"Digest: {summary.digest}")
 
 
 def import_command(

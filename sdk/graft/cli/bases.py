@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from graft.cli.adapter_tables import base_version_fields
 from graft.cli.metadata import (
     DeletedOption,
     FilterOption,
@@ -132,6 +133,25 @@ def versions(
                 for one in found
             ),
         )  # fmt: skip
+
+    run(ctx, out, work)
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    base: Annotated[str, typer.Argument(metavar="BASE")],
+    version: Annotated[int, typer.Argument(min=1)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a base's version: what it is made of, what was checked and measured, and where it came from."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        found = await client.base_versions.get(base, version)
+        if as_json:
+            out.json(found)
+        out.fields(base_version_fields(found))
 
     run(ctx, out, work)
 

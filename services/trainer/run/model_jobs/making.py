@@ -95,7 +95,8 @@ class Maker:
             merged = self._merged(self._combined(report), adapter_names=[combining.COMBINED])
         else:
             self._known()
-            self.stage("merging into the dequantized base")
+            held = self._first.base_spec.quantization
+            self.stage(f"merging into the base ({held} quantization, undone)")
             model = plain_base(self._first)
             if self._first.is_adapter:
                 merged = self._merged(with_adapter(model, self._first))

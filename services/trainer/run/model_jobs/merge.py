@@ -40,9 +40,8 @@ from services.trainer.run.stop import StopSignal
 
 if TYPE_CHECKING:
     from services.trainer.run.model_jobs.making import Maker
-    from services.trainer.run.model_jobs.report import Report
 
-REPORT = "report.json"
+REPORT, ERROR = "report.json", "error.json"
 # What loads its files as a LoRA is one, whatever it was made by.
 _ADAPTER_METHOD, _BASE_METHOD = "lora", "merge"
 
@@ -95,8 +94,16 @@ class MergeWorker:
             GraftError: what is wrong with the spec, the versions or their base.
             RegistryRefusedError: the registry does not take the result.
         """
+        self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._run()
+        except GraftError as error:
+            said = {"message": error.message, "next_step": error.next_step}
+            self._leave(ERROR, {"reason": error.reason.value, **said, "metadata": error.metadata})
+            raise
+
+    def _run(self) -> str:
         settings = self._settings
-        settings.work_dir.mkdir(parents=True, exist_ok=True)
         puller = Puller(settings, self._loop, self._reporter)
         every = [puller.pull(one.version, self._spec.base) for one in self._recipe.sources]
         self._check(every)
@@ -169,7 +176,7 @@ class MergeWorker:
             else:
                 report = maker.model(between, self._recipe.dtype)
                 maker.requantized(between, partial, report)
-            self._keep(report)
+            self._leave(REPORT, report.as_dict())
             report.write(partial, self._libraries(every))
             return self._store(every, partial, report.metrics)
         finally:
@@ -196,7 +203,7 @@ class MergeWorker:
                 maker.requantized(between, made := beside, report)
             else:
                 report = maker.model(made := beside, self._recipe.dtype)
-            self._keep(report)
+            self._leave(REPORT, report.as_dict())
             if not export.gguf_type:
                 report.write(made, self._libraries(every))
             made.rename(export.path)
@@ -210,9 +217,9 @@ class MergeWorker:
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
-    def _keep(self, report: Report) -> None:
-        """For whoever started this process and asks for the numbers."""
-        write_atomic(self._settings.work_dir / REPORT, json.dumps(report.as_dict()).encode())
+    def _leave(self, name: str, content: dict[str, Any]) -> None:
+        """For whoever started this process, and reads its work folder."""
+        write_atomic(self._settings.work_dir / name, json.dumps(content).encode())
 
     def _libraries(self, every: list[Pulled]) -> dict[str, str]:
         quantized = any(one.base_spec.quantization != "none" for one in every)

@@ -110,6 +110,13 @@ class Puller:
     async def _fetch(self, reference: str) -> tuple[Version, Path, str]:
         async with self.client() as client:
             version = await self._find(client, reference)
+            if version.deleted:
+                raise GraftError(
+                    Reason.INVALID_SPEC,
+                    f"{version.name} was deleted",
+                    next_step="Name another version, or take it back: graft adapters undelete.",
+                    field="version",
+                )
             folder = self._settings.work_dir / "versions" / version.digest.rpartition(":")[2]
             if folder.is_dir() and not _whole(folder, version):
                 self._reporter.log(
