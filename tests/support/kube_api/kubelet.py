@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.support.kube_api.controller import is_over, set_condition
@@ -109,8 +109,10 @@ class Kubelet:
                 if secret is None:
                     return None
                 environment[variable["name"]] = secret["stringData"][wanted["key"]]
+            elif (field := source.get("fieldRef")) is not None:
+                environment[variable["name"]] = _field(pod, field["fieldPath"])
             elif "value" in variable:
-                environment[variable["name"]] = variable["value"]
+                environment[variable["name"]] = _expanded(variable["value"], environment)
         spec, work = "", self._volumes
         for volume in pod["spec"].get("volumes", []):
             if (wanted := volume.get("configMap")) is not None:
@@ -185,3 +187,17 @@ class Kubelet:
             "terminationGracePeriodSeconds", 30
         )
         self._store.update("pods", pod)
+
+
+def _field(pod: Object, path: str) -> str:
+    """What the downward API says: metadata.labels['...'], metadata.annotations['...'] or metadata.name."""
+    place, _, key = path.removeprefix("metadata.").partition("['")
+    found = pod["metadata"][place]
+    return str(found[key.removesuffix("']")] if key else found)
+
+
+def _expanded(text: str, environment: Mapping[str, str]) -> str:
+    """A variable is put into those that come after it."""
+    for name, value in environment.items():
+        text = text.replace(f"$({name})", value)
+    return text
