@@ -44,7 +44,7 @@ def in_words(
             _LOG_IN,
         )
     if known is None:
-        said = f"The Kubernetes API answered with {error.status} for {{what}}"
+        said = f"The Kubernetes API answered {error.status} for {{what}}"
         known = Meaning(Reason.UNAVAILABLE, said, _UNWELL)
     message = known.message.replace("{what}", what)
     return GraftError(known.reason, f"{message}: {error.message}", next_step=known.next_step)

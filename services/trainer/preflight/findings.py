@@ -25,7 +25,9 @@ def find_all(survey: Survey, eval_rows: int, shown: Sequence[Shown]) -> Report:
     hyper = survey.spec.hyperparameters
     lengths = survey.lengths.values().clip(max=survey.max_tokens)
     in_epoch = sequences(lengths, hyper, survey.max_tokens)
-    steps = -(-in_epoch // (hyper.micro_batch_size * hyper.gradient_accumulation_steps))
+    processes = survey.spec.resources.processes
+    per_step = hyper.micro_batch_size * hyper.gradient_accumulation_steps * processes
+    steps = -(-in_epoch // per_step)
     return Report(
         findings=sorted(findings, key=lambda one: (-one.severity, -one.weight)),
         format=", ".join(sorted(survey.reading.formats)),

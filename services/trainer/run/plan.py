@@ -368,7 +368,9 @@ def plan_prepared(
     memory = planner.memory(spec)
     enough = fits(memory, hardware.memory_bytes)
     changes = () if enough else cheapest_changes(spec, hardware.memory_bytes, planner.memory)
-    steps = total_steps(spec, steps_per_epoch(spec, figures.sequences))
+    processes = spec.resources.processes
+    epoch_steps = steps_per_epoch(spec, figures.sequences, processes)
+    steps = total_steps(spec, epoch_steps)
     speed, peak, source, notes = 0.0, 0, "", []
     if hardware.here and try_steps is not None and enough:
         say("trying a few steps")
@@ -384,7 +386,13 @@ def plan_prepared(
     hyper = spec.hyperparameters
     if hyper.torch_compile or hyper.kernels != "none":
         notes.append("Memory and time by the table are those without compiled layers and kernels.")
-    per_step = figures.tokens / max(1, steps_per_epoch(spec, figures.sequences))
+    if processes > 1:
+        speed *= processes
+        notes.append(
+            f"Memory is that of each of {processes} processes; the time supposes that together they are "
+            f"{processes} times as fast as one."
+        )
+    per_step = figures.tokens / max(1, epoch_steps)
     seconds = steps * per_step / speed if speed else 0.0
     if hyper.packing and spec.objective.kind == "sft":
         notes.append("Packed: the longest sequence is a pack.")

@@ -141,8 +141,7 @@ def _check_streaming(spec: JobSpec, objective: ObjectiveInfo) -> None:
 
 def _check_processes(spec: JobSpec, objective: ObjectiveInfo) -> None:
     """Checks that an objective which one process trains is not given to several."""
-    resources = spec.resources
-    processes = resources.nodes * max(1, resources.processes_per_node)
+    processes = spec.resources.processes
     if processes > 1 and not objective.several_processes:
         raise alone_only(objective.title, processes)
 

@@ -38,6 +38,11 @@ class Resources:
     nodes: int = 1
     processes_per_node: int = 0
 
+    @property
+    def processes(self) -> int:
+        """How many train together, each with a micro batch of its own, as far as the spec says it."""
+        return self.nodes * max(1, self.processes_per_node)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpointing:

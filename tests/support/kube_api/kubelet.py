@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.support.kube_api.controller import is_over, set_condition
@@ -25,6 +25,8 @@ class Kubelet:
     Attributes:
         runs: by pod name.
         hinder: what keeps a pod from running: its status instead, or None; see hold().
+        node: the name of the node that takes pods from now on.
+        forgetful: whether folders that are no claim's end with their pod, as on a real node.
     """
 
     def __init__(
@@ -34,7 +36,8 @@ class Kubelet:
         start: Callable[[Started], PodRun],
         node: str = "node-1",
     ) -> None:
-        self._store, self._volumes, self._start, self._node = store, volumes, start, node
+        self._store, self._volumes, self._start, self.node = store, volumes, start, node
+        self.forgetful = False
         self.runs: dict[str, PodRun] = {}
         self.hinder: Place = lambda _pod: None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -58,6 +61,8 @@ class Kubelet:
 
     def _heard(self, entry: Entry) -> None:
         meta = entry.one["metadata"]
+        if entry.plural == "persistentvolumeclaims" and entry.kind == "ADDED":
+            asyncio.get_running_loop().call_soon(self.look_again)
         if entry.plural in ("configmaps", "secrets") and entry.kind == "ADDED":
             asyncio.get_running_loop().call_soon(self._look_for, meta["namespace"], meta["name"])
         if entry.plural != "pods":
@@ -84,7 +89,7 @@ class Kubelet:
             pod["status"] = {"phase": "Pending", **status}
             self._store.update("pods", pod)
             return
-        pod["spec"]["nodeName"] = self._node
+        pod["spec"]["nodeName"] = self.node
         if (started := self._started(pod)) is None:
             self._store.update("pods", pod)
             return
@@ -104,16 +109,32 @@ class Kubelet:
                 if secret is None:
                     return None
                 environment[variable["name"]] = secret["stringData"][wanted["key"]]
+            elif (field := source.get("fieldRef")) is not None:
+                environment[variable["name"]] = _field(pod, field["fieldPath"])
             elif "value" in variable:
-                environment[variable["name"]] = variable["value"]
-        spec = ""
+                environment[variable["name"]] = _expanded(variable["value"], environment)
+        spec, work = "", self._volumes
         for volume in pod["spec"].get("volumes", []):
             if (wanted := volume.get("configMap")) is not None:
                 found = self._store.find("configmaps", namespace, wanted["name"])
                 if found is None:
                     return None
                 spec = found["data"]["spec.json"]
-        return Started(pod, container.get("command", []), environment, spec, self._volumes)
+            if volume["name"] == "work":
+                place = self._work_volume(pod, volume)
+                if place is None:
+                    return None
+                work = place
+        return Started(pod, container.get("command", []), environment, spec, work)
+
+    def _work_volume(self, pod: Object, volume: Object) -> Path | None:
+        """Where the folder of checkpoints is; None while its claim is not there."""
+        meta = pod["metadata"]
+        if (wanted := volume.get("persistentVolumeClaim")) is not None:
+            name = wanted["claimName"]
+            found = self._store.find("persistentvolumeclaims", meta["namespace"], name)
+            return None if found is None else self._volumes / "claims" / name
+        return self._volumes / self.node / meta["name"] if self.forgetful else self._volumes
 
     async def _run(self, pod: Object, run: PodRun) -> None:
         self._set_ended(pod, await run.run())
@@ -139,7 +160,7 @@ class Kubelet:
         current = self._store.find("pods", meta["namespace"], meta["name"])
         if current is None or current["metadata"]["uid"] != meta["uid"]:
             return
-        current["spec"]["nodeName"] = self._node
+        current["spec"].setdefault("nodeName", pod["spec"]["nodeName"])
         container = current["spec"]["containers"][0]
         current.setdefault("status", {})["phase"] = phase
         current["status"]["containerStatuses"] = [
@@ -166,3 +187,17 @@ class Kubelet:
             "terminationGracePeriodSeconds", 30
         )
         self._store.update("pods", pod)
+
+
+def _field(pod: Object, path: str) -> str:
+    """What the downward API says: metadata.labels['...'], metadata.annotations['...'] or metadata.name."""
+    place, _, key = path.removeprefix("metadata.").partition("['")
+    found = pod["metadata"][place]
+    return str(found[key.removesuffix("']")] if key else found)
+
+
+def _expanded(text: str, environment: Mapping[str, str]) -> str:
+    """A variable is put into those that come after it."""
+    for name, value in environment.items():
+        text = text.replace(f"$({name})", value)
+    return text

@@ -172,3 +172,20 @@ class TrainJobController(Controller):
             "spec": {**spec, "suspend": suspended},
         }
         self.store.create("jobsets", meta["namespace"], jobset)
+
+
+def run_now(store: Store, cron: Object, minute: int) -> Object:
+    """What the CronJob controller creates when the time has come.
+
+    Args:
+        minute: since 1970, of when it was due.
+    """
+    meta, template = cron["metadata"], copy.deepcopy(cron["spec"]["jobTemplate"])
+    made = {
+        "name": f"{meta['name']}-{minute}",
+        "labels": template["metadata"]["labels"],
+        "annotations": template["metadata"]["annotations"],
+        "ownerReferences": [owner_of(cron, "batch/v1", "CronJob")],
+    }
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": made, "spec": template["spec"]}
+    return store.create("jobs", meta["namespace"], job)

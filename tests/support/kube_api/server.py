@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
+from secrets import token_hex
 from typing import Any
 
 from aiohttp import web
@@ -178,6 +179,8 @@ class ApiServer:
             raise Refused(415, "UnsupportedMediaType", f"{request.content_type} is not supported")
         info, one = request.match_info, await request.json()
         kind = KINDS[(info.get("group", ""), info["version"], info["plural"])]
+        if "generateName" in one["metadata"]:
+            one["metadata"].setdefault("name", one["metadata"]["generateName"] + token_hex(3)[:5])
         if (
             one.get("kind") != kind
             or one["metadata"].get("namespace", info["namespace"]) != info["namespace"]

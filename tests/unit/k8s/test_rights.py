@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 
+from graft.kubernetes.kinds import JOBS
+
+from services.trainer.launchers.kubernetes import kinds
 from tests.support.k8s.render import ROOT, Object, named
 
 LAUNCHER = ROOT / "services" / "trainer" / "launchers" / "kubernetes"
-# What the launcher does with each kind: its calls are in objects.py, its watches in launcher.py.
+# What the launcher does with each kind: its calls are in objects.py, its watches in view.py.
 TRAINER = {
     ("batch", "jobs"): {"create", "get", "list", "watch", "patch", "delete"},
     ("jobset.x-k8s.io", "jobsets"): {"create", "get", "list", "watch", "patch", "delete"},
+    ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "list", "watch", "delete"},
+    ("trainer.kubeflow.org", "trainingruntimes"): {"create", "list", "patch", "delete"},
+    ("kueue.x-k8s.io", "workloads"): {"list", "watch"},
     ("", "pods"): {"list", "watch", "delete"},
     ("", "pods/log"): {"get"},
     ("", "events"): {"list", "watch"},
     ("", "configmaps"): {"create"},
     ("", "secrets"): {"create"},
     ("", "services"): {"create"},
+    ("", "persistentvolumeclaims"): {"create", "list", "patch", "delete"},
 }
 WORKERS = {("batch", "jobs"): {"patch"}, ("", "events"): {"create"}}
 
@@ -55,11 +62,9 @@ def test_rights_end_at_the_namespace_and_name_what_they_are_for(objects: list[Ob
 
 
 def test_every_kind_that_the_launcher_knows_is_in_its_rights() -> None:
-    text = (LAUNCHER / "api.py").read_text()
-    known = set(re.findall(r'Kind\("([^"]+)", "\w+", "(\w+)"\)', text))
-    assert known, "the launcher's kinds are not where this test looks for them"
-    groups = {(v.partition("/")[0] if "/" in v else "", plural) for v, plural in known}
-    assert groups == {pair for pair in TRAINER if "/" not in pair[1]}
+    known = {(one.root.partition("apis/")[2].partition("/")[0], one.plural) for one in kinds.ALL}
+    assert JOBS in kinds.ALL
+    assert known == {pair for pair in TRAINER if "/" not in pair[1]}
 
 
 def test_every_method_that_the_launcher_calls_has_its_verb() -> None:

@@ -116,7 +116,7 @@ async def test_a_cluster_that_is_away_and_a_kubeconfig_that_is_none(
     assert "cannot be reached" in said.err
     missing = await deploy("tiny", *PATH, "--kubeconfig", tmp_path / "nothing")
     assert missing.code == 2
-    assert "no usable kubeconfig" in missing.err
+    assert "The kubeconfig cannot be used" in missing.err
 
 
 async def test_wrong_options_name_what_is_wrong(deploy: Deploy) -> None:

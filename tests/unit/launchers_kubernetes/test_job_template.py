@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 from graft.errors import GraftError
+from graft.kubernetes.groups import Group
 from graft.kubernetes.job_template import (
     Manifest,
+    in_order,
     owned,
     render_attempt,
-    wants_jobset,
 )
 from graft.kubernetes.names import attempt_object_name, token_digest
-from graft.kubernetes.pod_policy import PodPolicy, Storage, policies_from_dict
+from graft.kubernetes.pod_policy import PodPolicy, Storage, WorkStorage, policies_from_dict
 from graft.kubernetes.pod_template import AttemptPlan, Size, size_of
 from graft.spec_file import spec_from_dict
 from graft.tls import Tls
@@ -60,6 +61,8 @@ class TestNames:
     def test_it_is_a_host_name_with_room_for_an_index(self, job: str) -> None:
         name = attempt_object_name(f"namespaces/{'n' * 63}/jobs/{job}", 12345)
         assert DNS_LABEL.fullmatch(f"{name}-9999-abcde")
+        # A JobSet's pod, which its webhook measures.
+        assert len(f"{name}-node-0-1023-abcde") <= 63
 
     def test_jobs_that_only_look_alike_have_different_names(self) -> None:
         jobs = ["a/jobs/b-c", "a-b/jobs/c", "a/jobs/b.c", "a/jobs/b_c", "a/jobs/" + "b" * 63]
@@ -171,7 +174,9 @@ class TestPod:
         assert mounted(spec, "/dev/shm")["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
 
     def test_checkpoints_are_where_the_operator_says(self) -> None:
-        policy = PodPolicy(work=Storage(claim="training"), bases=Storage("models", read_only=True))
+        policy = PodPolicy(
+            work=WorkStorage(claim="training"), bases=Storage("models", read_only=True)
+        )
         claim = mounted(pod(policy=policy), "/graft/work")["persistentVolumeClaim"]
         assert claim["claimName"] == "training"
         assert mounted(pod(policy=policy), "/graft/bases")["persistentVolumeClaim"]["readOnly"]
@@ -269,24 +274,74 @@ class TestSeveralNodes:
         assert command[-1] == "/graft/spec/spec.json"
 
     def test_they_are_a_jobset_where_it_is_installed(self) -> None:
-        objects = render_attempt(self.PLAN, PodPolicy(queue="q"), jobset=True)
+        objects = render_attempt(self.PLAN, PodPolicy(queue="q"), Group.JOBSET)
         assert [one["kind"] for one in objects] == ["JobSet", "ConfigMap", "Secret"]
         jobset = objects[0]
         assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
         assert jobset["spec"]["suspend"] is True
         (replicated,) = jobset["spec"]["replicatedJobs"]
-        assert "metadata" not in replicated["template"]
         inner = replicated["template"]["spec"]
         assert (inner["completionMode"], inner["parallelism"]) == ("Indexed", 3)
         name = jobset["metadata"]["name"]
         command = inner["template"]["spec"]["containers"][0]["command"]
-        assert f"--master-addr={name}-nodes-0-0.{name}" in command
+        assert f"--master-addr={name}-node-0-0.{name}" in command
 
-    def test_the_policy_and_the_cluster_decide_which(self) -> None:
-        assert wants_jobset(PodPolicy(), nodes=2, installed=True)
-        assert not wants_jobset(PodPolicy(), nodes=2, installed=False)
-        assert not wants_jobset(PodPolicy(), nodes=1, installed=True)
-        assert not wants_jobset(PodPolicy(several_nodes="job"), nodes=2, installed=True)
+    def test_they_are_a_train_job_with_a_runtime_of_its_own(self) -> None:
+        objects = render_attempt(self.PLAN, PodPolicy(queue="q"), Group.TRAINJOB)
+        train, runtime, *others = objects
+        assert [one["kind"] for one in others] == ["ConfigMap", "Secret"]
+        assert in_order(objects)[:2] == [runtime, train]
+        assert train["spec"]["suspend"] is True
+        assert train["spec"]["trainer"] == {"numNodes": 3}
+        assert train["spec"]["runtimeRef"]["kind"] == runtime["kind"] == "TrainingRuntime"
+        assert train["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+        (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+        labels = replicated["template"]["metadata"]["labels"]
+        assert labels["trainer.kubeflow.org/trainjob-ancestor-step"] == "trainer"
+        inner = replicated["template"]["spec"]
+        (container,) = inner["template"]["spec"]["containers"]
+        rules = inner["podFailurePolicy"]["rules"]
+        assert container["name"] == "node"
+        assert {
+            rule["onExitCodes"]["containerName"] for rule in rules if "onExitCodes" in rule
+        } == {"node"}
+        name = train["metadata"]["name"]
+        assert f"--master-addr={name}-node-0-0.{name}" in container["command"]
+
+    def test_what_the_operator_changes_in_the_pod_is_in_a_train_job_too(self) -> None:
+        over = {"spec": {"containers": [{"name": "worker", "image": "other"}]}}
+        runtime = render_attempt(self.PLAN, PodPolicy(pod=over), Group.TRAINJOB)[1]
+        (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+        (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+        assert (container["name"], container["image"]) == ("node", "other")
+
+
+class TestAClaimOfEachJobsOwn:
+    POLICY = PodPolicy(work=WorkStorage(per_job="50Gi", storage_class="fast"))
+
+    def test_is_the_same_for_every_attempt(self) -> None:
+        first, second = (
+            {one["kind"]: one for one in render_attempt(replace(PLAN, attempt=n), self.POLICY)}
+            for n in (1, 2)
+        )
+        claim = first["PersistentVolumeClaim"]
+        assert claim == second["PersistentVolumeClaim"]
+        assert claim["spec"] == {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "50Gi"}},
+            "storageClassName": "fast",
+        }
+        for objects in (first, second):
+            spec = objects["Job"]["spec"]["template"]["spec"]
+            volume = mounted(spec, "/graft/work")["persistentVolumeClaim"]
+            assert volume["claimName"] == claim["metadata"]["name"]
+
+    def test_several_nodes_need_one_that_they_can_share(self) -> None:
+        plan = replace(PLAN, size=Size(nodes=2))
+        with pytest.raises(GraftError, match=r"2 nodes.*ReadWriteOnce"):
+            render_attempt(plan, self.POLICY)
+        shared = PodPolicy(work=WorkStorage(per_job="50Gi", access_mode="ReadWriteMany"))
+        assert render_attempt(plan, shared)[-1]["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
 class TestPolicies:
@@ -300,7 +355,7 @@ class TestPolicies:
         assert policies.of("other").queue == ""
         team = policies.of("team-a")
         assert (team.image, team.queue, team.requests) == ("i", "a", {"cpu": "2"})
-        assert team.work == Storage(claim="w")
+        assert team.work == WorkStorage(claim="w")
 
     @pytest.mark.parametrize(
         ("values", "said"),
@@ -313,6 +368,9 @@ class TestPolicies:
             ({"default": {"run_as": 0}}, "default.run_as is 0"),
             ({"default": {"work": {"claims": "x"}}}, "default.work has no field claims"),
             ({"default": {"work": {"read_only": "no"}}}, "must be true or false"),
+            ({"default": {"work": {"access_mode": "RWX"}}}, "default.work.access_mode"),
+            ({"default": {"work": {"claim": "a", "per_job": "1Gi"}}}, "both claim and per_job"),
+            ({"default": {"cache": {"per_job": "1Gi"}}}, "default.cache has no field per_job"),
             ({"namespaces": {"a": {"several_nodes": "mpi"}}}, "namespaces.a.several_nodes"),
             ({"default": {"env": {"A": [1]}}}, "default.env.A"),
             ({"default": {"tolerations": ["x"]}}, "a list of mappings"),
@@ -325,6 +383,7 @@ class TestPolicies:
 
 def test_a_specs_size_has_the_contracts_defaults() -> None:
     assert size_of(spec_from_dict({})) == Size(slots=1, nodes=1)
+    assert size_of(spec_from_dict({"resources": {"nodesAs": "NODES_AS_JOBSET"}})).group == "jobset"
     assert size_of(spec_from_dict({"resources": {"slots": 3, "cpuThreads": 2}})) == Size(
         slots=3, cpu_threads=2
     )

@@ -10,9 +10,10 @@ from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from services.trainer.launchers.scripted import Script
 from tests.support.kube_api import Cluster, Fault, IdleRun
-from tests.support.kube_api.controller import tell_event
+from tests.support.kube_api.controller import set_condition, tell_event
 from tests.support.kube_api.lab import LONG, Lab, ending, states, unschedulable, until_said
 from tests.support.kube_api.runs import Ended
+from tests.support.kube_api.server import KUEUE
 from tests.support.kube_api.store import Object, Refused
 from tests.support.trainer import follow, job_request, trainer_stub, until_step
 from tests.support.waiting import eventually
@@ -172,6 +173,24 @@ def suspend(cluster: Cluster, value: bool) -> None:
     cluster.store.update("jobs", changed)
 
 
+def queued(cluster: Cluster, job: Object, **waits: str) -> Object:
+    """What Kueue makes for a Job."""
+    meta = job["metadata"]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": meta["name"], "uid": meta["uid"]}
+    workload = {"metadata": {"name": f"job-{meta['name']}-1a2b3", "ownerReferences": [owner]}}
+    made = cluster.store.create("workloads", "graft", workload)
+    admit(cluster, made, **waits)
+    return made
+
+
+def admit(cluster: Cluster, workload: Object, **waits: str) -> None:
+    """The conditions of a Workload: each is true without a reason why it is not."""
+    current = cluster.store.get("workloads", "graft", workload["metadata"]["name"])
+    for kind, why in waits.items():
+        set_condition(current, kind, "False" if why else "True", "Pending", why)
+    cluster.store.update("workloads", current)
+
+
 class TestWaiting:
     @pytest.mark.parametrize(
         ("status", "said"),
@@ -183,6 +202,19 @@ class TestWaiting:
             (
                 unschedulable("0/3 nodes are available: 3 node(s) had untolerated taint."),
                 "No node can take its pod: 0/3 nodes",
+            ),
+            (
+                unschedulable(
+                    "0/3 nodes are available: 3 node(s) had untolerated taint {nvidia.com/gpu: "
+                    "present}. preemption: 0/3 nodes are available."
+                ),
+                "Its pod does not tolerate the taint nvidia.com/gpu: 0/3 nodes",
+            ),
+            (
+                unschedulable(
+                    "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+                ),
+                "A volume of its pod is not bound yet: 0/1 nodes",
             ),
             (
                 {
@@ -210,6 +242,33 @@ class TestWaiting:
             lab.cluster.kubelet.hinder = lambda _pod: None
             lab.cluster.kubelet.look_again()
             assert (await states(stub, job.name))[-1] == "SUCCEEDED"
+
+    async def test_a_job_says_in_the_queues_words_why_it_waits(self, lab: Lab) -> None:
+        lab.policies = PodPolicies(PodPolicy(gpus_per_slot=0, queue="team-a"))
+        lab.cluster.server.installed.add(KUEUE)
+        async with lab.trainer() as trainer, trainer_stub(trainer.address) as stub:
+            job = await stub.CreateJob(job_request())
+            await until_said(stub, job.name, "Waits in the queue team-a of Kueue")
+            (made,) = lab.cluster.jobs()
+            why = "couldn't assign flavors to pod set main: insufficient quota for nvidia.com/gpu"
+            workload = queued(lab.cluster, made, QuotaReserved=why)
+            await until_said(stub, job.name, f"Waits in the queue team-a of Kueue: {why}")
+            checks = "The workload has failed admission checks: prov"
+            admit(lab.cluster, workload, QuotaReserved="", Admitted=checks)
+            await until_said(stub, job.name, f"Waits in the queue team-a of Kueue: {checks}")
+            admit(lab.cluster, workload, QuotaReserved="", Admitted="")
+            suspend(lab.cluster, False)
+            assert (await states(stub, job.name))[-1] == "SUCCEEDED"
+
+    async def test_queues_that_the_trainer_may_not_see_do_not_keep_it_from_starting(
+        self, lab: Lab
+    ) -> None:
+        lab.policies = PodPolicies(PodPolicy(gpus_per_slot=0, queue="team-a"))
+        lab.cluster.server.installed.add(KUEUE)
+        lab.cluster.server.forbidden.add("workloads")
+        async with lab.trainer() as trainer, trainer_stub(trainer.address) as stub:
+            job = await stub.CreateJob(job_request())
+            await until_said(stub, job.name, "Waits in the queue team-a of Kueue")
 
     async def test_a_volume_that_is_not_there_is_named(self, lab: Lab) -> None:
         lab.cluster.kubelet.hinder = lambda _pod: {}

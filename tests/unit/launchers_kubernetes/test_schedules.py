@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -60,37 +61,51 @@ async def disturb(cluster: Cluster, step: str, which: int) -> None:
     await asyncio.sleep(0.03)
 
 
-class Watched(ScriptedRun):
-    """A scripted pod of which is known with which others of its job it ran.
+@dataclass
+class Ran:
+    """What ran of each job, as its pods saw it.
 
-    Args:
+    Attributes:
         running: jobs whose worker runs.
-        together: gets jobs of which two ran at the same time.
+        done: jobs of which a worker has ended well.
+        together: jobs of which two ran at the same time.
+        again: jobs of which one ran after another had ended well.
     """
 
-    def __init__(self, at: Started, script: Script, running: list[str], together: set[str]) -> None:
+    running: list[str] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    together: set[str] = field(default_factory=set)
+    again: set[str] = field(default_factory=set)
+
+
+class Watched(ScriptedRun):
+    """A scripted pod of which is known with and after which others of its job it ran."""
+
+    def __init__(self, at: Started, script: Script, ran: Ran) -> None:
         super().__init__(at, script)
-        self._job, self._running = at.environment["GRAFT_WORKER_JOB"], running
-        if self._job in running:
-            together.add(self._job)
-        running.append(self._job)
+        self._job, self._ran = at.environment["GRAFT_WORKER_JOB"], ran
+        if self._job in ran.running:
+            ran.together.add(self._job)
+        if self._job in ran.done:
+            ran.again.add(self._job)
+        ran.running.append(self._job)
 
     async def run(self) -> Ended:
         try:
-            return await super().run()
+            ended = await super().run()
         finally:
-            self._running.remove(self._job)
+            self._ran.running.remove(self._job)
+        if ended.exit_code == 0:
+            self._ran.done.add(self._job)
+        return ended
 
 
 async def live_through(folder: Path, schedule: Schedule, error_rate: float, chance: int) -> None:
     """Runs jobs while all that happens, and holds the invariants."""
     script = Script(steps=12, step_s=0.01, heartbeat_s=0.05)
     policies = PodPolicies(PodPolicy(gpus_per_slot=0))
-    running: list[str] = []
-    together: set[str] = set()
-    async with kube_cluster(
-        folder / "cluster", lambda at: Watched(at, script, running, together)
-    ) as cluster:
+    ran = Ran()
+    async with kube_cluster(folder / "cluster", lambda at: Watched(at, script, ran)) as cluster:
         faults = cluster.faults
         faults.reseed(chance)
         faults.error_rate, faults.watch_break_rate, faults.repeat_rate = error_rate, 0.05, 0.2
@@ -121,7 +136,9 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
                     for name in names:
                         check_events(await asyncio.wait_for(follow(stub, name), 120))
                     check_cluster(cluster)
-                    assert not together, "two workers of one job at the same time"
+                    assert not ran.together, "two workers of one job at the same time"
+                    assert not ran.again, "a job that had ended well ran again"
+                    assert ran.done == set(names), "a job ended well that no worker did"
                     return
 
 

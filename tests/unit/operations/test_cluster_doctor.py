@@ -14,8 +14,10 @@ from graft.cli.app import app
 from graft.cli.cluster.permissions import INSTALLER_NEEDS, TRAINER_NEEDS, WORKER_NEEDS, Need
 from typer.testing import CliRunner, Result
 
+from tests.support.kube_api import Cluster
+from tests.support.kube_api.facts import Facts
+from tests.support.kube_api.threaded import threaded_cluster
 from tests.support.models import REPOSITORY
-from tests.unit.operations.api_server import ApiServer, api_server
 
 OURS = {"app.kubernetes.io/part-of": "graft"}
 CORE = "/api/v1/namespaces/graft"
@@ -33,36 +35,43 @@ ADD_ONS = (
 
 
 @pytest.fixture
-def cluster() -> Iterator[ApiServer]:
-    """A cluster with everything, and Graft installed and well."""
-    with api_server() as server:
-        server.objects.update(
-            {
-                "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.2"},
-                "/api/v1/nodes": [_node("a"), _node("b", gpus=4)],
-                "/apis/storage.k8s.io/v1/storageclasses": [
-                    _storage("fast", "pd.csi.storage.gke.io", default=True),
-                    _storage("shared", "nfs.csi.k8s.io"),
-                ],
-                "/apis": {"groups": [_group(name) for name in ADD_ONS]},
-                "/apis/kueue.x-k8s.io/v1/namespaces/graft/localqueues": [
-                    {"metadata": {"name": "training"}}
-                ],
-                CORE: _named("graft", labels={"pod-security.kubernetes.io/enforce": "restricted"}),
-                f"{CORE}/serviceaccounts/graft-trainer": _named("graft-trainer"),
-                f"{CORE}/pods": [_pod("graft-registry-0")],
-                f"{CORE}/persistentvolumeclaims": [],
-                f"{APPS}/deployments": [_workload("graft-registry")],
-                f"{APPS}/statefulsets": [_workload("graft-trainer")],
-            }
-        )
-        yield server
+def running(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster of which nothing is known yet."""
+    with threaded_cluster(tmp_path / "cluster") as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def doctor(cluster: ApiServer, tmp_path: Path) -> Any:
+def cluster(running: Cluster) -> Facts:
+    """What a cluster with everything says, and Graft installed and well."""
+    facts = running.server.facts
+    facts.at.update(
+        {
+            "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.2"},
+            "/api/v1/nodes": [_node("a"), _node("b", gpus=4)],
+            "/apis/storage.k8s.io/v1/storageclasses": [
+                _storage("fast", "pd.csi.storage.gke.io", default=True),
+                _storage("shared", "nfs.csi.k8s.io"),
+            ],
+            "/apis": {"groups": [_group(name) for name in ADD_ONS]},
+            "/apis/kueue.x-k8s.io/v1/namespaces/graft/localqueues": [
+                {"metadata": {"name": "training"}}
+            ],
+            CORE: _named("graft", labels={"pod-security.kubernetes.io/enforce": "restricted"}),
+            f"{CORE}/serviceaccounts/graft-trainer": _named("graft-trainer"),
+            f"{CORE}/pods": [_pod("graft-registry-0")],
+            f"{CORE}/persistentvolumeclaims": [],
+            f"{APPS}/deployments": [_workload("graft-registry")],
+            f"{APPS}/statefulsets": [_workload("graft-trainer")],
+        }
+    )
+    return facts
+
+
+@pytest.fixture
+def doctor(running: Cluster, cluster: Facts) -> Any:
     """Runs the command on that cluster; extra arguments are added."""
-    kubeconfig = cluster.kubeconfig(tmp_path / "kubeconfig")
+    kubeconfig = running.kubeconfig
 
     def run(*arguments: str) -> Result:
         command = ["cluster", "doctor", "--kubeconfig", str(kubeconfig), *arguments]
@@ -84,8 +93,8 @@ def test_a_cluster_with_everything_has_nothing_to_do(doctor: Any) -> None:
     assert _findings(result)["GPUs"]["detail"] == "4 nvidia.com/gpu on 1 nodes"
 
 
-def test_people_see_a_table_and_below_it_what_to_do(cluster: ApiServer, doctor: Any) -> None:
-    cluster.objects["/version"] = {"gitVersion": "v1.29.8"}
+def test_people_see_a_table_and_below_it_what_to_do(cluster: Facts, doctor: Any) -> None:
+    cluster.at["/version"] = {"gitVersion": "v1.29.8"}
     result = doctor()
     assert result.exit_code == 1
     row = next(line for line in result.stdout.splitlines() if line.startswith("kubernetes"))
@@ -93,14 +102,14 @@ def test_people_see_a_table_and_below_it_what_to_do(cluster: ApiServer, doctor: 
     assert "kubernetes: Graft needs 1.30 or later: upgrade." in result.stdout
 
 
-def test_a_newer_cluster_than_was_checked_is_only_noted(cluster: ApiServer, doctor: Any) -> None:
-    cluster.objects["/version"] = {"gitVersion": "v1.37.0-gke.1"}
+def test_a_newer_cluster_than_was_checked_is_only_noted(cluster: Facts, doctor: Any) -> None:
+    cluster.at["/version"] = {"gitVersion": "v1.37.0-gke.1"}
     result = doctor("--json")
     assert (result.exit_code, _findings(result)["kubernetes"]["verdict"]) == (0, "note")
 
 
-def test_a_card_that_no_pod_can_ask_for_lacks_its_plugin(cluster: ApiServer, doctor: Any) -> None:
-    cluster.objects["/api/v1/nodes"] = [
+def test_a_card_that_no_pod_can_ask_for_lacks_its_plugin(cluster: Facts, doctor: Any) -> None:
+    cluster.at["/api/v1/nodes"] = [
         _node("a", labels={"feature.node.kubernetes.io/pci-10de.present": "true"})
     ]
     result = doctor("--json")
@@ -110,12 +119,12 @@ def test_a_card_that_no_pod_can_ask_for_lacks_its_plugin(cluster: ApiServer, doc
     assert "device plugin" in plugin["next_step"]
 
 
-def test_a_bare_cluster_is_enough_for_the_small_overlay(cluster: ApiServer, doctor: Any) -> None:
-    for path in [one for one in cluster.objects if "/graft" in one]:
-        del cluster.objects[path]
-    cluster.objects["/api/v1/nodes"] = [_node("only")]
-    cluster.objects["/apis/storage.k8s.io/v1/storageclasses"] = []
-    cluster.objects["/apis"] = {"groups": []}
+def test_a_bare_cluster_is_enough_for_the_small_overlay(cluster: Facts, doctor: Any) -> None:
+    for path in [one for one in cluster.at if "/graft" in one]:
+        del cluster.at[path]
+    cluster.at["/api/v1/nodes"] = [_node("only")]
+    cluster.at["/apis/storage.k8s.io/v1/storageclasses"] = []
+    cluster.at["/apis"] = {"groups": []}
     result = doctor("--json")
     found = _findings(result)
     assert result.exit_code == 0, result.output
@@ -125,7 +134,7 @@ def test_a_bare_cluster_is_enough_for_the_small_overlay(cluster: ApiServer, doct
                ("metrics server", "the trainer may run jobs"))  # fmt: skip
 
 
-def test_what_the_installer_may_not_is_named_verb_by_verb(cluster: ApiServer, doctor: Any) -> None:
+def test_what_the_installer_may_not_is_named_verb_by_verb(cluster: Facts, doctor: Any) -> None:
     cluster.denied |= {("", "create", "roles"), ("", "patch", "roles"), ("", "get", "pods/log")}
     result = doctor("--json")
     found = _findings(result)
@@ -137,7 +146,7 @@ def test_what_the_installer_may_not_is_named_verb_by_verb(cluster: ApiServer, do
     assert found["you may grant the Roles"]["detail"] == "not allowed: get on pods/log"
 
 
-def test_a_role_of_the_trainer_that_lacks_a_verb_is_found(cluster: ApiServer, doctor: Any) -> None:
+def test_a_role_of_the_trainer_that_lacks_a_verb_is_found(cluster: Facts, doctor: Any) -> None:
     account = "system:serviceaccount:graft:graft-trainer"
     cluster.denied |= {(account, "watch", "jobs")}
     result = doctor("--json")
@@ -147,13 +156,13 @@ def test_a_role_of_the_trainer_that_lacks_a_verb_is_found(cluster: ApiServer, do
 
 
 def test_an_image_that_cannot_be_pulled_names_it_and_the_missing_secret(
-    cluster: ApiServer, doctor: Any
+    cluster: Facts, doctor: Any
 ) -> None:
     waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
     pod = _pod("graft-registry-0", waiting=waiting)
     pod["spec"]["imagePullSecrets"] = [{"name": "registry-login"}]
-    cluster.objects[f"{CORE}/pods"] = [pod]
-    cluster.objects[f"{APPS}/deployments"] = [_workload("graft-registry", ready=0)]
+    cluster.at[f"{CORE}/pods"] = [pod]
+    cluster.at[f"{APPS}/deployments"] = [_workload("graft-registry", ready=0)]
     result = doctor("--json")
     found = _findings(result)
     assert result.exit_code == 1
@@ -163,49 +172,47 @@ def test_an_image_that_cannot_be_pulled_names_it_and_the_missing_secret(
     assert found["image pull"]["detail"] == "the pull secret registry-login is not there"
 
 
-def test_a_pod_that_fits_on_no_node_says_why(cluster: ApiServer, doctor: Any) -> None:
+def test_a_pod_that_fits_on_no_node_says_why(cluster: Facts, doctor: Any) -> None:
     pod = _pod("graft-inference-0")
     message = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
     pod["status"]["conditions"] = [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     ]
-    cluster.objects[f"{CORE}/pods"] = [pod]
+    cluster.at[f"{CORE}/pods"] = [pod]
     assert _findings(doctor("--json"))["pod graft-inference-0"]["detail"] == (
         f"no node for it: {message}"
     )
 
 
-def test_a_hundred_pods_that_crash_are_a_few_lines(cluster: ApiServer, doctor: Any) -> None:
+def test_a_hundred_pods_that_crash_are_a_few_lines(cluster: Facts, doctor: Any) -> None:
     cluster.page_size = 7
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting"}
-    cluster.objects[f"{CORE}/pods"] = [_pod(f"worker-{n}", waiting=waiting) for n in range(100)]
+    cluster.at[f"{CORE}/pods"] = [_pod(f"worker-{n}", waiting=waiting) for n in range(100)]
     found = _findings(doctor("--json"))
     assert len([name for name in found if name.startswith("pod worker-")]) == 8
     assert found["pods"]["detail"] == "92 more like these"
     assert "logs worker-0 -c main --previous" in found["pod worker-0"]["next_step"]
 
 
-def test_who_may_not_list_nodes_still_learns_the_rest(cluster: ApiServer, doctor: Any) -> None:
-    cluster.objects["/api/v1/nodes"] = 403
-    cluster.objects["/apis/storage.k8s.io/v1/storageclasses"] = 403
+def test_who_may_not_list_nodes_still_learns_the_rest(cluster: Facts, doctor: Any) -> None:
+    cluster.at["/api/v1/nodes"] = 403
+    cluster.at["/apis/storage.k8s.io/v1/storageclasses"] = 403
     result = doctor("--json")
     found = _findings(result)
     assert (result.exit_code, found["nodes"]["verdict"]) == (0, "note")
     assert found["graft-registry"]["verdict"] == "ok"
 
 
-def test_a_claim_without_a_volume_is_found(cluster: ApiServer, doctor: Any) -> None:
-    cluster.objects[f"{CORE}/persistentvolumeclaims"] = [
+def test_a_claim_without_a_volume_is_found(cluster: Facts, doctor: Any) -> None:
+    cluster.at[f"{CORE}/persistentvolumeclaims"] = [
         {**_named("registry-data"), "status": {"phase": "Pending"}, "spec": {}}
     ]
     found = _findings(doctor("--json"))["volume registry-data"]
     assert found["detail"] == "no volume for it yet (the default class)"
 
 
-def test_a_namespace_with_a_weaker_level_says_how_to_raise_it(
-    cluster: ApiServer, doctor: Any
-) -> None:
-    cluster.objects[CORE] = _named("graft", labels={})
+def test_a_namespace_with_a_weaker_level_says_how_to_raise_it(cluster: Facts, doctor: Any) -> None:
+    cluster.at[CORE] = _named("graft", labels={})
     found = _findings(doctor("--json"))["pod security"]
     assert found["verdict"] == "note"
     assert found["next_step"].endswith(
@@ -213,7 +220,7 @@ def test_a_namespace_with_a_weaker_level_says_how_to_raise_it(
     )
 
 
-def test_nothing_is_changed(cluster: ApiServer, doctor: Any) -> None:
+def test_nothing_is_changed(cluster: Facts, doctor: Any) -> None:
     doctor()
     posts = {one for one in cluster.asked if not one.startswith("GET ")}
     assert posts == {
@@ -222,18 +229,19 @@ def test_nothing_is_changed(cluster: ApiServer, doctor: Any) -> None:
     }
 
 
-def test_a_cluster_that_does_not_answer_is_unavailable(tmp_path: Path) -> None:
-    with api_server() as gone:
-        kubeconfig = gone.kubeconfig(tmp_path / "kubeconfig")
-    result = CliRunner().invoke(app, ["cluster", "doctor", "--kubeconfig", str(kubeconfig)])
+def test_a_cluster_that_does_not_answer_is_unavailable(running: Cluster) -> None:
+    url = "http://127.0.0.1:9"
+    running.write_kubeconfig(url)
+    arguments = ["cluster", "doctor", "--kubeconfig", str(running.kubeconfig)]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 5
-    assert f"The Kubernetes API at {gone.url} cannot be reached" in result.stderr
+    assert f"The Kubernetes API at {url} cannot be reached" in result.stderr
 
 
 def test_credentials_that_ended_and_kubeconfigs_that_are_none(
-    cluster: ApiServer, doctor: Any, tmp_path: Path
+    cluster: Facts, doctor: Any, tmp_path: Path
 ) -> None:
-    cluster.objects["/version"] = 401
+    cluster.at["/version"] = 401
     result = doctor("--json")
     assert json.loads(result.stderr)["error"]["reason"] == "PERMISSION_DENIED"
     missing = ["cluster", "doctor", "--kubeconfig", str(tmp_path / "none")]

@@ -44,6 +44,7 @@ def look(tiny_base: Path, tmp_path: Path) -> Look:
             "objective": {objective: {}},
             "method": changes.get("method", {}),
             "hyperparameters": changes.get("hyperparameters", {}),
+            "resources": changes.get("resources", {}),
             "output": {"adapter": "bot"},
         }
         return Survey(parse_spec(spec_from_dict(spec)), examples, lambda _: None).run()
@@ -63,6 +64,13 @@ def test_good_data_scores_full_and_says_what_will_be_trained(look: Look) -> None
     assert (report.score, report.passed, report.format) == (100, True, "alpaca")
     assert (report.rows, report.kept_rows, report.eval_rows) == (40, 40, 0)
     assert report.total_steps == 2 * 10
+    # Each of six processes takes a batch in every step.
+    several = look(
+        GOOD,
+        hyperparameters={"micro_batch_size": 4, "epochs": 2},
+        resources={"nodes": 3, "processes_per_node": 2},
+    )
+    assert several.total_steps == 2 * 2
     assert report.lengths is not None
     assert report.lengths.total == report.tokens
     assert sum(one.rows for one in report.lengths.histogram) == 40

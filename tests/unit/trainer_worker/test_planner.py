@@ -19,7 +19,8 @@ from services.trainer.plan.accelerators import find_accelerator
 from services.trainer.plan.advice import cheapest_changes
 from services.trainer.plan.domain import DataFigures, Hardware
 from services.trainer.plan.recommend import recommend
-from services.trainer.run.plan import Planner
+from services.trainer.run.data import CleaningReport, Data
+from services.trainer.run.plan import Planner, plan_prepared
 from services.trainer.spec import JobSpec, parse_spec
 
 pytestmark = pytest.mark.training
@@ -188,3 +189,20 @@ def test_the_plan_of_memory_is_near_what_a_worker_takes(tmp_path: Path) -> None:
     measured = bench.measure(replace(point, steps=2), tmp_path, probe=False)
     # The grid of `make bench` is held to 15 %.
     assert measured["predicted_mb"] == pytest.approx(measured["measured_mb"], rel=0.2)
+
+
+def test_a_step_of_several_processes_takes_a_batch_of_each(slim: Path) -> None:
+    card = find_accelerator("h100")
+    alone = job(slim, micro_batch_size=4, epochs=2)
+    resources = replace(alone.resources, nodes=2, processes_per_node=2)
+    several = replace(alone, resources=resources)
+    rows = Data([], [], "", "", (), CleaningReport())
+    one, four = (
+        plan_prepared(spec, card, rows, DATA, lambda _: None, None)
+        for spec in (alone, several)
+    )
+    assert (one.total_steps, four.total_steps) == (2 * 25, 2 * 7)
+    assert four.memory == one.memory
+    assert four.tokens_per_second == 4 * one.tokens_per_second
+    assert four.seconds == pytest.approx(one.seconds / 4, rel=0.01)
+    assert any("4 processes" in note for note in four.notes)
