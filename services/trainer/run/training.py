@@ -198,7 +198,9 @@ class Training:
         """Puts the best checkpoint's state into the model, where it is better than the last step's."""
         run, last = trainer.graft_run, trainer.score
         best = store.best()
-        if best is None or best.score is None or not best.score.beats(last):
+        if best is None or best.score is None or best.step >= trainer.state.global_step:
+            return
+        if not best.score.beats(last):
             return
         run.method.load_checkpoint(trainer.model, best.path)
         run.progress.use_result(best)

@@ -55,6 +55,10 @@ LOADINGS: dict[str, Change] = {
     "accumulated": {
         "hyperparameters": {"micro_batch_size": 4, "gradient_accumulation_steps": 2},
     },
+    "by two processes": {
+        "dataset": {"loader_processes": 2},
+        "hyperparameters": {"micro_batch_size": 4},
+    },
     "streamed": {"dataset": {"streaming": True}},
     "streamed and packed": {
         "dataset": {"streaming": True},
@@ -224,6 +228,7 @@ SHORT = [
     ("orpo", "by length"),
     ("reward", "accumulated"),
     ("distillation", "packed"),
+    ("dpo", "by two processes"),
     ("grpo", "accumulated"),
 ]
 
@@ -237,13 +242,14 @@ def test_an_objective_goes_on_exactly(table: Table, objective: str, loading: str
 @pytest.mark.soak
 @pytest.mark.parametrize("loading", LOADINGS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_goes_on_exactly_from_every_step(
+def test_every_objective_goes_on_exactly_from_first_last_and_some_step(
     table: Table, objective: str, loading: str
 ) -> None:
     spec = table.spec(objective, LOADINGS[loading])
     if not is_possible(spec):
         pytest.skip("there is no such job")
-    table.check(f"{objective}, {loading}", spec, list(range(1, STEPS)))
+    name = f"{objective}, {loading}"
+    table.check(name, spec, sorted({1, some_step(name), STEPS - 1}))
 
 
 @pytest.mark.soak
@@ -256,6 +262,16 @@ def test_every_method_goes_on_exactly_from_every_step(
     if not is_possible(spec):
         pytest.skip("there is no such job")
     table.check(f"{objective}, {method}", spec, list(range(1, STEPS)))
+
+
+def test_batches_are_the_same_whatever_process_makes_them(table: Table, tmp_path: Path) -> None:
+    one = table.spec("dpo", LOADINGS["by two processes"])
+    runs = [
+        attempt(merge(one, {"dataset": {"loader_processes": count}}), tmp_path / str(count))
+        for count in (0, 2)
+    ]
+    assert reports(runs[0]) == reports(runs[1])
+    assert files(runs[0]) == files(runs[1])
 
 
 @pytest.mark.soak
