@@ -61,7 +61,8 @@ class CheckpointWriter:
                 one where it is too large to be copied.
         """
         self.wait()
-        if snapshot.size_bytes > _COPY_SHARE * self._spare_bytes():
+        too_large = snapshot.size_bytes > _COPY_SHARE * self._spare_bytes()
+        if too_large or not snapshot.can_be_copied:
             self._write(step, snapshot, score)
             return
         copied = snapshot.on_host()

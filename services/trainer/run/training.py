@@ -221,19 +221,20 @@ class Training:
         """Puts the best checkpoint's state into the model, where it is better than the last step's."""
         run, last = trainer.graft_run, trainer.score
         best = store.best() if self._team.first else None
-        if best and (best.score is None or not best.score.beats(last)):
+        score = best.score if best and best.step < trainer.state.global_step else None
+        if score is None or not score.beats(last):
             best = None
         checkpoint = self._shared(best, store)
         if checkpoint is None:
             return
         run.method.load_checkpoint(trainer.model, checkpoint.path)
         run.progress.use_result(checkpoint)
-        if best is None or best.score is None:
+        if best is None or score is None:
             return
         after = f", and the last step's {last.value:.6g}" if last else ""
         self._reporter.log(
-            f"The result is the checkpoint of step {best.step}: its {best.score.metric} is "
-            f"{best.score.value:.6g}{after}."
+            f"The result is the checkpoint of step {best.step}: its {score.metric} is "
+            f"{score.value:.6g}{after}."
         )
 
     def _lineage(self, data: Data, prepared: Prepared, progress: Progress) -> Lineage:

@@ -11,6 +11,7 @@ import json
 import random
 import resource
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from services.trainer.run.progress import Progress
 from services.trainer.run.stop import StopSignal
 from services.trainer.spec import parse_spec
 from tests.support.models import make_base
-from tests.unit.trainer_worker.support import COLOURS, Event, Outcome, attempt, merge
+from tests.unit.trainer_worker.support import COLOURS, Event, Outcome, WorkerProcess, attempt, merge
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
 Change = dict[str, Any]
@@ -54,6 +55,10 @@ LOADINGS: dict[str, Change] = {
     },
     "accumulated": {
         "hyperparameters": {"micro_batch_size": 4, "gradient_accumulation_steps": 2},
+    },
+    "by two processes": {
+        "dataset": {"loader_processes": 2},
+        "hyperparameters": {"micro_batch_size": 4},
     },
     "streamed": {"dataset": {"streaming": True}},
     "streamed and packed": {
@@ -116,6 +121,15 @@ class Table:
         self._folder = folder
         self._base = base
         self._teacher = teacher
+        self._whole: Outcome | None = None
+
+    def whole(self) -> tuple[Change, Outcome]:
+        """A job and its run that was never stopped; treat it as read-only."""
+        spec = self.spec("sft")
+        if self._whole is None:
+            self._whole = attempt(spec, self._folder / "whole")
+            assert self._whole.code == 0, self._whole.message
+        return spec, self._whole
 
     def spec(self, objective: str, *changes: Change) -> Change:
         """The job of an objective with changes; 24 rows, a fourth of which is held out."""
@@ -219,7 +233,7 @@ SHORT = [
     ("sft", "packed"),
     ("sft", "streamed"),
     ("cpt", "streamed and packed"),
-    ("dpo", "accumulated"),
+    ("dpo", "by two processes"),
     ("kto", "in random order"),
     ("orpo", "by length"),
     ("reward", "accumulated"),
@@ -237,13 +251,14 @@ def test_an_objective_goes_on_exactly(table: Table, objective: str, loading: str
 @pytest.mark.soak
 @pytest.mark.parametrize("loading", LOADINGS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_goes_on_exactly_from_every_step(
+def test_every_objective_goes_on_exactly_from_first_last_and_some_step(
     table: Table, objective: str, loading: str
 ) -> None:
     spec = table.spec(objective, LOADINGS[loading])
     if not is_possible(spec):
         pytest.skip("there is no such job")
-    table.check(f"{objective}, {loading}", spec, list(range(1, STEPS)))
+    name = f"{objective}, {loading}"
+    table.check(name, spec, sorted({1, some_step(name), STEPS - 1}))
 
 
 @pytest.mark.soak
@@ -256,6 +271,17 @@ def test_every_method_goes_on_exactly_from_every_step(
     if not is_possible(spec):
         pytest.skip("there is no such job")
     table.check(f"{objective}, {method}", spec, list(range(1, STEPS)))
+
+
+@pytest.mark.soak
+def test_batches_are_the_same_whatever_process_makes_them(table: Table, tmp_path: Path) -> None:
+    one = table.spec("dpo", LOADINGS["by two processes"])
+    runs = [
+        attempt(merge(one, {"dataset": {"loader_processes": count}}), tmp_path / str(count))
+        for count in (0, 2)
+    ]
+    assert reports(runs[0]) == reports(runs[1])
+    assert files(runs[0]) == files(runs[1])
 
 
 @pytest.mark.soak
@@ -285,12 +311,10 @@ def flip(path: Path) -> None:
 def test_the_one_before_a_damaged_checkpoint_is_used_and_with_none_it_begins_anew(
     table: Table, tmp_path: Path
 ) -> None:
-    spec = table.spec("sft")
-    whole = attempt(spec, tmp_path / "whole")
-    kept = whole.work_dir / "checkpoints"
-    for step in range(1, STEPS - 2):
-        shutil.rmtree(kept / f"step-{step:09d}")
-    both = shutil.copytree(kept, tmp_path / "one/checkpoints")
+    spec, whole = table.whole()
+    both = tmp_path / "one/checkpoints"
+    for name in ("step-000000005", "step-000000006"):
+        shutil.copytree(whole.work_dir / "checkpoints" / name, both / name)
     flip(both / "step-000000006/optimizer.pt")
     none = shutil.copytree(both, tmp_path / "none/checkpoints")
     (none / "step-000000005/rng_state.pth").unlink()
@@ -305,13 +329,11 @@ def test_the_one_before_a_damaged_checkpoint_is_used_and_with_none_it_begins_ane
 
 
 def test_a_full_disk_pauses_the_job_and_with_room_it_goes_on_exactly(
-    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: Table, tmp_path: Path
 ) -> None:
-    spec = table.spec("sft")
-    whole = attempt(spec, tmp_path / "whole")
-    with monkeypatch.context() as stopping:
-        stopping.setattr(StopSignal, "preempted", True)
-        assert attempt(spec, tmp_path / "full").code == 75
+    spec, whole = table.whole()
+    first = "checkpoints/step-000000001"
+    shutil.copytree(whole.work_dir / first, tmp_path / "full" / first)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # No file of this process may be larger: the system itself refuses what checkpoints write.
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
@@ -357,3 +379,33 @@ def test_the_result_is_the_best_checkpoints_where_that_is_wanted(
         stopping.setattr(Progress, "told_to_stop", property(lambda one: one.last.step > best))
         assert attempt(spec, tmp_path / "stopped").code == 75
     assert files(attempt(spec, tmp_path / "stopped")) == files(whole)
+
+
+@pytest.mark.soak
+def test_two_processes_with_dropout_go_on_exactly(table: Table, tmp_path: Path) -> None:
+    spec = table.spec("sft", LOADINGS["accumulated"])
+
+    def both(folder: str) -> Outcome:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = str(taken.getsockname()[1])
+        here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        pair = [
+            WorkerProcess(spec, tmp_path / f"{folder}-{rank}", {**here, "RANK": str(rank)})
+            for rank in range(2)
+        ]
+        outcomes = [one.outcome() for one in pair]
+        for one in pair:
+            one.close()
+        # Without torchrun the other one may find the first one gone at the very end.
+        assert outcomes[0].code == 0, pair[0].errors()
+        return outcomes[0]
+
+    whole = both("whole")
+    for step in (1, 4):
+        name = f"checkpoints/step-{step:09d}"
+        shutil.copytree(whole.work_dir / name, tmp_path / f"from {step}-0" / name)
+        resumed = both(f"from {step}")
+        assert f"Going on from the checkpoint of step {step}." in resumed.log
+        assert reports(resumed) == [one for one in reports(whole) if int(one["step"]) > step]
+        assert files(resumed) == files(whole)

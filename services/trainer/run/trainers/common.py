@@ -269,6 +269,7 @@ def training_arguments(
         "neftune_noise_alpha": hyper.neftune_alpha or None,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
+        "dataloader_num_workers": spec.dataset.loader_processes,
         "remove_unused_columns": False,
     }
     return config(**(usual | further))
