@@ -22,8 +22,8 @@ class ExitCode(IntEnum):
     REFUSED = 67
     INTERNAL = 70
     PAUSED = 74
-    STALLED = 71
     PREEMPTED = 75
+    STALLED = 76
     CANCELLED = 79
 
 

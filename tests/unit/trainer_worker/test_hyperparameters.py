@@ -49,9 +49,13 @@ def trainer_of(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
     ("given", "theirs", "warmup", "options"),
     [
         ({"schedule": "linear", "warmup_steps": 3}, "linear", 3, {}),
-        ({"schedule": "cosine", "warmup_ratio": 0.2}, "cosine", 2, {}),
+        pytest.param(
+            {"schedule": "cosine", "warmup_ratio": 0.2}, "cosine", 2, {}, marks=pytest.mark.soak
+        ),
         ({"schedule": "constant", "warmup_steps": 2}, "constant_with_warmup", 2, {}),
-        ({"schedule": "constant"}, "constant_with_warmup", 0, {}),
+        pytest.param(
+            {"schedule": "constant"}, "constant_with_warmup", 0, {}, marks=pytest.mark.soak
+        ),
         (
             {"schedule": "cosine", "min_learning_rate": 0.001, "warmup_steps": 1},
             "cosine_with_min_lr",
@@ -87,7 +91,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(
     trainer = trainer_of(hyperparameters={"weight_decay": 0.1})
     trainer.create_optimizer()
     names = {id(one): name for name, one in trainer.model.named_parameters()}
-    decayed, left = set(), set()
+    decayed, left = set[str](), set[str]()
     for group in trainer.optimizer.param_groups:
         (decayed if group["weight_decay"] else left).update(names[id(p)] for p in group["params"])
     assert decayed
@@ -125,6 +129,7 @@ def test_noise_changes_the_training_but_neither_evaluation_nor_what_is_saved(
     assert names[0] == names[1]
 
 
+@pytest.mark.soak
 def test_a_run_with_noise_goes_on_to_the_same_bits(train: Train) -> None:
     noise = {**SHORT, "neftune_alpha": 5}
     whole = train(hyperparameters=noise)
@@ -146,6 +151,7 @@ def test_bf16_trains_close_to_fp32_and_keeps_what_is_trained_in_float32(train: T
     assert {str(one.dtype) for one in tensors.values()} == {"float32"}
 
 
+@pytest.mark.soak
 def test_compiled_layers_train_the_same_and_are_saved_under_the_same_names(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

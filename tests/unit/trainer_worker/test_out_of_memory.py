@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from transformers import Trainer
 from services.trainer.run.exits import OutOfMemoryError, PreemptedError, is_out_of_memory
 from services.trainer.run.memory import Pieces
 from services.trainer.run.trainers.sft import SupervisedTrainer
-from tests.unit.trainer_worker.support import COLOURS, Outcome, attempt, merge
+from tests.support.models import make_base
+from tests.unit.trainer_worker.support import COLOURS, Outcome, WorkerProcess, attempt, merge
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
 Train = Callable[..., Outcome]
@@ -30,6 +32,11 @@ OBJECTIVES: dict[str, tuple[int, dict[str, Any]]] = {
     "distillation": (1, {}),
     "grpo": (1, {"rewards": [{"regex": {"pattern": "e"}}], "generations": 4, "max_completion_tokens": 4}),
 }  # fmt: skip
+
+
+def _at_length(kind: str) -> Any:
+    """In the long form of the tests alone."""
+    return pytest.param(kind, marks=pytest.mark.soak)
 
 
 def rows_of(kind: str) -> list[dict[str, Any]]:
@@ -66,7 +73,10 @@ def teach(tiny_base: Path, tmp_path: Path) -> Train:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind)), "utf-8")
         settings = dict(OBJECTIVES[kind][1])
         if kind == "distillation":
-            settings["teacher"] = str(tiny_base)
+            teacher = tmp_path / "teacher"
+            if not teacher.exists():
+                make_base(teacher, layers=1, seed=5)
+            settings["teacher"] = str(teacher)
         spec = {
             "base": {"source": str(tiny_base)},
             "dataset": {"path": str(data)},
@@ -123,7 +133,10 @@ def same(ours: Outcome, theirs: Outcome, tolerance: float = 2e-4) -> bool:
     return all(abs(mine[name] - others[name]).max() < tolerance for name in others)
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize(
+    "kind",
+    ["sft", "dpo", "kto", "grpo", *map(_at_length, ("orpo", "reward", "distillation"))],
+)
 def test_it_ends_with_the_bits_of_a_run_that_had_the_smaller_batch_from_the_start(
     teach: Train, room_for: Callable[..., list[int]], kind: str
 ) -> None:
@@ -140,7 +153,9 @@ def test_it_ends_with_the_bits_of_a_run_that_had_the_smaller_batch_from_the_star
     assert figures(halved)["out_of_memory"] == 1
 
 
-@pytest.mark.parametrize("kind", sorted(set(OBJECTIVES) - {"grpo"}))
+@pytest.mark.parametrize(
+    "kind", ["dpo", "kto", "orpo", "reward", *map(_at_length, ("sft", "distillation"))]
+)
 def test_accumulated_batches_are_one_large_batch_whatever_the_rows_lengths(
     teach: Train, kind: str
 ) -> None:
@@ -176,7 +191,9 @@ def test_in_mid_training_only_the_step_is_done_again(
     ("kind", "hyper"),
     [
         ("sft", {"packing": True, "max_length_tokens": 64, "micro_batch_size": 3}),
-        ("sft", {"group_by_length": True, "micro_batch_size": 5}),
+        pytest.param(
+            "sft", {"group_by_length": True, "micro_batch_size": 5}, marks=pytest.mark.soak
+        ),
         ("dpo", {"group_by_length": True, "micro_batch_size": 5}),
     ],
 )
@@ -329,3 +346,27 @@ def test_where_a_step_cannot_be_done_again_the_next_attempt_takes_less(tmp_path:
             Pieces(8, said.append, tmp_path).restart("in step 3", "CUDA out of memory.", "")
     with pytest.raises(OutOfMemoryError, match="Buy more"):
         Pieces(8, said.append, tmp_path).restart("in step 3", "CUDA out of memory.", "Buy more.")
+
+
+@pytest.mark.soak
+def test_a_process_that_gets_no_more_memory_from_the_system_goes_on_in_smaller_pieces(
+    start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    data = tmp_path / "long.jsonl"
+    rows = [{"prompt": f"{n}", "completion": "red blue " * 150} for n in range(96)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    worker = start(
+        dataset={"path": str(data)},
+        hyperparameters={"micro_batch_size": 96, "max_length_tokens": 512, "max_steps": 4},
+    )
+    worker.until_step(1)
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    held = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize"))
+    _, most = resource.prlimit(worker.process.pid, resource.RLIMIT_AS)
+    limit = 1024 * held + 150 * 2**20
+    resource.prlimit(worker.process.pid, resource.RLIMIT_AS, (limit, most))
+    outcome = worker.outcome()
+    assert outcome.code == 0, worker.errors()
+    assert "can't allocate memory" in outcome.log
+    assert len(outcome.losses) == 4
+    assert figures(outcome)["micro_batch_size"] < 96
