@@ -167,7 +167,8 @@ class Progress:
         found = json.loads((folder / _FILE).read_bytes())
         self.tokens = found["tokens"]
         for name, one in self._kept.items():
-            one.restore(found[name])
+            if name in found:  # Else the checkpoint is of an earlier release.
+                one.restore(found[name])
 
 
 class EpochTrainer(Protocol):

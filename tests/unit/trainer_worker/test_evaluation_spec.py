@@ -105,9 +105,7 @@ def test_a_tracker_without_its_package_is_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(build, "find_spec", lambda package: None)
-    with pytest.raises(
-        GraftError, match="needs the Python package wandb"
-    ) as raised:
+    with pytest.raises(GraftError, match="needs the Python package wandb") as raised:
         build.check_packages(spec_with(reporting={"wandb": {}}).reporting)
     assert "pip install 'graft-adapters[wandb]'" in raised.value.next_step
     build.check_packages(spec_with().reporting)
