@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from graft.cli.curve_picture import Curves, collect, save_picture
 from graft.cli.follow import follow
 from graft.cli.output import Output, ago
 from graft.cli.session import JsonOption, run
-from graft.cli.views import describe_event
+from graft.cli.views import describe_event, show_curve
 from graft.client import Client
+from graft.errors import GraftError, Reason
 from graft.jobs import JobHandle
 from graft.results import Job, JobState, short_id
 
@@ -106,6 +110,43 @@ def logs(ctx: typer.Context, job: JobArgument, as_json: JsonOption = False) -> N
         handle = client.job(job)
         await handle.get()
         await _print_log(out, handle)
+
+    run(ctx, out, work)
+
+
+@app.command()
+def curve(
+    ctx: typer.Context,
+    job: JobArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .png file for the picture.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a job's loss as far as it is: in the terminal, or as a picture into a file."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        handle = client.job(job)
+        found = await handle.get()
+        known = found.metrics.step if found.metrics else 0
+        curves = Curves()
+        if known or found.state.ended:
+            async with aclosing(handle.events()) as events:
+                curves = await collect(events, None if found.state.ended else known)
+        if not curves.loss:
+            raise GraftError(
+                Reason.INVALID_REQUEST,
+                f"{short_id(found.name)} has reported no loss yet",
+                next_step=f"Follow it: graft jobs watch {short_id(found.name)}",
+            )
+        if as_json:
+            out.json({"loss": curves.loss, "eval_loss": curves.eval_loss})
+        if output is None:
+            show_curve(out, [curves.loss[step] for step in sorted(curves.loss)])
+            return
+        save_picture(curves, short_id(found.name), output)
+        out.note(f"The losses of {len(curves.loss)} steps are drawn in {output}.")
 
     run(ctx, out, work)
 

@@ -169,7 +169,9 @@ def figures(metrics: Metrics) -> str:
     parts = [f"step {metrics.step}/{metrics.total_steps}", f"loss {metrics.loss:.4f}"]
     if metrics.eval_loss is not None:
         parts.append(f"eval loss {metrics.eval_loss:.4f}")
-    parts += [f"{name} {value:.3g}" for name, value in sorted(metrics.figures.items())]
+    # Those of the untrained model stand in the version; in a line they would only be in the way.
+    shown = {name: one for name, one in metrics.figures.items() if not name.startswith("before_")}
+    parts += [f"{name} {value:.3g}" for name, value in sorted(shown.items())]
     if metrics.tokens_per_second:
         parts.append(f"{metrics.tokens_per_second:,.0f} tokens/s")
     if metrics.remaining_s:

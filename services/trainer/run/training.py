@@ -286,6 +286,7 @@ def _had_stopped(trainer: Any, checkpoint: Checkpoint) -> bool:
     if run.evaluations.stopped_at is None:
         return False
     run.method.load_checkpoint(trainer.model, checkpoint.path)
+    trainer.state.global_step = checkpoint.step
     return True
 
 

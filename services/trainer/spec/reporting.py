@@ -12,7 +12,7 @@ from services.trainer.fields import choice, invalid_field
 
 _PATH = "reporting"
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
-_MLFLOW_SCHEMES = ("http://", "https://", "file:", "sqlite:", "postgresql://", "databricks")
+_MLFLOW_SCHEMES = ("http://", "https://", "sqlite:", "postgresql://", "databricks")
 _LONGEST_NAME = 128
 
 
@@ -88,7 +88,7 @@ def _mlflow(given: pb.MlFlow) -> MlFlow:
         raise invalid_field(
             f"{path}.tracking_uri",
             uri,
-            "an address such as http://host:5000, file:///folder or sqlite:///file",
+            "an address such as http://host:5000 or sqlite:////folder/mlflow.db",
         )
     return MlFlow(
         uri,

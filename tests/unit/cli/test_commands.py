@@ -81,6 +81,9 @@ def test_a_job_file_and_a_detached_job_that_is_watched_later(
     assert job in graft("jobs", "list").out
     assert job in [one["name"].rpartition("/")[2] for one in graft("jobs", "list", "--json").json()]
     assert "checkpoint at step 5" in graft("jobs", "logs", job).out
+    assert "loss over 5 reports" in graft("jobs", "curve", job).out
+    assert graft("jobs", "curve", job, "-o", tmp_path / "loss.png").code == 0
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     again = graft("jobs", "cancel", job)
     assert again.code == 4
     assert "Error:" in again.err

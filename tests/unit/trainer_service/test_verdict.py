@@ -36,6 +36,12 @@ def test_a_result_without_a_registry_is_a_success_that_says_where_it_is() -> Non
     assert "job's folder" in verdict.message
 
 
+def test_a_version_whose_alias_stayed_is_a_success_that_says_why() -> None:
+    verdict = judge(JOB, Finished(version="v/2", message="'eval_loss <= 1' does not hold"), 0)
+    assert (verdict.state, verdict.version) == (JobState.SUCCEEDED, "v/2")
+    assert verdict.message == "'eval_loss <= 1' does not hold"
+
+
 def test_a_reported_failure_is_told_as_it_was_reported() -> None:
     verdict = judge(JOB, Finished(cause=FailureCause.BAD_DATA, message="row 3"), 65)
     assert verdict.state is JobState.FAILED

@@ -85,6 +85,7 @@ def attempt(
     work_dir: Path,
     registry: str = "",
     environment: dict[str, str] | None = None,
+    kind: str = "train",
 ) -> Outcome:
     """One attempt in this process, without a trainer."""
     path = write_spec(spec, work_dir)
@@ -98,7 +99,7 @@ def attempt(
     out, loop = io.StringIO(), BackgroundLoop()
     reporter = JsonLinesReporter(out)
     code, finished = worker.attempt(
-        path, read_settings(variables, path), loop, reporter, StopSignal()
+        path, read_settings(variables, path), loop, reporter, StopSignal(), kind
     )
     reporter.finish(finished)
     loop.close()

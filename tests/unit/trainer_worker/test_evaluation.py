@@ -249,6 +249,45 @@ async def test_the_gate_moves_the_alias_only_when_all_holds(
     assert await production() == f"{ADAPTER}/versions/1"
 
 
+async def test_an_evaluation_job_measures_the_same_and_says_what_passes(
+    registry: tuple[str, RegistryCalls], tiny_base: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    address, calls = registry
+    spec = small_job(tiny_base, data, evaluation={"metrics": FIGURES})
+    spec["hyperparameters"] |= {"max_steps": 8}
+    spec["evaluation"] = {"metrics": FIGURES, "answers": {"max_new_tokens": 8}}
+    trained = await asyncio.to_thread(attempt, spec, tmp_path / "train", address)
+    assert trained.code == 0, trained.message
+
+    async def evaluate(*conditions: str) -> tuple[Outcome, dict[str, str]]:
+        evaluation = {
+            "version": "bot:1",
+            "dataset": {"path": data["held_out"]},
+            "metrics": FIGURES,
+            "answers": {"max_new_tokens": 8},
+            "conditions": conditions,
+        }
+        done = await asyncio.to_thread(
+            attempt, evaluation, tmp_path / "eval", address, None, "evaluate"
+        )
+        version = await calls.stub.GetVersion(pb.GetVersionRequest(name=f"{ADAPTER}/versions/1"))
+        return done, dict(version.labels)
+
+    done, labels = await evaluate("token_accuracy >= 0", "perplexity > 1")
+    assert done.code == 0, done.message
+    figures = lineage_figures(trained)
+    for name in ("loss", "perplexity", *FIGURES):
+        found = float(labels[f"eval.held-out.{name}"])
+        assert found == pytest.approx(figures[f"eval_{name}"], rel=1e-3, abs=1e-5), name
+    assert labels["eval.held-out.passed"] == "true"
+    done, labels = await evaluate("exact_match > 1")
+    assert labels["eval.held-out.passed"] == "false"
+    assert "exact_match > 1 does not hold: it is 0" in done.log
+    done, _ = await evaluate("rouge > 1")
+    assert done.code == 64
+    assert "conditions[0]" in done.message
+
+
 class Forgetful:
     """A model whose memory ends with more than two prompts; it answers each with its own last token."""
 

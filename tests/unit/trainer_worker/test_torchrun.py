@@ -147,3 +147,33 @@ def test_an_objective_that_one_process_trains_is_refused_for_several(spec: dict[
     )
     with pytest.raises(GraftError, match="one process with GRPO"):
         parse_spec(spec_from_dict(several))
+
+
+@pytest.mark.soak
+def test_two_processes_measure_what_one_does(
+    pods: Pods, train: Callable[..., Outcome], task: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "method": {"lora": {"dropout": 0.0}},
+        "hyperparameters": {"max_steps": 4},
+        "dataset": {
+            "eval_fraction": 0.25,
+            "regression_sources": [{"path": str(task), "max_rows": 5}],
+        },
+        "evaluation": {
+            "every_steps": 2,
+            "metrics": ["token_accuracy", "rouge_l"],
+            "answers": {"max_new_tokens": 8},
+            "best_metric": "rouge_l",
+        },
+    }
+    first, second = pods(**changes)
+    assert (first.wait(), second.wait()) == (0, 0), first.output() + second.output()
+    alone = train(**merge(changes, {"hyperparameters": {"gradient_accumulation_steps": 2}}))
+    assert alone.code == 0, alone.message
+    both, one = (
+        [event["metrics"] for event in events if "metrics" in event][-1]
+        for events in (first.events(), alone.events)
+    )
+    assert both["figures"] == pytest.approx(one["figures"], rel=1e-3, abs=1e-3)
+    assert both["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)

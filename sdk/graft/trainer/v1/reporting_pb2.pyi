@@ -86,7 +86,7 @@ class MlFlow(_message.Message):
     EXPERIMENT_FIELD_NUMBER: _builtins.int
     RUN_NAME_FIELD_NUMBER: _builtins.int
     tracking_uri: _builtins.str
-    """"http://host:5000", "file:///folder" or "sqlite:///file"; MLFLOW_TRACKING_URI of the worker's environment when left out."""
+    """"http://host:5000" or "sqlite:////folder/mlflow.db"; MLFLOW_TRACKING_URI of the worker's environment when left out."""
     experiment: _builtins.str
     """The experiment, made if it does not exist; "graft" when left out."""
     run_name: _builtins.str

@@ -66,7 +66,8 @@ class Evaluator(Evaluations):
         reading: how rows are read.
         held_out, regression: the two sets, as far as they are needed.
         team: the processes that train together.
-        check: called now and then while it takes long; may raise.
+        check: called now and then before the training, when nothing is lost; may raise. Between steps an evaluation is
+            finished, so that the checkpoint after it is written.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class Evaluator(Evaluations):
         self._pad_id = pad_token_id(reading)
         self.held_out, self.regression = held_out, regression
         self._team = team
-        self._check = check
+        self._check_stop = check
+        self._begun = False
         self._writer = AnswerWriter(
             reading.tokenizer, reading.end_ids, evaluation.answers, reading.log
         )
@@ -117,10 +119,13 @@ class Evaluator(Evaluations):
     # -- before and after
 
     def begin(self, trainer: Measurable) -> None:
-        if not self.evaluation.measures or self.record.before:
-            return
-        with undisturbed():
-            self.record.before, self.record.answers_before = self._everything(trainer)
+        if self.evaluation.measures and not self.record.before:
+            with undisturbed():
+                self.record.before, self.record.answers_before = self._everything(trainer)
+            self._say_before()
+        self._begun = True
+
+    def _say_before(self) -> None:
         if self.record.before:
             self._log(f"Before the training: {_in_words(self.record.before)}.")
 
@@ -132,6 +137,11 @@ class Evaluator(Evaluations):
         if self.record.after:
             self._log(f"After the training: {_in_words(self.record.after)}.")
         self._compare()
+
+    def _check(self) -> None:
+        # One of several that stopped alone would leave the others waiting for it.
+        if not self._begun and self._team.alone:
+            self._check_stop()
 
     def _everything(self, trainer: Measurable) -> tuple[Figures, list[str]]:
         figures, answers = Figures(), list[str]()

@@ -57,4 +57,8 @@ class WeightsAndBiasesTracker(Tracker):
 
     def close(self, succeeded: bool) -> None:
         if self._run is not None:
+            import wandb
+
             self._run.finish(exit_code=0 if succeeded else 1)
+            # Its files are written by a process of its own, which this one does not outlive by itself.
+            wandb.teardown()
