@@ -34,6 +34,7 @@ from services.common.server import GrpcServer
 from services.common.tls import certificates_of
 from tests.support.certificates import Files, TestAuthority
 from tests.support.health import health, probes
+from tests.support.waiting import eventually
 from tests.unit.ground.test_server import SERVICE, Servicer
 
 
@@ -262,6 +263,26 @@ async def test_a_renewal_that_is_half_written_changes_nothing_until_it_is_whole(
             assert await health(channel)
 
 
+async def test_a_channel_that_is_open_shows_and_trusts_what_is_in_the_files_now(
+    tmp_path: Path,
+) -> None:
+    old, new = TestAuthority(tmp_path, "old"), TestAuthority(tmp_path / "new", "new")
+    own = old.issue("client")
+    async with serving(old.issue("server"), old.ca) as (server, _):
+        address = server.address
+        channel = open_channel(address, tls=old.client(own))
+        assert await health(channel)
+    fresh = new.authority.issue("client", (), 1)
+    async with serving(new.issue("server"), new.ca, listen=address), channel:
+        # Half of it: neither an error of the client's own nor a certificate with another's key.
+        own.key.write_bytes(fresh.key)
+        with pytest.raises(grpc.aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
+            await health(channel)
+        own.certificate.write_bytes(fresh.certificate)
+        old.ca.write_bytes(new.ca.read_bytes())
+        assert await health(channel)
+
+
 async def test_a_client_in_flight_is_cancelled_only_by_closing_its_channel(
     ca: TestAuthority,
 ) -> None:
@@ -364,13 +385,15 @@ async def test_no_call_is_lost_while_both_sides_are_renewed_again_and_again(
                 await stub.FindMissing(pb.FindMissingRequest(digests=["a"]), timeout=10)
                 answers += 1
 
+        async def answered(more: int) -> None:
+            wanted = answers + more
+            await eventually(lambda: answers >= wanted, f"{more} more answers")
+
         async with asyncio.TaskGroup() as group:
             for _ in range(4):
                 group.create_task(ask())
             for _ in range(12):
-                wanted = answers + 8
                 ca.issue("client")
                 ca.issue("server")
-                while answers < wanted:
-                    await asyncio.sleep(0.001)
+                await answered(8)
             enough.set()
