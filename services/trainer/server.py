@@ -200,6 +200,7 @@ def _limits(settings: TrainerSettings) -> Limits:
         timeout_s=settings.worker_timeout_s,
         cancel_grace_s=settings.cancel_grace_s,
         exit_grace_s=settings.exit_grace_s,
+        pause_grace_s=settings.pause_grace_s,
     )
 
 

@@ -40,11 +40,13 @@ def make_view(out: Output) -> JobView:
 
 
 def event_kind(event: JobEvent) -> str:
-    """ "state_change", "metrics", "log" or "checkpoint"."""
+    """ "state_change", "metrics", "log", "stage" or "checkpoint"."""
     if event.state_change is not None:
         return "state_change"
     if event.metrics is not None:
         return "metrics"
+    if event.stage is not None:
+        return "stage"
     return "log" if event.log is not None else "checkpoint"
 
 
@@ -62,6 +64,7 @@ class JsonView:
             "state_change": event.state_change,
             "metrics": event.metrics,
             "log": event.log,
+            "stage": event.stage,
             "checkpoint": event.checkpoint_step,
         }
         name = "step" if kind == "checkpoint" else kind
@@ -140,6 +143,9 @@ class LiveView:
         if event.state_change is not None:
             description = event.state_change.to_state.lower()
             self._progress.update(self._task, description=description)
+        if event.stage is not None:
+            self._progress.update(self._task, description=event.stage.lower())
+            return
         text = describe_event(event)
         if text and event.checkpoint_step is None:
             self._progress.console.print(Text(text, style="dim"), soft_wrap=True)
@@ -186,6 +192,8 @@ def describe_event(event: JobEvent) -> str:
         )  # fmt: skip
     if event.log is not None:
         return event.log
+    if event.stage is not None:
+        return f"stage: {event.stage.lower()}"
     return f"checkpoint at step {event.checkpoint_step}" if event.checkpoint_step else ""
 
 

@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 66
     REFUSED = 67
     INTERNAL = 70
+    PAUSED = 74
     PREEMPTED = 75
     CANCELLED = 79
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from google.protobuf.json_format import MessageToDict, ParseDict
 from graft.common.v1.common_pb2 import TrainingMetrics
 from graft.files import write_atomic
 from graft.trainer.v1.worker_service_pb2 import Started
@@ -135,11 +136,13 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Writes what a resumed run must know into a checkpoint."""
-        write_atomic(folder / _FILE, json.dumps({"tokens": self.tokens}).encode())
+        write_atomic(folder / _FILE, json.dumps({"tokens": self.tokens, "last": MessageToDict(self.last)}).encode())
 
     def load(self, folder: Path) -> None:
         """Reads what save() wrote."""
-        self.tokens = json.loads((folder / _FILE).read_bytes())["tokens"]
+        kept = json.loads((folder / _FILE).read_bytes())
+        self.tokens = kept["tokens"]
+        ParseDict(kept.get("last", {}), self.last)
 
 
 class EpochTrainer(Protocol):
@@ -201,6 +204,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         control.should_evaluate = self._evaluates and (
             last or step % self._trainer.steps_per_epoch == 0
         )
-        control.should_save = not last and step % self._every_steps == 0
+        # The last one, too: what is done with the result may fail, and none of the training with it.
+        control.should_save = last or step % self._every_steps == 0
         if self._progress.told_to_stop and not last:
             control.should_save = control.should_training_stop = True

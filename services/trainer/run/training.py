@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from graft.digests import digest_bytes
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
+from graft.trainer.v1 import stages_pb2 as stages
 from transformers import set_seed
 
 from services.trainer.methods import METHODS, Method, Setting
@@ -172,6 +173,10 @@ class Training:
 
     def _fit(self, trainer: Any, store: CheckpointStore) -> None:
         checkpoint = self._shared_checkpoint(store)
+        if checkpoint and checkpoint.step >= trainer.args.max_steps:
+            self._reporter.log(f"All {checkpoint.step} steps are trained; the result is saved again.")
+            trainer.restore(checkpoint.path)
+            return
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
         with self._stop.checked_by_stage():
@@ -208,6 +213,7 @@ class Training:
     def _save(
         self, method: Method[Any], model: Any, tokenizer: Any, request: CommitVersionRequest
     ) -> Result:
+        self._reporter.stage(stages.JOB_STAGE_SAVING)
         partial = self._settings.work_dir / "result.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)

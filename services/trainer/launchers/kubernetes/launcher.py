@@ -7,6 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from graft.kubernetes.names import (
     token_digest,
 )
 from graft.kubernetes.pod_policy import PodPolicies
-from graft.kubernetes.pod_template import AttemptPlan, size_of
+from graft.kubernetes.pod_template import AttemptPlan, Size, size_of
 from graft.names import namespace_of
 from graft.spec_file import spec_from_dict
 
@@ -171,7 +172,11 @@ class KubernetesLauncher(Launcher):
     def _worker(self, launch: Launch) -> KubernetesWorker:
         policy = self._policies.of(namespace_of(launch.job))
         assert self._api is not None
-        size = size_of(spec_from_dict(json.loads(launch.spec_json)))
+        size = Size()
+        if launch.kind == "train":
+            size = size_of(spec_from_dict(json.loads(launch.spec_json)))
+        else:
+            policy = replace(policy, command=(*policy.command, launch.kind))
         plan = AttemptPlan(
             job=launch.job,
             attempt=launch.attempt,

@@ -11,6 +11,7 @@ from typing import Any
 
 from graft.errors import GraftError, Reason
 from graft.names import check_id
+from graft.trainer.v1 import stages_pb2 as stages
 from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec
 from graft.trainer.v1.worker_service_pb2 import Started
 
@@ -97,6 +98,7 @@ class EvaluationWorker:
             GraftError: what is wrong with the spec, the version, its base or the data.
         """
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        self._reporter.stage(stages.JOB_STAGE_PREPARING)
         puller = Puller(self._settings, self._loop, self._reporter)
         log = self._reporter.log
         opener = set_opener(self._settings, self._loop, log)
@@ -114,6 +116,7 @@ class EvaluationWorker:
             f"{measured.learned_tokens} tokens of {measured.rows} rows."
         )
         self._reporter.finalizing()
+        self._reporter.stage(stages.JOB_STAGE_COMMITTING)
         labels = self._labels(measured, data.digest)
         self._loop.run(self._say(puller, pulled.version.name, labels))
         return pulled.version.name

@@ -19,6 +19,7 @@ from graft.errors import GraftError, Reason
 from graft.keys import load_key
 from graft.names import base_name
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage, Version
+from graft.trainer.v1 import stages_pb2 as stages
 from graft.trainer.v1.model_jobs_pb2 import MergeSpec
 
 from services.trainer.fields import identifier
@@ -85,6 +86,7 @@ class MergeWorker:
         """
         settings = self._settings
         settings.work_dir.mkdir(parents=True, exist_ok=True)
+        self._reporter.stage(stages.JOB_STAGE_PREPARING)
         pulled = Puller(settings, self._loop, self._reporter).pull(
             self._spec.version, self._spec.base
         )
@@ -96,9 +98,11 @@ class MergeWorker:
         fingerprint = pulled.base.record.fingerprint.digest
         result = find_result(settings.result_dir, self._spec_json, fingerprint)
         if result is None or pulled.version.name not in result.request.lineage.parent_versions:
+            self._reporter.stage(stages.JOB_STAGE_MERGING)
             result = self._merge(pulled)
         self._stop.check()
         self._reporter.finalizing()
+        self._reporter.stage(stages.JOB_STAGE_UPLOADING)
         self._reporter.log(describe(result))
         return self._loop.run(self._publish(pulled, result)).name
 
@@ -185,6 +189,7 @@ class MergeWorker:
             await publisher.prepare_bases(pulled.base.record, made)
             async with publisher.holding(result):
                 await publisher.upload(result)
+                self._reporter.stage(stages.JOB_STAGE_COMMITTING)
                 version = await publisher.commit(result, self._stop.committing)
             if key is not None:
                 await publisher.sign(version, result, key)
