@@ -39,6 +39,7 @@ from services.trainer.jobs import (
     StageReached,
     Started,
     StateChanged,
+    Waiting,
 )
 from services.trainer.lifecycle import now
 from services.trainer.plan.accelerators import find_accelerator
@@ -325,6 +326,8 @@ def _report(request: worker_service_pb2.SessionRequest) -> Report | None:
         case "stage" if request.stage:
             name = stages_pb2.JobStage.Name(request.stage)
             return StageReached(JobStage(name.removeprefix("JOB_STAGE_")))
+        case "waiting":
+            return Waiting(request.waiting)
         case "finalizing":
             return Finalizing()
         case "finished":

@@ -106,7 +106,16 @@ class Finished:
         return not (self.cause or self.cancelled or self.preempted or self.paused)
 
 
-Report = Started | Metrics | LogLine | CheckpointSaved | StageReached | Finalizing | Finished
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A worker's report: what it waits for, in words; "" when it goes on."""
+
+    text: str
+
+
+Report = (
+    Started | Waiting | Metrics | LogLine | CheckpointSaved | StageReached | Finalizing | Finished
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from services.trainer.jobs import (
     StageReached,
     Started,
     StateChanged,
+    Waiting,
 )
 from services.trainer.states import (
     ACTIVE,
@@ -280,6 +281,10 @@ def _apply(change: Change, report: Report) -> Change:
         case Metrics():
             job = replace(job, metrics=report)
             return replace(change, job=job, events=(*change.events, report))
+        case Waiting(text):
+            said = text or "What was waited for is there; the job goes on"
+            job = replace(job, message=text)
+            return replace(change, job=job, events=(*change.events, LogLine(said)))
         case StageReached():
             return _at_stage(change, report.stage)
         case CheckpointSaved():

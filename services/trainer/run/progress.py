@@ -136,7 +136,10 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Writes what a resumed run must know into a checkpoint."""
-        write_atomic(folder / _FILE, json.dumps({"tokens": self.tokens, "last": MessageToDict(self.last)}).encode())
+        write_atomic(
+            folder / _FILE,
+            json.dumps({"tokens": self.tokens, "last": MessageToDict(self.last)}).encode(),
+        )
 
     def load(self, folder: Path) -> None:
         """Reads what save() wrote."""

@@ -45,6 +45,10 @@ class Reporter(ABC):
         """Reports that another stage begins."""
         self.send(SessionRequest(stage=stage))
 
+    def waiting(self, what: str) -> None:
+        """Reports what is waited for, in words; "" when it is there."""
+        self.send(SessionRequest(waiting=what))
+
     def finalizing(self) -> None:
         """Reports that the result is on its way."""
         self.send(SessionRequest(finalizing=Finalizing()))

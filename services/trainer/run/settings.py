@@ -27,6 +27,7 @@ class WorkerSettings:
         rank: of this process among those that train the job together, from 0.
         processes: how many those are.
         end_file: where the worker's last report is left for whoever ran it; None for nowhere.
+        data_patience_s: how long a place that training data is fetched from may be away.
         kubernetes_every_s: at most so often figures are written on the Job that this worker is the pod of.
     """
 
@@ -43,6 +44,7 @@ class WorkerSettings:
     processes: int = 1
     end_file: Path | None = None
     kubernetes_every_s: float = 5.0
+    data_patience_s: float = 600.0
 
     @property
     def namespace(self) -> str:
@@ -80,12 +82,13 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         registry_patience_s = float(value("REGISTRY_PATIENCE_S", "600"))
         trainer_patience_s = float(value("TRAINER_PATIENCE_S", "300"))
         every_s = float(value("KUBERNETES_EVERY_S", "5"))
+        data_patience_s = float(value("DATA_PATIENCE_S", "600"))
         rank, processes = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     except ValueError as error:
         raise GraftError(
             Reason.INVALID_REQUEST,
             f"A variable of the worker is not a number ({error})",
-            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S and KUBERNETES_EVERY_S; torchrun sets RANK and WORLD_SIZE.",
+            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S, DATA_PATIENCE_S and KUBERNETES_EVERY_S; torchrun sets RANK and WORLD_SIZE.",
         ) from None
     work_dir = Path(value("DIR") or spec_path.parent / f"{spec_path.stem}-work").absolute()
     return WorkerSettings(
@@ -102,4 +105,5 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         processes=processes,
         end_file=Path(value("END_FILE")) if value("END_FILE") else None,
         kubernetes_every_s=every_s,
+        data_patience_s=data_patience_s,
     )

@@ -174,7 +174,9 @@ class Training:
     def _fit(self, trainer: Any, store: CheckpointStore) -> None:
         checkpoint = self._shared_checkpoint(store)
         if checkpoint and checkpoint.step >= trainer.args.max_steps:
-            self._reporter.log(f"All {checkpoint.step} steps are trained; the result is saved again.")
+            self._reporter.log(
+                f"All {checkpoint.step} steps are trained; the result is saved again."
+            )
             trainer.restore(checkpoint.path)
             return
         if checkpoint:

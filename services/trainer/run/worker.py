@@ -159,7 +159,7 @@ class Worker:
     def _train(self, base: BaseFolder, team: Team) -> Result | None:
         spec, log = self._spec, self._reporter.log
         self._reporter.stage(stages.JOB_STAGE_PREPARING)
-        opener = set_opener(self._settings, self._loop, log)
+        opener = set_opener(self._settings, self._loop, log, self._reporter.waiting)
         objective = OBJECTIVES[spec.objective.kind].info
         data = read_data(spec.dataset, objective, spec.seed, opener, log)
         from services.trainer.run.training import Training
@@ -194,6 +194,7 @@ class Worker:
             self._settings.registry_patience_s,
             self._reporter.log,
             self._stop.check,
+            self._reporter.waiting,
         )
 
 

@@ -34,6 +34,7 @@ class SessionRequest(_message.Message):
     FINALIZING_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     report_number: _builtins.int
     """Its number within the attempt, from 1; acknowledged by this number. A repeated one changes nothing."""
     log: _builtins.str
@@ -42,6 +43,8 @@ class SessionRequest(_message.Message):
     """A checkpoint is safe on disk; holds its step."""
     stage: _stages_pb2.JobStage.ValueType
     """Another stage begins."""
+    waiting: _builtins.str
+    """What the worker waits for, in words: where its job stands. Empty when it goes on."""
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The first message of every stream; its report_number is 0."""
@@ -79,12 +82,13 @@ class SessionRequest(_message.Message):
         finalizing: Global___Finalizing | None = ...,
         finished: Global___Finished | None = ...,
         stage: _stages_pb2.JobStage.ValueType = ...,
+        waiting: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "stage", b"stage", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "stage", b"stage", "started", b"started", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "report_number", b"report_number", "stage", b"stage", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "report_number", b"report_number", "stage", b"stage", "started", b"started", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "heartbeat", "started", "metrics", "log", "checkpoint_step", "finalizing", "finished", "stage"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "heartbeat", "started", "metrics", "log", "checkpoint_step", "finalizing", "finished", "stage", "waiting"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 

@@ -101,7 +101,7 @@ class EvaluationWorker:
         self._reporter.stage(stages.JOB_STAGE_PREPARING)
         puller = Puller(self._settings, self._loop, self._reporter)
         log = self._reporter.log
-        opener = set_opener(self._settings, self._loop, log)
+        opener = set_opener(self._settings, self._loop, log, self._reporter.waiting)
         data = read_data(self._dataset, OBJECTIVES["sft"].info, 0, opener, log)
         pulled = puller.pull(self._spec.version, self._spec.base)
         measured = self._measure(pulled, data)

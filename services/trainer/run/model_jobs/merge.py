@@ -202,6 +202,7 @@ class MergeWorker:
             self._settings.registry_patience_s,
             self._reporter.log,
             self._stop.check,
+            self._reporter.waiting,
         )
 
 
