@@ -18,6 +18,7 @@ BENCHMARKS = (
     "promotions",
     "lora",
     "training",
+    "overhead",
     "plan",
     "preflight",
     "registry",
