@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -234,6 +235,20 @@ async def test_a_trainer_that_stops_while_a_job_pauses_leaves_it_paused(tmp_path
         assert t.launcher.launches == []
         await t.resume()
         await t.succeeded()
+
+
+async def test_a_paused_job_goes_on_where_its_folder_is_taken_to(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    async with trainer(here, STEADY) as t:
+        await until_step(t.stub, name := await t.create(), 3)
+        await t.pause()
+        await t.paused()
+    shutil.copytree(here, there)  # What a shared volume, or a disk that moves, brings along.
+    shutil.rmtree(here)
+    async with trainer(there, STEADY) as t:
+        t.job = name
+        await t.resume()
+        assert steps(await t.succeeded()) == list(range(1, STEPS + 1))
 
 
 async def test_a_worker_that_pauses_by_itself_says_why_and_waits_for_somebody(
