@@ -52,4 +52,5 @@ def main(base: str, rows: str, out: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]))
+    BASE, ROWS, OUT, STEPS = sys.argv[1:]
+    main(BASE, ROWS, OUT, int(STEPS))

@@ -35,16 +35,16 @@ def metrics(message: common_pb2.TrainingMetrics) -> results.Metrics:
 
 
 # Of each kind of job the field that its spec is in.
-JOB_SPECS = {"train": "spec", "merge": "merge", "evaluate": "evaluation"}
+_JOB_SPECS = {"train": "spec", "merge": "merge", "evaluate": "evaluation"}
 
 
 def job(message: trainer_pb2.Job) -> results.Job:
     """A job."""
-    kind = next((kind for kind, field in JOB_SPECS.items() if message.HasField(field)), "train")
+    kind = _job_kind(message)
     return results.Job(
         name=message.name,
         state=_job_state(message.state) or results.JobState.PENDING,
-        spec=MessageToDict(getattr(message, JOB_SPECS[kind]), preserving_proto_field_name=True),
+        spec=MessageToDict(getattr(message, _JOB_SPECS[kind]), preserving_proto_field_name=True),
         failure_cause=_failure_cause(message.failure_cause),
         message=message.message,
         attempt=message.attempt,
@@ -59,6 +59,12 @@ def job(message: trainer_pb2.Job) -> results.Job:
         pause_requested=message.pause_requested,
         checkpoint_step=message.checkpoint_step,
     )
+
+
+def _job_kind(message: trainer_pb2.Job) -> str:
+    if message.HasField("merge"):
+        return "merge"
+    return "evaluate" if message.HasField("evaluation") else "train"
 
 
 def job_event(message: trainer_pb2.JobEvent) -> results.JobEvent:

@@ -81,7 +81,8 @@ def new_job(request: pb.CreateJobRequest, max_nodes: int) -> tuple[Job, RequestK
         GraftError: INVALID_NAME, INVALID_SPEC, INVALID_REQUEST.
     """
     namespace = parent_namespace(request.parent)
-    given = [field for field in _SPECS.values() if request.HasField(field)]
+    set_ = {field.name for field, _value in request.ListFields()}
+    given = [field for field in _SPECS.values() if field in set_]
     if len(given) > 1:
         raise GraftError(
             Reason.INVALID_REQUEST,

@@ -19,7 +19,7 @@ import grpc
 import pytest
 from google.protobuf.json_format import ParseDict
 from graft.registry.v1 import registry_service_pb2 as registry_pb
-from graft.trainer.v1 import job_spec_pb2
+from graft.trainer.v1 import job_spec_pb2, model_jobs_pb2, stages_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from tests.support.processes import ServiceProcess, worker_processes
@@ -76,6 +76,11 @@ class Lab:
             self._folder, listen=listen, registry_address=address, worker_timeout_s="600"
         )
         return trainer.wait_ready()
+
+    @property
+    def rows(self) -> job_spec_pb2.DatasetSpec:
+        """The training data."""
+        return job_spec_pb2.DatasetSpec(path=str(self._data))
 
     async def restart_trainer(self) -> None:
         """Starts the trainer that has ended at its address and in its folder."""
@@ -268,6 +273,36 @@ async def test_a_killed_trainer_takes_its_worker_over_and_the_job_commits_exactl
     assert reported_steps(events) == list(range(1, STEPS + 1))
     assert await lab.weights("orphan") == await lab.undisturbed("padded")
     await until(lambda: lab.workers(job) == [])
+
+
+async def test_a_paused_job_leaves_no_process_and_ends_with_the_weights_of_an_undisturbed_one(
+    lab: Lab,
+) -> None:
+    job = await lab.create("paused")
+    await lab.checkpoint(job)
+    async with lab.jobs() as stub:
+        await stub.PauseJob(pb.PauseJobRequest(name=job, reason="others first"))
+        await until_state(stub, job, pb.JOB_STATE_PAUSED)
+        assert lab.workers(job) == []
+        await stub.ResumeJob(pb.ResumeJobRequest(name=job))
+    events = await lab.succeeded(job)
+    assert reported_steps(events) == list(range(1, STEPS + 1))
+    assert await lab.weights("paused") == await lab.undisturbed("padded")
+
+
+async def test_what_was_trained_is_merged_and_evaluated_by_jobs_of_the_trainer(lab: Lab) -> None:
+    await lab.undisturbed("padded")
+    spec = model_jobs_pb2.MergeSpec(version="padded:1", output_base="whole", skip_check=True)
+    held = model_jobs_pb2.EvaluationSpec(version="padded:1", name="seen", dataset=lab.rows)
+    async with lab.jobs() as stub:
+        parent = "namespaces/default"
+        merge = (await stub.CreateJob(pb.CreateJobRequest(parent=parent, merge=spec))).name
+        seen = (await stub.CreateJob(pb.CreateJobRequest(parent=parent, evaluation=held))).name
+    (merged, measured) = await asyncio.gather(lab.succeeded(merge), lab.succeeded(seen))
+    assert merged[-1].state_change.version == "namespaces/default/bases/whole/versions/1"
+    assert measured[-1].state_change.version == "namespaces/default/adapters/padded/versions/1"
+    reached = [stages_pb2.JobStage.Name(event.stage)[10:] for event in merged if event.stage]
+    assert reached == ["PREPARING", "MERGING", "UPLOADING", "COMMITTING"]
 
 
 async def test_sigterm_to_the_trainer_leaves_no_process_and_the_job_goes_on_when_it_is_back(

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from graft.cli.curve import draw_curve
 from graft.cli.output import Output
-from graft.results import JobEvent, Metrics
+from graft.results import JobEvent, JobState, Metrics
 
 _LINE_EVERY_S = 5.0
 
@@ -187,6 +187,8 @@ def describe_event(event: JobEvent) -> str:
     """An event in words; empty for figures."""
     if event.state_change is not None:
         change = event.state_change
+        if change.to_state is JobState.PAUSED:
+            return f"paused: {change.message}. `graft jobs resume` lets it go on."
         return f"{change.to_state.lower()}: {change.message}" if change.message else (
             change.to_state.lower()
         )  # fmt: skip

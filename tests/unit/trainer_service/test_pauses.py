@@ -6,7 +6,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from graft.channel import rpc_errors
@@ -29,6 +29,9 @@ from tests.support.trainer import (
     until_step,
 )
 
+if TYPE_CHECKING:
+    from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
+
 STEPS = 60
 STEADY = Script(steps=STEPS, step_s=0.005)
 Play = Callable[[Launch], Script]
@@ -37,7 +40,9 @@ Play = Callable[[Launch], Script]
 class Trainer:
     """A running trainer, its launcher and one job of it."""
 
-    def __init__(self, server: TrainerServer, launcher: FakeLauncher, stub: Any) -> None:
+    def __init__(
+        self, server: TrainerServer, launcher: FakeLauncher, stub: TrainerServiceAsyncStub
+    ) -> None:
         self.server, self.launcher, self.stub = server, launcher, stub
         self.job = ""
 
