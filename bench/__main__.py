@@ -19,6 +19,7 @@ BENCHMARKS = (
     "lora",
     "training",
     "checkpoints",
+    "overhead",
     "plan",
     "preflight",
     "registry",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
 
@@ -33,6 +34,7 @@ from graft.preflight import OnProgress, PreflightReport, preflight
 from graft.promotion import Promotion
 from graft.replicas import Replicas
 from graft.results import Answer, Change, Model, Residency
+from graft.spec_file import read_any_spec
 from graft.specs import SpecSource, TrainOptions
 from graft.tls import Tls
 
@@ -230,6 +232,27 @@ class Client:
             GraftError: INVALID_SPEC, naming the field; BAD_DATA.
         """
         return await self.jobs.create(spec, options, upload=upload, request_id=request_id)
+
+    async def submit(
+        self,
+        spec: Path | str | Mapping[str, Any],
+        kind: str = "",
+        *,
+        upload: bool = False,
+        request_id: str | None = None,
+    ) -> JobHandle:
+        """Starts a job of any kind and answers at once: a training, a merge or an evaluation.
+
+        Args:
+            spec: a YAML or JSON file, or a mapping, in the form of JobSpec, MergeSpec or EvaluationSpec.
+            kind: "train", "merge" or "evaluate"; told from the fields that the spec has when left out.
+            upload, request_id: as of train().
+
+        Raises:
+            GraftError: INVALID_SPEC, naming the field; BAD_DATA.
+        """
+        message = read_any_spec(spec, kind)
+        return await self.jobs.start(message, upload=upload, request_id=request_id)
 
     def lease(
         self, targets: Sequence[str], *, purpose: str = "read", ttl_s: float = 60.0

@@ -13,6 +13,7 @@ from graft import results
 from graft.common.v1 import common_pb2
 from graft.inference.v1 import inference_service_pb2 as inference_pb2
 from graft.registry.v1 import registry_service_pb2 as registry_pb2
+from graft.trainer.v1 import stages_pb2
 from graft.trainer.v1 import trainer_service_pb2 as trainer_pb2
 
 
@@ -33,12 +34,17 @@ def metrics(message: common_pb2.TrainingMetrics) -> results.Metrics:
     )
 
 
+# Of each kind of job the field that its spec is in.
+_JOB_SPECS = {"train": "spec", "merge": "merge", "evaluate": "evaluation"}
+
+
 def job(message: trainer_pb2.Job) -> results.Job:
     """A job."""
+    kind = _job_kind(message)
     return results.Job(
         name=message.name,
         state=_job_state(message.state) or results.JobState.PENDING,
-        spec=MessageToDict(message.spec, preserving_proto_field_name=True),
+        spec=MessageToDict(getattr(message, _JOB_SPECS[kind]), preserving_proto_field_name=True),
         failure_cause=_failure_cause(message.failure_cause),
         message=message.message,
         attempt=message.attempt,
@@ -48,7 +54,17 @@ def job(message: trainer_pb2.Job) -> results.Job:
         start_time=optional_time(message.start_time),
         end_time=optional_time(message.end_time),
         cancel_requested=message.cancel_requested,
+        kind=kind,
+        stage=_job_stage(message.stage),
+        pause_requested=message.pause_requested,
+        checkpoint_step=message.checkpoint_step,
     )
+
+
+def _job_kind(message: trainer_pb2.Job) -> str:
+    if message.HasField("merge"):
+        return "merge"
+    return "evaluate" if message.HasField("evaluation") else "train"
 
 
 def job_event(message: trainer_pb2.JobEvent) -> results.JobEvent:
@@ -62,6 +78,7 @@ def job_event(message: trainer_pb2.JobEvent) -> results.JobEvent:
         metrics=metrics(message.metrics) if kind == "metrics" else None,
         log=message.log if kind == "log" else None,
         checkpoint_step=message.checkpoint_step if kind == "checkpoint_step" else None,
+        stage=_job_stage(message.stage) if kind == "stage" else None,
     )
 
 
@@ -272,6 +289,12 @@ def _job_state(value: trainer_pb2.JobState.ValueType) -> results.JobState | None
     if not value:
         return None
     return results.JobState(trainer_pb2.JobState.Name(value).removeprefix("JOB_STATE_"))
+
+
+def _job_stage(value: stages_pb2.JobStage.ValueType) -> results.JobStage | None:
+    if not value:
+        return None
+    return results.JobStage(stages_pb2.JobStage.Name(value).removeprefix("JOB_STAGE_"))
 
 
 def _failure_cause(value: common_pb2.FailureCause.ValueType) -> results.FailureCause | None:

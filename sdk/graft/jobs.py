@@ -1,4 +1,4 @@
-"""Training jobs: started, listed, followed and cancelled."""
+"""Jobs: started, listed, followed, paused and cancelled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from graft.names import job_name, namespace_name
 from graft.results import Job, JobEvent, JobFailedError, JobState
 from graft.specs import SpecSource, TrainOptions, build_spec
 from graft.trainer.v1 import trainer_service_pb2 as pb
-from graft.trainer.v1.job_spec_pb2 import JobSpec
+from graft.trainer.v1.job_spec_pb2 import DatasetSpec, JobSpec
+from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec, MergeSpec
 
 _PEER = "the trainer"
 _PAGE = 1000
@@ -87,6 +88,36 @@ class JobHandle:
         request = pb.CancelJobRequest(name=self.name, reason=reason)
         return convert.job(await connection.call(connection.trainer.CancelJob, request, _PEER))
 
+    async def pause(self, reason: str = "") -> Job:
+        """Asks it to write a checkpoint and free what it holds; asked again, nothing happens.
+
+        Raises:
+            GraftError: JOB_ENDED, also while it is being cancelled; JOB_NOT_FOUND.
+        """
+        connection = self._connection
+        request = pb.PauseJobRequest(name=self.name, reason=reason)
+        return convert.job(await connection.call(connection.trainer.PauseJob, request, _PEER))
+
+    async def resume(self) -> Job:
+        """Lets a paused job go on from its last good checkpoint; one that is not paused stays as it is.
+
+        Raises:
+            GraftError: JOB_ENDED, JOB_NOT_FOUND.
+        """
+        connection = self._connection
+        request = pb.ResumeJobRequest(name=self.name)
+        return convert.job(await connection.call(connection.trainer.ResumeJob, request, _PEER))
+
+    async def retry(self) -> Job:
+        """Takes a failed job up again, with the stage that failed; one that runs or waits stays as it is.
+
+        Raises:
+            GraftError: JOB_ENDED, when it has succeeded or was cancelled; JOB_NOT_FOUND.
+        """
+        connection = self._connection
+        request = pb.RetryJobRequest(name=self.name)
+        return convert.job(await connection.call(connection.trainer.RetryJob, request, _PEER))
+
 
 class Jobs:
     """The jobs of a namespace."""
@@ -105,27 +136,40 @@ class Jobs:
     ) -> JobHandle:
         """Stores a job; see Client.train."""
         message = build_spec(spec, options)
-        if upload:
-            await self.upload_data(message)
+        return await self.start(message, upload=upload, request_id=request_id)
+
+    async def start(
+        self,
+        spec: JobSpec | MergeSpec | EvaluationSpec,
+        *,
+        upload: bool = False,
+        request_id: str | None = None,
+    ) -> JobHandle:
+        """Stores a job of any kind; see Client.submit."""
+        if upload and not isinstance(spec, MergeSpec):
+            await self.upload_data(spec.dataset)
         connection = self._connection
         request_id = request_id or uuid.uuid4().hex
-        request = pb.CreateJobRequest(
-            parent=namespace_name(self._namespace), spec=message, request_id=request_id
-        )
+        request = pb.CreateJobRequest(parent=namespace_name(self._namespace), request_id=request_id)
+        if isinstance(spec, JobSpec):
+            request.spec.CopyFrom(spec)
+        elif isinstance(spec, MergeSpec):
+            request.merge.CopyFrom(spec)
+        else:
+            request.evaluation.CopyFrom(spec)
         job = await connection.call(
             connection.trainer.CreateJob, request, _PEER, request_id=request_id
         )
         return JobHandle(connection, job.name)
 
-    async def upload_data(self, spec: JobSpec) -> None:
-        """Sends a spec's data sets to the registry; from then on the spec names them by their digests.
+    async def upload_data(self, dataset: DatasetSpec) -> None:
+        """Sends data sets to the registry; from then on the spec names them by their digests.
 
         Sets on the Hub or in an object store stay where they are: the trainer fetches them.
 
         Raises:
             GraftError: BAD_DATA, when one is not one file.
         """
-        dataset = spec.dataset
         alone = () if dataset.sources else (dataset,)
         for one in (*alone, *dataset.sources, *dataset.eval_sources, *dataset.regression_sources):
             if one.blob_digest or "://" in one.path:

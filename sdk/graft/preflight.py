@@ -111,7 +111,7 @@ async def preflight(
     """Asks the trainer; see Client.preflight."""
     message = build_spec(spec, {"adapter": _NOBODY, **options} if spec is None else options)
     if upload:
-        await Jobs(connection, namespace).upload_data(message)
+        await Jobs(connection, namespace).upload_data(message.dataset)
     request = pb.ValidateJobRequest(
         parent=namespace_name(namespace), spec=message, examples=examples
     )

@@ -22,11 +22,24 @@ class JobState(StrEnum):
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    PAUSED = "PAUSED"
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether nothing more happens by itself."""
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class JobStage(StrEnum):
+    """What a job is at; of a failed one what failed."""
+
+    PREPARING = "PREPARING"
+    TRAINING = "TRAINING"
+    EVALUATING = "EVALUATING"
+    SAVING = "SAVING"
+    MERGING = "MERGING"
+    UPLOADING = "UPLOADING"
+    COMMITTING = "COMMITTING"
 
 
 class FailureCause(StrEnum):
@@ -79,7 +92,10 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A training job as it was when asked. spec is the contract's JSON form."""
+    """A job as it was when asked.
+
+    spec is the contract's JSON form, of what kind says: "train", "merge" or "evaluate".
+    """
 
     name: str
     state: JobState
@@ -93,6 +109,10 @@ class Job:
     start_time: datetime | None
     end_time: datetime | None
     cancel_requested: bool
+    kind: str = "train"
+    stage: JobStage | None = None
+    pause_requested: bool = False
+    checkpoint_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +128,7 @@ class StateChange:
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """Something that happened to a job; exactly one of the last four is set."""
+    """Something that happened to a job; exactly one of the last five is set."""
 
     sequence: int
     time: datetime | None
@@ -117,6 +137,7 @@ class JobEvent:
     metrics: Metrics | None = None
     log: str | None = None
     checkpoint_step: int | None = None
+    stage: JobStage | None = None
 
 
 class JobFailedError(GraftError):

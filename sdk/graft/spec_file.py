@@ -20,7 +20,14 @@ from google.protobuf.message_factory import GetMessageClass
 
 from graft.errors import GraftError, Reason
 from graft.trainer.v1 import job_spec_pb2 as pb
+from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec, MergeSpec
 
+AnySpec = pb.JobSpec | MergeSpec | EvaluationSpec
+SPECS: Mapping[str, type[AnySpec]] = {
+    "train": pb.JobSpec,
+    "merge": MergeSpec,
+    "evaluate": EvaluationSpec,
+}
 _YAML_ENDINGS = (".yaml", ".yml")
 M = TypeVar("M", bound=Message)
 
@@ -40,6 +47,57 @@ def read_message_file(path: Path, message: M) -> M:
     Raises:
         GraftError: INVALID_SPEC.
     """
+    return _filled(message, _read(path), str(path))
+
+
+def read_any_spec(source: Path | str | Mapping[str, Any], kind: str = "") -> AnySpec:
+    """The spec of a job of any kind, from a file or a mapping.
+
+    Args:
+        kind: "train", "merge" or "evaluate"; "" to tell it from the names of the fields.
+
+    Raises:
+        GraftError: INVALID_SPEC, also where the fields fit several kinds; INVALID_REQUEST for another kind.
+    """
+    if kind and kind not in SPECS:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"There is no kind of job {kind!r}",
+            next_step=f"Name one of {', '.join(SPECS)}.",
+        )
+    if isinstance(source, Mapping):
+        values, where = source, "The spec"
+    else:
+        values, where = _read(Path(source)), str(source)
+    return _filled(SPECS[kind or _kind_of(values, where)](), values, where)
+
+
+def _kind_of(values: Any, where: str) -> str:
+    """The kind whose message has the most of the fields; a training, where nothing says otherwise."""
+    if not isinstance(values, Mapping):
+        return "train"
+    unknown = {
+        kind: len({str(key) for key in values} - _fields(_descriptor(message())).keys())
+        for kind, message in SPECS.items()
+    }
+    fitting = [kind for kind, count in unknown.items() if count == min(unknown.values())]
+    if len(fitting) > 1 and "train" not in fitting:
+        raise _refused(
+            f"{where} may be of {' or '.join(fitting)}",
+            f"Say which with --kind, or name a field that only one of them has: {_only(fitting)}.",
+        )
+    return fitting[0]
+
+
+def _only(kinds: list[str]) -> str:
+    """The fields by which kinds are told apart."""
+    names = {kind: {field.name for field in _descriptor(SPECS[kind]()).fields} for kind in kinds}
+    shared = set.intersection(*names.values())
+    return ", ".join(sorted(set.union(*names.values()) - shared))
+
+
+def _read(path: Path) -> Any:
+    """What a file holds."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -48,7 +106,7 @@ def read_message_file(path: Path, message: M) -> M:
         raise _refused(f"{path} cannot be read ({error.strerror})", "Name a file.") from None
     except UnicodeDecodeError as error:
         raise _refused(f"{path} is not UTF-8 (byte {error.start})", "Save it as UTF-8.") from None
-    return _filled(message, _parse(path, text), str(path))
+    return _parse(path, text)
 
 
 def spec_from_dict(values: Any, where: str = "The spec") -> pb.JobSpec:

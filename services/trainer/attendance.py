@@ -27,6 +27,7 @@ class Limits:
         cancel_grace_s: from being told to cancel until it has ended.
         exit_grace_s: from its last report until it has ended.
         stall: for a step, while it gives signs of life.
+        pause_grace_s: from being told to pause until it has ended.
     """
 
     start_timeout_s: float = 600.0
@@ -34,6 +35,7 @@ class Limits:
     cancel_grace_s: float = 10.0
     exit_grace_s: float = 10.0
     stall: StallLimits = field(default_factory=StallLimits)
+    pause_grace_s: float = 300.0
 
 
 class Attendance:
@@ -114,6 +116,13 @@ class Attendance:
             self._link.send(Preempt(reason))
         else:
             self.worker.terminate()
+
+    def pause(self, reason: str) -> None:
+        """Has the worker write a checkpoint and end, and ends it if it does not: it has an earlier one."""
+        if not self.preempted:
+            # Told twice, it would not wait for the end of its step.
+            self.preempt(reason or "It is to pause")
+        self._must_end(self._limits.pause_grace_s, "it did not stop in time when paused")
 
     def finished(self) -> None:
         """The worker's last report is stored."""

@@ -98,6 +98,12 @@ class TrainerSettings(ServiceSettings):
         ge=0,
         description="how long a cancelled worker may take to end before it is killed",
     )
+    pause_grace_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="how long a paused worker may take to write a checkpoint before it is killed; it then "
+        "goes on from the one before",
+    )
     exit_grace_s: float = Field(
         default=20.0, ge=0, description="how long a worker may take to end after its last report"
     )

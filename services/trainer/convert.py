@@ -15,7 +15,13 @@ from graft.common.v1 import common_pb2
 from graft.digests import canonical_json, digest_bytes
 from graft.errors import GraftError, Reason
 from graft.names import job_name, parse_name
-from graft.trainer.v1 import job_spec_pb2, plan_pb2, preflight_pb2, worker_service_pb2
+from graft.trainer.v1 import (
+    job_spec_pb2,
+    plan_pb2,
+    preflight_pb2,
+    stages_pb2,
+    worker_service_pb2,
+)
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from services.trainer import session
@@ -30,14 +36,17 @@ from services.trainer.jobs import (
     LogLine,
     Metrics,
     Report,
+    StageReached,
     Started,
     StateChanged,
+    Waiting,
 )
 from services.trainer.lifecycle import now
 from services.trainer.plan.accelerators import find_accelerator
 from services.trainer.spec import JobSpec, parse_spec
+from services.trainer.spec.model_jobs import evaluation_title, merge_title
 from services.trainer.stall import Beat
-from services.trainer.states import FailureCause, JobState
+from services.trainer.states import FailureCause, JobStage, JobState
 from services.trainer.store.base import RequestKey
 
 _DEFAULT_PAGE = 100
@@ -46,6 +55,10 @@ _USUAL_EXAMPLES, _MOST_EXAMPLES = 3, 50
 # Letters and digits that nobody takes for one another.
 _SUFFIX_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _SUFFIX_LENGTH = 6
+# As resources.max_restarts, which these specs do not have.
+_MODEL_JOB_RESTARTS = 3
+# Of each kind of job the field that its spec is in, of a request and of a Job.
+_SPECS = {"train": "spec", "merge": "merge", "evaluate": "evaluation"}
 _METRICS_FIELDS = (
     "step",
     "total_steps",
@@ -66,10 +79,29 @@ def new_job(request: pb.CreateJobRequest, max_nodes: int) -> tuple[Job, RequestK
         max_nodes: machines that this trainer's launcher can use for a job.
 
     Raises:
-        GraftError: INVALID_NAME, INVALID_SPEC.
+        GraftError: INVALID_NAME, INVALID_SPEC, INVALID_REQUEST.
     """
     namespace = parent_namespace(request.parent)
-    spec = parse_spec(request.spec)
+    set_ = {field.name for field, _value in request.ListFields()}
+    given = [field for field in _SPECS.values() if field in set_]
+    if len(given) > 1:
+        raise GraftError(
+            Reason.INVALID_REQUEST,
+            f"The request holds {' and '.join(given)}; it must hold one of them",
+            next_step="Make a job of each.",
+        )
+    if given and given[0] != "spec":
+        job = _model_job(request, namespace)
+    else:
+        job = _training_job(request.spec, namespace, max_nodes)
+    if not request.request_id:
+        return job, None
+    digest = digest_bytes(job.spec_json.encode())
+    return job, RequestKey(namespace, request.request_id, digest)
+
+
+def _training_job(message: job_spec_pb2.JobSpec, namespace: str, max_nodes: int) -> Job:
+    spec = parse_spec(message)
     if spec.resources.nodes > max_nodes:
         raise invalid_field(
             "resources.nodes",
@@ -77,20 +109,38 @@ def new_job(request: pb.CreateJobRequest, max_nodes: int) -> tuple[Job, RequestK
             f"at most {max_nodes}, with the launcher that this trainer has",
             "Leave it out, or give the job to a trainer with GRAFT_TRAINER_LAUNCHER=kubernetes.",
         )
-    text = canonical_json(request.spec)
-    suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(_SUFFIX_LENGTH))
-    job = Job(
-        name=job_name(namespace, f"{(spec.output.adapter or spec.output.base)[:50]}-{suffix}"),
+    return Job(
+        name=_free_name(namespace, spec.output.adapter or spec.output.base),
         namespace=namespace,
-        spec_json=text.decode(),
+        spec_json=canonical_json(message).decode(),
         slots=spec.resources.slots,
         cpu_threads=spec.resources.cpu_threads,
         max_restarts=spec.resources.max_restarts,
         create_time=now(),
     )
-    if not request.request_id:
-        return job, None
-    return job, RequestKey(namespace, request.request_id, digest_bytes(text))
+
+
+def _model_job(request: pb.CreateJobRequest, namespace: str) -> Job:
+    """A merge or an evaluation: one slot, and the usual restarts."""
+    if request.HasField("merge"):
+        kind, title = "merge", merge_title(request.merge)
+    else:
+        kind, title = "evaluate", evaluation_title(request.evaluation)
+    return Job(
+        name=_free_name(namespace, title),
+        namespace=namespace,
+        spec_json=canonical_json(getattr(request, _SPECS[kind])).decode(),
+        slots=1,
+        cpu_threads=0,
+        max_restarts=_MODEL_JOB_RESTARTS,
+        create_time=now(),
+        kind=kind,
+    )
+
+
+def _free_name(namespace: str, title: str) -> str:
+    suffix = "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(_SUFFIX_LENGTH))
+    return job_name(namespace, f"{title[:50]}-{suffix}")
 
 
 def spec_from_json(text: str) -> JobSpec:
@@ -199,7 +249,6 @@ def job(job: Job) -> pb.Job:
     """A job as a message."""
     message = pb.Job(
         name=job.name,
-        spec=json_format.Parse(job.spec_json, job_spec_pb2.JobSpec()),
         state=_state(job.state),
         failure_cause=_cause(job.cause),
         message=job.message,
@@ -209,7 +258,12 @@ def job(job: Job) -> pb.Job:
         start_time=_timestamp(job.start_time),
         end_time=_timestamp(job.end_time),
         cancel_requested=job.cancel_requested,
+        stage=_stage(job.stage),
+        pause_requested=job.pause_requested,
+        checkpoint_step=job.checkpoint_step,
     )
+    json_format.Parse(job.spec_json, getattr(message, _SPECS[job.kind]))
+    getattr(message, _SPECS[job.kind]).SetInParent()
     if job.metrics is not None:
         message.metrics.CopyFrom(_metrics(job.metrics))
     return message
@@ -237,6 +291,8 @@ def event(event: Event) -> pb.JobEvent:
             message.log = text
         case CheckpointSaved(step):
             message.checkpoint_step = step
+        case StageReached(stage):
+            message.stage = _stage(stage)
     return message
 
 
@@ -269,6 +325,11 @@ def _report(request: worker_service_pb2.SessionRequest) -> Report | Beat:
             return LogLine(request.log)
         case "checkpoint_step":
             return CheckpointSaved(request.checkpoint_step)
+        case "stage" if request.stage:
+            name = stages_pb2.JobStage.Name(request.stage)
+            return StageReached(JobStage(name.removeprefix("JOB_STAGE_")))
+        case "waiting":
+            return Waiting(request.waiting)
         case "finalizing":
             return Finalizing()
         case "finished":
@@ -310,7 +371,9 @@ def _finished(given: worker_service_pb2.Finished) -> Finished:
     if given.failure_cause:
         name = common_pb2.FailureCause.Name(given.failure_cause)
         cause = FailureCause(name.removeprefix("FAILURE_CAUSE_"))
-    return Finished(given.version, cause, given.cancelled, given.preempted, given.message)
+    return Finished(
+        given.version, cause, given.cancelled, given.preempted, given.message, given.paused
+    )
 
 
 def _measured(given: common_pb2.TrainingMetrics) -> Metrics:
@@ -328,6 +391,12 @@ def _metrics(metrics: Metrics) -> common_pb2.TrainingMetrics:
 
 def _state(state: JobState) -> pb.JobState.ValueType:
     return pb.JobState.Value(f"JOB_STATE_{state.value}")
+
+
+def _stage(stage: JobStage | None) -> stages_pb2.JobStage.ValueType:
+    if stage is None:
+        return stages_pb2.JOB_STAGE_UNSPECIFIED
+    return stages_pb2.JobStage.Value(f"JOB_STAGE_{stage.value}")
 
 
 def _cause(cause: FailureCause | None) -> common_pb2.FailureCause.ValueType:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.trainer.states import FINAL, FailureCause, JobState
+from services.trainer.states import FINAL, FailureCause, JobStage, JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,14 @@ class CheckpointSaved:
     step: int
 
 
-EventBody = StateChanged | Metrics | LogLine | CheckpointSaved
+@dataclass(frozen=True, slots=True)
+class StageReached:
+    """The job is at another stage."""
+
+    stage: JobStage
+
+
+EventBody = StateChanged | Metrics | LogLine | CheckpointSaved | StageReached
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ class Finalizing:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A worker's last report: how its attempt ended. At most one of the first four is set.
+    """A worker's last report: how its attempt ended. At most one of all but the message is set.
 
     None of them: trained, but there is no registry that the result could become a version in.
     """
@@ -91,14 +98,24 @@ class Finished:
     cancelled: bool = False
     preempted: bool = False
     message: str = ""
+    paused: bool = False
 
     @property
     def succeeded(self) -> bool:
         """Whether there is a result."""
-        return not (self.cause or self.cancelled or self.preempted)
+        return not (self.cause or self.cancelled or self.preempted or self.paused)
 
 
-Report = Started | Metrics | LogLine | CheckpointSaved | Finalizing | Finished
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A worker's report: what it waits for, in words; "" when it goes on."""
+
+    text: str
+
+
+Report = (
+    Started | Waiting | Metrics | LogLine | CheckpointSaved | StageReached | Finalizing | Finished
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +157,7 @@ class Job:
 
     Args:
         name: "namespaces/{ns}/jobs/{job}".
-        spec_json: the JobSpec as canonical protobuf JSON.
+        spec_json: the spec of its kind as canonical protobuf JSON.
         slots: accelerator slots that it needs.
         cpu_threads: of its worker; 0 for its share of the machine.
         number: order of creation; given by the store.
@@ -148,6 +165,10 @@ class Job:
         restarts: attempts that were lost; preempted ones do not count.
         last_sequence: number of its last event.
         queue_time: when it was last put in the queue.
+        kind: what the spec is of: "train", "merge" or "evaluate".
+        stage: what it is at; of a failed job what failed.
+        checkpoint_step: of its last checkpoint; 0 for none.
+        pause_requested: whether it is to pause, and its worker has not stopped yet.
     """
 
     name: str
@@ -171,6 +192,11 @@ class Job:
     end_time: datetime | None = None
     cancel_requested: bool = False
     cancel_reason: str = ""
+    kind: str = "train"
+    stage: JobStage | None = None
+    checkpoint_step: int = 0
+    pause_requested: bool = False
+    pause_reason: str = ""
 
     @property
     def ended(self) -> bool:

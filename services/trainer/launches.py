@@ -46,4 +46,5 @@ class Launches:
             registry_address=self._registry_address,
             slots=attempt.slots,
             cpu_threads=job.cpu_threads or share,
+            kind=job.kind,
         )

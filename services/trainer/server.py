@@ -207,6 +207,7 @@ def _limits(settings: TrainerSettings) -> Limits:
             settings.worker_stall_least_s,
             settings.worker_stall_first_s,
         ),
+        pause_grace_s=settings.pause_grace_s,
     )
 
 

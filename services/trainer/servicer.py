@@ -85,6 +85,29 @@ class TrainerServicer(TrainerServiceServicer):
         self._supervisor.cancel(name, request.reason)
         return convert.job(changed.job)
 
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
+        """Pauses a waiting job at once, and tells the worker of a running one to stop."""
+        name = convert.checked_job_name(request.name)
+        changed = await self._journal.change(name, lifecycle.pause(request.reason))
+        if changed.job.pause_requested:
+            self._supervisor.pause(name, changed.job.pause_reason)
+        else:
+            self._scheduler.forget(name)
+        return convert.job(changed.job)
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
+        """Puts a paused job back in the queue."""
+        return await self._take_up(request.name, lifecycle.resume())
+
+    async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.Job:
+        """Puts a failed job back in the queue."""
+        return await self._take_up(request.name, lifecycle.retry())
+
+    async def _take_up(self, name: str, decide: lifecycle.Decision) -> pb.Job:
+        changed = await self._journal.change(convert.checked_job_name(name), decide)
+        self._wake.set()
+        return convert.job(changed.job)
+
     async def WatchJob(
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.JobEvent]:

@@ -17,6 +17,19 @@ class JobState(StrEnum):
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    PAUSED = "PAUSED"
+
+
+class JobStage(StrEnum):
+    """What a job is at; the names of graft.trainer.v1.JobStage without their prefix."""
+
+    PREPARING = "PREPARING"
+    TRAINING = "TRAINING"
+    EVALUATING = "EVALUATING"
+    SAVING = "SAVING"
+    MERGING = "MERGING"
+    UPLOADING = "UPLOADING"
+    COMMITTING = "COMMITTING"
 
 
 class FailureCause(StrEnum):
@@ -35,17 +48,20 @@ _ENDS = frozenset({_S.FAILED, _S.CANCELLED})
 
 # A job goes back to QUEUED when its worker was lost or preempted and is to be started again. It may
 # succeed straight from RUNNING, where the report of FINALIZING was lost with the worker's connection.
+# PAUSED and FAILED are left by request only, to where the job stood: PENDING where it was never begun.
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
-    _S.PENDING: frozenset({_S.PREFLIGHT}) | _ENDS,
-    _S.PREFLIGHT: frozenset({_S.QUEUED}) | _ENDS,
-    _S.QUEUED: frozenset({_S.RUNNING}) | _ENDS,
-    _S.RUNNING: frozenset({_S.FINALIZING, _S.SUCCEEDED, _S.QUEUED}) | _ENDS,
-    _S.FINALIZING: frozenset({_S.SUCCEEDED, _S.QUEUED}) | _ENDS,
+    _S.PENDING: frozenset({_S.PREFLIGHT, _S.PAUSED}) | _ENDS,
+    _S.PREFLIGHT: frozenset({_S.QUEUED, _S.PAUSED}) | _ENDS,
+    _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED}) | _ENDS,
+    _S.RUNNING: frozenset({_S.FINALIZING, _S.SUCCEEDED, _S.QUEUED, _S.PAUSED}) | _ENDS,
+    _S.FINALIZING: frozenset({_S.SUCCEEDED, _S.QUEUED, _S.PAUSED}) | _ENDS,
+    _S.PAUSED: frozenset({_S.PENDING, _S.QUEUED, _S.CANCELLED}),
     _S.SUCCEEDED: frozenset(),
-    _S.FAILED: frozenset(),
+    _S.FAILED: frozenset({_S.PENDING, _S.QUEUED}),
     _S.CANCELLED: frozenset(),
 }
-FINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
+# Nothing more happens to a job by itself.
+FINAL = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
 ACTIVE = frozenset({_S.RUNNING, _S.FINALIZING})
 
 

@@ -93,6 +93,8 @@ class Supervisor:
         stored = await self._journal.change(job.name, launched(worker.handle))
         if stored.job.cancel_requested:
             attendance.cancel(stored.job.cancel_reason)
+        elif stored.job.pause_requested:
+            attendance.pause(stored.job.pause_reason)
 
     async def recover(self) -> None:
         """After a start of the trainer: takes over the workers that still run, gives up the others."""
@@ -113,6 +115,8 @@ class Supervisor:
                 attendance.finished()
             if job.cancel_requested:
                 attendance.cancel(job.cancel_reason)
+            elif job.pause_requested:
+                attendance.pause(job.pause_reason)
         unfinished = await self._journal.store.in_states(
             [one for one in JobState if one not in FINAL]
         )
@@ -165,6 +169,11 @@ class Supervisor:
         if (attendance := self._attending.get(name)) is not None:
             attendance.cancel(reason)
 
+    def pause(self, name: str, reason: str) -> None:
+        """Has the worker of a job write a checkpoint and end, if it has one."""
+        if (attendance := self._attending.get(name)) is not None:
+            attendance.pause(reason)
+
     async def drain(self, timeout_s: float) -> None:
         """Has every worker write a checkpoint and end; ends those that do not within the time.
 
@@ -212,7 +221,9 @@ class Supervisor:
         because = attendance.killed_because
         await self._settle(attempt, exit_code, because, attendance.preempted, remains)
         attendance.leave()
-        del self._attending[attempt.job]
+        if self._attending.get(attempt.job) is attendance:
+            # Else the job was taken up again at once.
+            del self._attending[attempt.job]
         self._slots.release(attempt.slots)
         await worker.release()
 

@@ -8,6 +8,7 @@ from services.trainer.jobs import Finished, Job
 from services.trainer.lifecycle import Verdict
 from services.trainer.states import FailureCause, JobState
 
+EXIT_PAUSED = 74
 EXIT_PREEMPTED = 75
 EXIT_CANCELLED = 79
 EXIT_STALLED = 76
@@ -54,12 +55,19 @@ def judge(
         return Verdict(JobState.FAILED, finished.message, finished.cause)
     if (cancelled := _cancelled(job, finished, exit_code)) is not None:
         return cancelled
+    if exit_code == EXIT_PAUSED or (finished is not None and finished.paused):
+        said = finished.message if finished is not None else ""
+        why = said or log_tail or "It stopped by itself and does not say why"
+        return Verdict(JobState.PAUSED, why)
     # The exit code of a worker that an earlier trainer started is not known.
     stopped = exit_code == EXIT_PREEMPTED or (preempted and exit_code is None)
+    failed = None if killed_because else _failed(exit_code, log_tail)
+    if job.pause_requested and failed is None:
+        return Verdict(JobState.PAUSED, job.pause_reason or "Paused")
     if draining or stopped or disrupted or (finished is not None and finished.preempted):
         why = f" ({how})" if disrupted and how else ""
         return Verdict(JobState.QUEUED, f"Preempted{why}; it goes on from its last checkpoint")
-    if not killed_because and (failed := _failed(exit_code, log_tail)) is not None:
+    if failed is not None:
         return failed
     return _lost(job, killed_because or how or _how(exit_code), log_tail)
 

@@ -153,6 +153,9 @@ def report(out: Output, job: Job) -> None:
         out.json({"event": "end", "job": job})
         return
     name = short_id(job.name)
+    if job.state is JobState.SUCCEEDED and job.kind != "train":
+        out.note(f"{name}: {job.version or job.message}")
+        return
     if job.state is JobState.SUCCEEDED:
         adapter, number = _parts(job.version or "")
         out.note(f"{name} made {adapter}:{number}.")
@@ -168,6 +171,7 @@ def report(out: Output, job: Job) -> None:
     out.note(f"{name} {job.state.lower()}{cause}: {job.message or 'no reason given'}")
     if job.state is JobState.FAILED:
         out.note(f"Its log: graft jobs logs {name}")
+        out.note(f"Take it up again where it failed: graft jobs retry {name}")
 
 
 def _parts(version: str) -> tuple[str, str]:

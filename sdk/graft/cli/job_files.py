@@ -10,20 +10,18 @@ from google.protobuf.message import Message
 from graft.errors import GraftError, Reason
 from graft.kubernetes.manual_jobs import beside_spec
 from graft.kubernetes.pod_template import SPEC_KEY
-from graft.spec_file import read_message_file
+from graft.spec_file import SPECS, read_any_spec
 from graft.specs import is_elsewhere
-from graft.trainer.v1.job_spec_pb2 import JobSpec
-from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec, MergeSpec
+from graft.trainer.v1.model_jobs_pb2 import MergeSpec
 
-_MESSAGES: dict[str, type[Message]] = {
-    "train": JobSpec,
-    "merge": MergeSpec,
-    "evaluate": EvaluationSpec,
-}
+
+def kind_of(spec: Message) -> str:
+    """What a spec is of."""
+    return next(kind for kind, message in SPECS.items() if isinstance(spec, message))
 
 
 def read_job(path: Path, kind: str) -> tuple[Message, dict[str, str], list[str]]:
-    """Reads a spec for a pod.
+    """Reads a spec for a pod; of the kind that its fields say where none is given.
 
     Returns:
         The spec with paths as the pod sees them, the files that go along by their names there, and what
@@ -32,7 +30,7 @@ def read_job(path: Path, kind: str) -> tuple[Message, dict[str, str], list[str]]
     Raises:
         GraftError: INVALID_SPEC; BAD_DATA, for a file that is not there or no text.
     """
-    message = read_message_file(path, _MESSAGES[kind]())
+    message: Message = read_any_spec(path, kind)
     files: dict[str, str] = {}
     notes: list[str] = []
     if not isinstance(message, MergeSpec):

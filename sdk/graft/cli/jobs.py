@@ -20,7 +20,9 @@ from graft.errors import GraftError, Reason
 from graft.jobs import JobHandle
 from graft.results import Job, JobState, short_id
 
-app = typer.Typer(no_args_is_help=True, help="List, watch and cancel training jobs.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, watch, pause and cancel jobs; try failed ones again."
+)
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="Its id, as `graft jobs list` shows.")
 ]
@@ -29,6 +31,7 @@ _STYLES = {
     JobState.FAILED: "red",
     JobState.RUNNING: "yellow",
     JobState.CANCELLED: "dim",
+    JobState.PAUSED: "cyan",
 }
 
 
@@ -102,6 +105,57 @@ def cancel(
 
 
 @app.command()
+def pause(
+    ctx: typer.Context,
+    job: JobArgument,
+    reason: Annotated[str, typer.Option(help="Why, for its record.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a job to write a checkpoint and free what it holds; `graft jobs resume` lets it go on."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        found = await client.job(job).pause(reason)
+        if as_json:
+            out.json(found)
+        name = short_id(found.name)
+        how = "is told to stop at the end of its step" if found.pause_requested else "is paused"
+        out.note(f"{name} {how}. Let it go on: graft jobs resume {name}")
+
+    run(ctx, out, work)
+
+
+@app.command()
+def resume(ctx: typer.Context, job: JobArgument, as_json: JsonOption = False) -> None:
+    """Let a paused job go on from its last good checkpoint."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        _show_taken_up(out, await client.job(job).resume())
+
+    run(ctx, out, work)
+
+
+@app.command()
+def retry(ctx: typer.Context, job: JobArgument, as_json: JsonOption = False) -> None:
+    """Take a failed job up again with the stage that failed: what it has made is not made again."""
+    out = Output(as_json)
+
+    async def work(client: Client) -> None:
+        _show_taken_up(out, await client.job(job).retry())
+
+    run(ctx, out, work)
+
+
+def _show_taken_up(out: Output, job: Job) -> None:
+    if out.as_json:
+        out.json(job)
+    name = short_id(job.name)
+    out.note(f"{name} is {job.state.lower()}: {job.message or 'nothing had to be done'}")
+    out.note(f"Watch it: graft jobs watch {name}")
+
+
+@app.command()
 def logs(ctx: typer.Context, job: JobArgument, as_json: JsonOption = False) -> None:
     """Print what a job said, and follow it until it ends."""
     out = Output(as_json)
@@ -167,8 +221,8 @@ def _row(job: Job) -> tuple[object, ...]:
     metrics = job.metrics
     return (
         short_id(job.name),
-        Text(job.state.lower(), style=_STYLES.get(job.state, "")),
-        job.spec.get("output", {}).get("adapter", ""),
+        _state(job),
+        _made(job),
         f"{metrics.step}/{metrics.total_steps}" if metrics else "",
         f"{metrics.loss:.4f}" if metrics else "",
         short_id(job.version) if job.version else "",
@@ -180,20 +234,36 @@ def _fields(job: Job) -> list[tuple[str, object]]:
     metrics, spec = job.metrics, job.spec
     return [
         ("job", job.name),
-        ("state", Text(job.state.lower(), style=_STYLES.get(job.state, ""))),
+        ("kind", job.kind if job.kind != "train" else None),
+        ("state", _state(job)),
+        ("stage", job.stage.lower() if job.stage else None),
         ("cause", job.failure_cause.lower().replace("_", " ") if job.failure_cause else None),
         ("message", job.message),
         ("adapter", spec.get("output", {}).get("adapter")),
+        ("of", spec.get("version") if job.kind != "train" else None),
+        ("output base", spec.get("output_base") or spec.get("output", {}).get("base")),
         ("version", job.version),
         ("base", spec.get("base", {}).get("source")),
         ("data", spec.get("dataset", {}).get("path") or spec.get("dataset", {}).get("blob_name")),
         ("attempt", job.attempt or None),
         ("step", f"{metrics.step}/{metrics.total_steps}" if metrics else None),
+        ("checkpoint", f"step {job.checkpoint_step}" if job.checkpoint_step else None),
         ("loss", f"{metrics.loss:.4f}" if metrics else None),
         ("tokens/s", f"{metrics.tokens_per_second:,.0f}" if metrics else None),
         ("created", ago(job.create_time)),
         ("took", _took(job)),
     ]
+
+
+def _state(job: Job) -> Text:
+    text = job.state.lower() + (" (pausing)" if job.pause_requested else "")
+    return Text(text, style=_STYLES.get(job.state, ""))
+
+
+def _made(job: Job) -> str:
+    """What a job works for, in a word: its adapter, or the version that it merges or evaluates."""
+    output = job.spec.get("output", {})
+    return str(output.get("adapter") or output.get("base") or job.spec.get("version", ""))
 
 
 def _took(job: Job) -> str:

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from graft.cli.cluster.create import create_objects, installed_groups
-from graft.cli.job_files import read_job
+from graft.cli.job_files import kind_of, read_job
 from graft.cli.output import Output, to_json
 from graft.cli.session import JsonOption, options, reported, run
 from graft.client import Client
@@ -19,7 +19,7 @@ from graft.errors import GraftError, Reason
 from graft.kubernetes.connect import opened
 from graft.kubernetes.group_template import child_job_name
 from graft.kubernetes.job_template import Manifest, in_order
-from graft.kubernetes.manual_jobs import KINDS, ManualJob, nodes_of, render_job
+from graft.kubernetes.manual_jobs import ManualJob, nodes_of, render_job
 from graft.kubernetes.pod_policy import PodPolicies, PodPolicy, read_policies
 from graft.results import short_id
 
@@ -33,7 +33,9 @@ SpecArgument = Annotated[
 ]
 KindOption = Annotated[
     str,
-    typer.Option(help="train, merge or evaluate: what the spec is of.", rich_help_panel=_MANIFEST),
+    typer.Option(
+        help="train, merge or evaluate: what the spec is of; told from its fields if not given."
+    ),
 ]
 NameOption = Annotated[
     str,
@@ -74,7 +76,7 @@ def add_commands(app: typer.Typer) -> None:
 def render(
     ctx: typer.Context,
     spec: SpecArgument,
-    kind: KindOption = "train",
+    kind: KindOption = "",
     name: NameOption = "",
     policy: PolicyOption = None,
     image: ImageOption = "",
@@ -119,7 +121,7 @@ def submit(
             rich_help_panel=_CLUSTER,
         ),
     ] = False,
-    kind: KindOption = "train",
+    kind: KindOption = "",
     name: NameOption = "",
     policy: PolicyOption = None,
     image: ImageOption = "",
@@ -153,13 +155,7 @@ def submit(
 
 
 async def _to_trainer(client: Client, out: Output, spec: Path, kind: str) -> None:
-    if kind != "train":
-        raise GraftError(
-            Reason.NOT_SUPPORTED,
-            f"A trainer does not {kind}",
-            next_step="Add --kubernetes, which makes a Job of it.",
-        )
-    handle = await client.train(spec)
+    handle = await client.submit(spec, kind)
     if out.as_json:
         out.json({"job": handle.name})
     out.note(
@@ -197,18 +193,12 @@ def _job(
     schedule: str,
     time_zone: str,
 ) -> tuple[ManualJob, list[str]]:
-    if kind not in KINDS:
-        raise GraftError(
-            Reason.INVALID_REQUEST,
-            f"--kind is {kind!r}; it must be one of {', '.join(KINDS)}",
-            next_step="Name what the spec is of.",
-        )
     message, files, notes = read_job(spec, kind)
     if sum(len(text.encode()) for text in files.values()) > _PLAIN_APPLY_BYTES:
         notes.append("The data is large: `kubectl apply` needs --server-side for it.")
     job = ManualJob(
         name=name or spec.stem.lower().replace("_", "-").replace(".", "-"),
-        kind=kind,
+        kind=kind_of(message),
         spec=message,
         registry_address=registry,
         namespace=namespace,

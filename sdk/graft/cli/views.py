@@ -11,7 +11,7 @@ from rich.text import Text
 
 from graft.cli.curve import draw_curve
 from graft.cli.output import Output
-from graft.results import JobEvent, Metrics
+from graft.results import JobEvent, JobState, Metrics
 
 _LINE_EVERY_S = 5.0
 
@@ -40,11 +40,13 @@ def make_view(out: Output) -> JobView:
 
 
 def event_kind(event: JobEvent) -> str:
-    """ "state_change", "metrics", "log" or "checkpoint"."""
+    """ "state_change", "metrics", "log", "stage" or "checkpoint"."""
     if event.state_change is not None:
         return "state_change"
     if event.metrics is not None:
         return "metrics"
+    if event.stage is not None:
+        return "stage"
     return "log" if event.log is not None else "checkpoint"
 
 
@@ -62,6 +64,7 @@ class JsonView:
             "state_change": event.state_change,
             "metrics": event.metrics,
             "log": event.log,
+            "stage": event.stage,
             "checkpoint": event.checkpoint_step,
         }
         name = "step" if kind == "checkpoint" else kind
@@ -140,6 +143,9 @@ class LiveView:
         if event.state_change is not None:
             description = event.state_change.to_state.lower()
             self._progress.update(self._task, description=description)
+        if event.stage is not None:
+            self._progress.update(self._task, description=event.stage.lower())
+            return
         text = describe_event(event)
         if text and event.checkpoint_step is None:
             self._progress.console.print(Text(text, style="dim"), soft_wrap=True)
@@ -183,11 +189,15 @@ def describe_event(event: JobEvent) -> str:
     """An event in words; empty for figures."""
     if event.state_change is not None:
         change = event.state_change
+        if change.to_state is JobState.PAUSED:
+            return f"paused: {change.message}. `graft jobs resume` lets it go on."
         return f"{change.to_state.lower()}: {change.message}" if change.message else (
             change.to_state.lower()
         )  # fmt: skip
     if event.log is not None:
         return event.log
+    if event.stage is not None:
+        return f"stage: {event.stage.lower()}"
     return f"checkpoint at step {event.checkpoint_step}" if event.checkpoint_step else ""
 
 

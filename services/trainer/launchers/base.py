@@ -22,12 +22,13 @@ class Launch:
         job: "namespaces/{ns}/jobs/{job}".
         attempt: from 1.
         token: what the worker proves itself with.
-        spec_json: the JobSpec as protobuf JSON.
+        spec_json: the spec of its kind as protobuf JSON.
         work_dir: folder of the job; checkpoints in it outlive the attempt.
         trainer_address: "host:port" that the worker reports to.
         registry_address: "host:port" that it commits its result to; "" for none.
         slots: numbers of the accelerator slots that it may use.
         cpu_threads: threads that it may compute with.
+        kind: what the spec is of: "train", "merge" or "evaluate".
     """
 
     job: str
@@ -39,6 +40,7 @@ class Launch:
     registry_address: str
     slots: tuple[int, ...]
     cpu_threads: int
+    kind: str = "train"
 
     @property
     def log_path(self) -> Path:

@@ -31,7 +31,8 @@ class LocalLauncher(Launcher):
     """Launcher of processes.
 
     Args:
-        command: the worker's command line, to which the path of its spec file is added.
+        command: the worker's command line, to which the kind of job is added, where it is no training, and the
+            path of its spec file.
         environment: what every worker inherits.
         devices: the GPUs behind the slots, as CUDA_VISIBLE_DEVICES names them; each worker sees those
             of its own slots, and none where there are none.
@@ -55,9 +56,10 @@ class LocalLauncher(Launcher):
         return _LocalWorker(psutil.Process(process.pid), launch.token, process)
 
     def _spawn(self, launch: Launch, spec_path: Path) -> subprocess.Popen[bytes]:
+        kind = () if launch.kind == "train" else (launch.kind,)
         with launch.log_path.open("ab") as log:
             return subprocess.Popen(
-                [*self._command, str(spec_path)],
+                [*self._command, *kind, str(spec_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

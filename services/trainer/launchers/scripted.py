@@ -17,6 +17,7 @@ import grpc
 from graft.channel import open_channel
 from graft.common.v1 import common_pb2
 from graft.files import write_atomic
+from graft.trainer.v1 import stages_pb2 as stages
 from graft.trainer.v1 import worker_service_pb2 as pb
 from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
 
@@ -44,6 +45,8 @@ class Script:
         version: what it says that it made.
         heartbeat_s: seconds between two signs of life.
         stalled_s: its heartbeats say so long that it does not get on in its step.
+        finalizing_s: how long it takes from the last step to the version.
+        failed_uploads: attempts up to this one fail when they upload.
     """
 
     steps: int = 3
@@ -57,6 +60,8 @@ class Script:
     version: str = "namespaces/default/adapters/bot/versions/1"
     heartbeat_s: float = 0.2
     stalled_s: float = 0.0
+    finalizing_s: float = 0.0
+    failed_uploads: int = 0
 
 
 class ScriptedWorker:
@@ -116,7 +121,7 @@ class ScriptedWorker:
                 return -9
             if script.exit_code and self._step * 2 >= total:
                 return script.exit_code
-        return self._finish()
+        return await self._finish()
 
     def _train_step(self, total: int) -> None:
         self._step += 1
@@ -127,13 +132,23 @@ class ScriptedWorker:
         write_atomic(self._checkpoint, json.dumps(self._step).encode())
         self._say(pb.SessionRequest(checkpoint_step=self._step))
 
-    def _finish(self) -> int:
+    async def _finish(self) -> int:
         if self._script.failure_cause:
             cause = common_pb2.FailureCause.ValueType(self._script.failure_cause)
             failed = pb.Finished(failure_cause=cause, message="as the script says")
             self._say(pb.SessionRequest(finished=failed))
             return 70
         self._say(pb.SessionRequest(finalizing=pb.Finalizing()))
+        self._say(pb.SessionRequest(stage=stages.JOB_STAGE_UPLOADING))
+        if self._hello.attempt <= self._script.failed_uploads:
+            cause = common_pb2.FAILURE_CAUSE_INTERNAL
+            failed = pb.Finished(failure_cause=cause, message="the registry is away")
+            self._say(pb.SessionRequest(finished=failed))
+            return 70
+        await asyncio.sleep(self._script.finalizing_s)
+        if self._stop_code is not None:
+            return self._stopped(self._stop_code)
+        self._say(pb.SessionRequest(stage=stages.JOB_STAGE_COMMITTING))
         self._say(pb.SessionRequest(finished=pb.Finished(version=self._script.version)))
         return 0
 

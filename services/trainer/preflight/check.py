@@ -9,6 +9,7 @@ from pathlib import Path
 from graft.bases import read_modules
 from graft.errors import GraftError, Reason
 from graft.registry.v1.registry_service_pb2 import BaseModule
+from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec
 
 from services.trainer.methods import MethodConfig
 from services.trainer.methods.lora import TARGET_WORDS
@@ -16,6 +17,7 @@ from services.trainer.objectives import OBJECTIVES
 from services.trainer.run.data import check_local_data
 from services.trainer.run.trackers.build import check_packages
 from services.trainer.spec import JobSpec, local_path
+from services.trainer.spec.model_jobs import evaluation_rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # A head that shares the embedding's weights is a module without a tensor of its own.
@@ -51,6 +53,17 @@ def check_spec(spec: JobSpec) -> None:
     check_base(spec)
     check_packages(spec.reporting)
     check_local_data(spec.dataset, OBJECTIVES[spec.objective.kind].info)
+
+
+def check_evaluation(spec: EvaluationSpec) -> None:
+    """Looks at the rows that an evaluation names, where they are on this machine.
+
+    Raises:
+        GraftError: INVALID_SPEC or BAD_DATA.
+    """
+    rows = evaluation_rows(spec)
+    if rows is not None:
+        check_local_data(rows, OBJECTIVES["sft"].info)
 
 
 def _check_other(field: str, source: str) -> None:

@@ -19,7 +19,7 @@ class ProcessPreflight(Preflight):
         self._timeout_s = timeout_s
 
     async def check(self, job: Job) -> None:
-        async for _ in run_aside(_MODULE, job.spec_json, self._timeout_s, "check"):
+        async for _ in run_aside(_MODULE, job.spec_json, self._timeout_s, "check", job.kind):
             pass
 
 

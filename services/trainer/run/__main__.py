@@ -19,6 +19,7 @@ from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
 from services.trainer.run.kube.access import JobAddress, JobApi
 from services.trainer.run.kube.reporter import JobReporter
 from services.trainer.run.last_report import leave_report
+from services.trainer.run.lean import leave_out_unused
 from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentReporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
@@ -44,6 +45,9 @@ def main(arguments: list[str]) -> int:
     except GraftError as error:
         print(error, file=sys.stderr)
         return ExitCode.BAD_CONFIG
+    if kind == "train":
+        with suppress(GraftError):  # It is said by the attempt.
+            leave_out_unused(parse_spec(read_spec_file(spec_path)))
     stop = StopSignal()
     stop.listen()
     loop = BackgroundLoop()

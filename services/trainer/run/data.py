@@ -23,7 +23,9 @@ from services.trainer.objectives.base import ObjectiveInfo
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.sources import OpenSet, OpenSets, SetOpener, open_sets
+from services.trainer.sources.base import Source
 from services.trainer.sources.local import LocalSource
+from services.trainer.sources.patient import PatientSource
 from services.trainer.spec import DatasetSpec
 
 Log = Callable[[str], None]
@@ -55,11 +57,23 @@ class Data:
     regression: Sequence[Example] = ()
 
 
-def set_opener(settings: WorkerSettings, loop: BackgroundLoop, log: Log) -> SetOpener:
-    """Opens a worker's sets; what is fetched stays in its work folder for the next attempt."""
-    return SetOpener.usual(
-        settings.work_dir / "data", log, settings.registry_address, settings.job, loop.run
-    )
+def set_opener(
+    settings: WorkerSettings, loop: BackgroundLoop, log: Log, waiting: Log | None = None
+) -> SetOpener:
+    """Opens a worker's sets; what is fetched stays in its work folder for the next attempt.
+
+    Args:
+        waiting: told what is waited for, and "" when it is back; nothing is waited for when left out.
+    """
+    folder, registry, run = settings.work_dir / "data", settings.registry_address, loop.run
+    if waiting is None:
+        return SetOpener.usual(folder, log, registry, settings.job, run)
+    patience_s, told = settings.data_patience_s, waiting
+
+    def patiently(source: Source) -> Source:
+        return PatientSource(source, patience_s, told)
+
+    return SetOpener.usual(folder, log, registry, settings.job, run, patiently)
 
 
 def read_data(

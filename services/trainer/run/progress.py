@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from google.protobuf.json_format import MessageToDict, ParseDict
 from graft.common.v1.common_pb2 import TrainingMetrics
 from graft.trainer.v1.worker_service_pb2 import Started
 from transformers import TrainerCallback
@@ -201,6 +202,7 @@ class Progress:
             "figures": self._figures,
             "evaluated": self._evaluated,
             "pieces": self.pieces.state(),
+            "last": MessageToDict(self.last),
             **{name: one.state() for name, one in self._kept.items()},
         }
         return json.dumps(content).encode()
@@ -214,6 +216,7 @@ class Progress:
         self._figures = content.get("figures", {})
         self._evaluated = content.get("evaluated", {})
         self.pieces.restore(content.get("pieces", {}))
+        ParseDict(content.get("last", {}), self.last)
         for name, one in self._kept.items():
             if name in content:
                 one.restore(content[name])
@@ -313,6 +316,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         due = self._schedule.due(step)
         if self._schedule.by_time:
             due = self._progress.agree(due)
-        control.should_save = not last and due
+        # The last one, too: what is done with the result may fail, and none of the training with it.
+        control.should_save = last or due
         if self._progress.told_to_stop and not last:
             control.should_save = control.should_training_stop = True

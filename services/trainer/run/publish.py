@@ -46,6 +46,7 @@ class Publisher:
         patience_s: how long a registry that cannot be reached is tried again.
         log: takes a line for people.
         check_stop: raises when the attempt shall end rather than try again.
+        waiting: told what is waited for, and "" when it is there; log is when left out.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Publisher:
         patience_s: float,
         log: Callable[[str], None],
         check_stop: Callable[[], None],
+        waiting: Callable[[str], None] | None = None,
     ) -> None:
         self._channel = channel
         self._registry = RegistryServiceStub(channel)
@@ -64,6 +66,7 @@ class Publisher:
         self._patience_s = patience_s
         self._log = log
         self._check_stop = check_stop
+        self._waiting = waiting or (lambda what: log(what) if what else None)
 
     async def check(self, base: pb.Base, adapter: str) -> str:
         """Makes sure that base and adapter can be what prepare() makes them, before any time is spent.
@@ -337,14 +340,17 @@ class Publisher:
         give_up_at, pause_s, told = time.monotonic() + self._patience_s, _FIRST_PAUSE_S, False
         while True:
             try:
-                return await work()
+                done = await work()
+                if told:
+                    self._waiting("")
+                return done
             except GraftError as error:
                 if error.reason not in (Reason.UNAVAILABLE, Reason.OVERLOADED):
                     raise RegistryRefusedError(error) from error
                 if time.monotonic() + pause_s > give_up_at:
                     raise
                 if not told:
-                    self._log(f"{error.message}; trying again for {self._patience_s:g} s.")
+                    self._waiting(f"{error.message}; trying again for {self._patience_s:g} s.")
                     told = True
             self._check_stop()
             await asyncio.sleep(pause_s)

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from google.protobuf.json_format import MessageToDict
 from graft.common.v1.common_pb2 import TrainingMetrics
+from graft.trainer.v1.stages_pb2 import JobStage
 from graft.trainer.v1.worker_service_pb2 import Finalizing, Finished, SessionRequest, Started
 
 from services.trainer.run.pulse import Pulse
@@ -47,6 +48,14 @@ class Reporter(ABC):
     def checkpoint(self, step: int) -> None:
         """Reports a checkpoint that is safe on disk."""
         self.send(SessionRequest(checkpoint_step=step))
+
+    def stage(self, stage: JobStage.ValueType) -> None:
+        """Reports that another stage begins."""
+        self.send(SessionRequest(stage=stage))
+
+    def waiting(self, what: str) -> None:
+        """Reports what is waited for, in words; "" when it is there."""
+        self.send(SessionRequest(waiting=what))
 
     def finalizing(self) -> None:
         """Reports that the result is on its way."""

@@ -29,6 +29,7 @@ class WorkerSettings:
         rank: of this process among those that train the job together, from 0.
         processes: how many those are.
         end_file: where the worker's last report is left for whoever ran it; None for nowhere.
+        data_patience_s: how long a place that training data is fetched from may be away.
         kubernetes_every_s: at most so often figures are written on the Job that this worker is the pod of.
         stall: how long a step may take where no trainer watches.
     """
@@ -47,6 +48,7 @@ class WorkerSettings:
     end_file: Path | None = None
     kubernetes_every_s: float = 5.0
     stall: StallLimits = field(default_factory=StallLimits)
+    data_patience_s: float = 600.0
 
     @property
     def namespace(self) -> str:
@@ -90,12 +92,13 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
             float(value("STALL_LEAST_S", str(usual.least_s))),
             float(value("STALL_FIRST_S", str(usual.first_s))),
         )
+        data_patience_s = float(value("DATA_PATIENCE_S", "600"))
         rank, processes = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     except ValueError as error:
         raise GraftError(
             Reason.INVALID_REQUEST,
             f"A variable of the worker is not a number ({error})",
-            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S, KUBERNETES_EVERY_S and STALL_*; torchrun sets RANK and WORLD_SIZE.",
+            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S, DATA_PATIENCE_S, KUBERNETES_EVERY_S and STALL_*; torchrun sets RANK and WORLD_SIZE.",
         ) from None
     work_dir = Path(value("DIR") or spec_path.parent / f"{spec_path.stem}-work").absolute()
     return WorkerSettings(
@@ -113,4 +116,5 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         end_file=Path(value("END_FILE")) if value("END_FILE") else None,
         kubernetes_every_s=every_s,
         stall=stall,
+        data_patience_s=data_patience_s,
     )

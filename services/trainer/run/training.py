@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from graft.digests import digest_bytes
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
+from graft.trainer.v1 import stages_pb2 as stages
 from transformers import set_seed
 
 from services.trainer.methods import METHODS, Method, Setting
@@ -195,6 +196,12 @@ class Training:
 
     def _fit(self, trainer: Any, store: CheckpointStore) -> None:
         checkpoint = self._shared_checkpoint(store)
+        if checkpoint and checkpoint.step >= trainer.args.max_steps:
+            self._reporter.log(
+                f"All {checkpoint.step} steps are trained; the result is saved again."
+            )
+            trainer.restore(checkpoint.path)
+            return
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
             if _had_stopped(trainer, checkpoint):
@@ -261,6 +268,7 @@ class Training:
         request: CommitVersionRequest,
         report: str,
     ) -> Result:
+        self._reporter.stage(stages.JOB_STAGE_SAVING)
         partial = self._settings.work_dir / "result.partial"
         shutil.rmtree(partial, ignore_errors=True)
         method.save(model, partial)

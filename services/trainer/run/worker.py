@@ -16,6 +16,7 @@ from graft.errors import GraftError, Reason
 from graft.keys import PrivateKey, load_key
 from graft.names import adapter_name, alias_name, base_name
 from graft.registry.v1.registry_service_pb2 import Version
+from graft.trainer.v1 import stages_pb2 as stages
 
 from services.trainer.objectives import OBJECTIVES
 from services.trainer.run.background import BackgroundLoop
@@ -170,7 +171,8 @@ class Worker:
 
     def _train(self, base: BaseFolder, team: Team) -> Result | None:
         spec, log = self._spec, self._reporter.log
-        opener = set_opener(self._settings, self._loop, log)
+        self._reporter.stage(stages.JOB_STAGE_PREPARING)
+        opener = set_opener(self._settings, self._loop, log, self._reporter.waiting)
         objective = OBJECTIVES[spec.objective.kind].info
         data = read_data(spec.dataset, objective, spec.seed, opener, log)
         from services.trainer.run.training import Training
@@ -179,6 +181,7 @@ class Worker:
         return training.run(base, data, self._output)
 
     async def _publish(self, base: BaseFolder, result: Result, key: PrivateKey | None) -> Version:
+        self._reporter.stage(stages.JOB_STAGE_UPLOADING)
         async with open_channel(self._settings.registry_address) as channel:
             publisher = self._publisher(channel)
             if self._adapter:
@@ -188,6 +191,7 @@ class Worker:
                 await publisher.prepare_bases(base.record, made)
             async with publisher.holding(result):
                 await publisher.upload(result)
+                self._reporter.stage(stages.JOB_STAGE_COMMITTING)
                 version = await publisher.commit(result, self._stop.committing)
             if key is not None:
                 # Before the alias moves: whoever serves it may load only what is signed.
@@ -203,6 +207,7 @@ class Worker:
             self._settings.registry_patience_s,
             self._reporter.log,
             self._stop.check,
+            self._reporter.waiting,
         )
 
 

@@ -135,7 +135,12 @@ def _fetch_object(store: S3Store, where: str, file: Listed, folder: Path) -> Pat
         cause = _fetch_rest(store, where, file, part, begun)
         failures = 0 if part.stat().st_size > begun else failures + 1
         if failures >= _ATTEMPTS:
-            raise unreachable(where, f"{file.name} did not arrive whole ({cause})", _AGAIN_STEP)
+            size_bytes = part.stat().st_size
+            raise unreachable(
+                where,
+                f"{file.name} did not arrive whole: it broke off at byte {size_bytes} of {file.size_bytes} ({cause})",
+                _AGAIN_STEP,
+            )
     part.replace(whole)
     return whole
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,16 +97,24 @@ class SetOpener:
 
     @classmethod
     def usual(
-        cls, folder: Path, log: Log, registry_address: str, actor: str, run: Run
+        cls,
+        folder: Path,
+        log: Log,
+        registry_address: str,
+        actor: str,
+        run: Run,
+        patiently: Callable[[Source], Source] = lambda source: source,
     ) -> SetOpener:
         """Opens every kind of place that there is.
 
         Args:
             log: takes a line for people.
             registry_address, actor, run: as of BlobSource.
+            patiently: makes of a place elsewhere one that is waited for while it is away.
         """
-        blobs = BlobSource(registry_address, actor, run)
-        return cls((blobs, ObjectSource(log), LocalSource(), HubSource(log)), folder)
+        blobs = patiently(BlobSource(registry_address, actor, run))
+        objects, hub = patiently(ObjectSource(log)), patiently(HubSource(log))
+        return cls((blobs, objects, LocalSource(), hub), folder)
 
     def fetch(self, field: str, index: int, source: DatasetSource) -> Fetched:
         """Brings a set here, if it is not.

@@ -14,6 +14,7 @@ from services.trainer.jobs import (
     Job,
     LogLine,
     Metrics,
+    StageReached,
     StateChanged,
 )
 
@@ -26,7 +27,7 @@ class Codec:
         self._attempt = TypeAdapter(Attempt)
         self._bodies: dict[str, TypeAdapter[EventBody]] = {
             kind.__name__: TypeAdapter(kind)
-            for kind in (StateChanged, Metrics, LogLine, CheckpointSaved)
+            for kind in (StateChanged, Metrics, LogLine, CheckpointSaved, StageReached)
         }
 
     def dump_job(self, job: Job) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 from graft.kubernetes.pod_policy import PodPolicies, PodPolicy
 from graft.trainer.v1 import trainer_service_pb2 as pb
@@ -22,6 +25,9 @@ from tests.support.kube_api.preflight import NoPreflight
 from tests.support.kube_api.runs import Ended, Started
 from tests.support.trainer import ENDED, follow, job_request, start_trainer, trainer_stub
 
+if TYPE_CHECKING:
+    from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
+
 STEPS = (
     "evict",
     "break watches",
@@ -30,6 +36,8 @@ STEPS = (
     "delete a job",
     "suspend a job",
     "kill a pod",
+    "pause a job",
+    "resume a job",
     "wait",
 )
 JOBS = 4
@@ -59,6 +67,15 @@ async def disturb(cluster: Cluster, step: str, which: int) -> None:
             cluster.store.update("jobs", {**job, "spec": {**job["spec"], "suspend": value}})
             await asyncio.sleep(0.02)
     await asyncio.sleep(0.03)
+
+
+async def ask(stub: TrainerServiceAsyncStub, step: str, name: str) -> None:
+    """Pauses a job or lets it go on, unless it has ended."""
+    with suppress(grpc.aio.AioRpcError):
+        if step == "pause a job":
+            await stub.PauseJob(pb.PauseJobRequest(name=name))
+        elif step == "resume a job":
+            await stub.ResumeJob(pb.ResumeJobRequest(name=name))
 
 
 @dataclass
@@ -130,9 +147,12 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
                     step, which = left.pop(0)
                     if step == "restart the trainer":
                         break
+                    await ask(stub, step, names[which % JOBS])
                     await disturb(cluster, step, which)
                 else:
                     faults.error_rate = faults.watch_break_rate = 0.0
+                    for name in names:
+                        await ask(stub, "resume a job", name)
                     for name in names:
                         check_events(await asyncio.wait_for(follow(stub, name), 120))
                     check_cluster(cluster)

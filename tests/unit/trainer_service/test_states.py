@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from graft.common.v1 import common_pb2
+from graft.trainer.v1 import stages_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from services.trainer.states import (
@@ -12,6 +13,7 @@ from services.trainer.states import (
     TRANSITIONS,
     FailureCause,
     IllegalTransitionError,
+    JobStage,
     JobState,
     check_transition,
 )
@@ -25,6 +27,10 @@ def test_the_states_and_causes_are_the_contracts() -> None:
         for name in common_pb2.FailureCause.DESCRIPTOR.values_by_name
     }
     assert {cause.value for cause in FailureCause} == causes - {"UNSPECIFIED"}
+    stages = {
+        name.removeprefix("JOB_STAGE_") for name in stages_pb2.JobStage.DESCRIPTOR.values_by_name
+    }
+    assert {stage.value for stage in JobStage} == stages - {"UNSPECIFIED"}
 
 
 def test_every_state_can_be_reached_from_pending() -> None:
@@ -36,21 +42,28 @@ def test_every_state_can_be_reached_from_pending() -> None:
     assert reached == set(JobState)
 
 
-def test_exactly_the_ends_have_no_way_out() -> None:
+def test_success_and_cancellation_have_no_way_out_and_a_failure_only_that_of_a_retry() -> None:
     assert {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED} == FINAL
+    assert not TRANSITIONS[JobState.SUCCEEDED]
+    assert not TRANSITIONS[JobState.CANCELLED]
+    assert TRANSITIONS[JobState.FAILED] == {JobState.PENDING, JobState.QUEUED}
 
 
-def test_every_job_that_has_not_ended_can_fail_and_be_cancelled() -> None:
+def test_every_job_that_has_not_ended_can_be_cancelled_and_fail_or_pause() -> None:
     for state in set(JobState) - FINAL:
-        check_transition(state, JobState.FAILED)
         check_transition(state, JobState.CANCELLED)
+        if state is not JobState.PAUSED:
+            check_transition(state, JobState.FAILED)
+            check_transition(state, JobState.PAUSED)
 
 
-def test_only_a_job_with_a_worker_goes_back_to_the_queue_or_succeeds() -> None:
+def test_only_a_job_with_a_worker_succeeds_and_nothing_runs_that_was_not_queued() -> None:
     for state in JobState:
         assert (JobState.SUCCEEDED in TRANSITIONS[state]) == (state in ACTIVE)
+        assert (JobState.RUNNING in TRANSITIONS[state]) == (state is JobState.QUEUED)
+        left_by_request = state in (JobState.PAUSED, JobState.FAILED)
         back = JobState.QUEUED in TRANSITIONS[state]
-        assert back == (state in ACTIVE or state is JobState.PREFLIGHT)
+        assert back == (state in ACTIVE or state is JobState.PREFLIGHT or left_by_request)
 
 
 @pytest.mark.parametrize(

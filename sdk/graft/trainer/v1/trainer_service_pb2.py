@@ -26,37 +26,45 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from graft.common.v1 import common_pb2 as graft_dot_common_dot_v1_dot_common__pb2
 from graft.trainer.v1 import job_spec_pb2 as graft_dot_trainer_dot_v1_dot_job__spec__pb2
 from graft.trainer.v1 import methods_pb2 as graft_dot_trainer_dot_v1_dot_methods__pb2
+from graft.trainer.v1 import model_jobs_pb2 as graft_dot_trainer_dot_v1_dot_model__jobs__pb2
 from graft.trainer.v1 import plan_pb2 as graft_dot_trainer_dot_v1_dot_plan__pb2
 from graft.trainer.v1 import preflight_pb2 as graft_dot_trainer_dot_v1_dot_preflight__pb2
+from graft.trainer.v1 import stages_pb2 as graft_dot_trainer_dot_v1_dot_stages__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&graft/trainer/v1/trainer_service.proto\x12\x10graft.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cgraft/common/v1/common.proto\x1a\x1fgraft/trainer/v1/job_spec.proto\x1a\x1egraft/trainer/v1/methods.proto\x1a\x1bgraft/trainer/v1/plan.proto\x1a graft/trainer/v1/preflight.proto\"\xac\x03\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.graft.trainer.v1.JobState\x12\x34\n\rfailure_cause\x18\x04 \x01(\x0e\x32\x1d.graft.common.v1.FailureCause\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x31\n\x07metrics\x18\x07 \x01(\x0b\x32 .graft.common.v1.TrainingMetrics\x12\x0f\n\x07version\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\x0c \x01(\x08\"\xf6\x01\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x35\n\x0cstate_change\x18\x04 \x01(\x0b\x32\x1d.graft.trainer.v1.StateChangeH\x00\x12\x33\n\x07metrics\x18\x05 \x01(\x0b\x32 .graft.common.v1.TrainingMetricsH\x00\x12\r\n\x03log\x18\x06 \x01(\tH\x00\x12\x19\n\x0f\x63heckpoint_step\x18\x07 \x01(\x03H\x00\x42\x07\n\x05\x65vent\"\xc3\x01\n\x0bStateChange\x12.\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1a.graft.trainer.v1.JobState\x12,\n\x08to_state\x18\x02 \x01(\x0e\x32\x1a.graft.trainer.v1.JobState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x34\n\rfailure_cause\x18\x04 \x01(\x0e\x32\x1d.graft.common.v1.FailureCause\x12\x0f\n\x07version\x18\x05 \x01(\t\"_\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x10ListJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.graft.trainer.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"7\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03*\xe4\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x17\n\x13JOB_STATE_PREFLIGHT\x10\x02\x12\x14\n\x10JOB_STATE_QUEUED\x10\x03\x12\x15\n\x11JOB_STATE_RUNNING\x10\x04\x12\x18\n\x14JOB_STATE_FINALIZING\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x32\xef\x05\n\x0eTrainerService\x12\x46\n\tCreateJob\x12\".graft.trainer.v1.CreateJobRequest\x1a\x15.graft.trainer.v1.Job\x12@\n\x06GetJob\x12\x1f.graft.trainer.v1.GetJobRequest\x1a\x15.graft.trainer.v1.Job\x12Q\n\x08ListJobs\x12!.graft.trainer.v1.ListJobsRequest\x1a\".graft.trainer.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\".graft.trainer.v1.CancelJobRequest\x1a\x15.graft.trainer.v1.Job\x12K\n\x08WatchJob\x12!.graft.trainer.v1.WatchJobRequest\x1a\x1a.graft.trainer.v1.JobEvent0\x01\x12\\\n\x0bValidateJob\x12$.graft.trainer.v1.ValidateJobRequest\x1a%.graft.trainer.v1.ValidateJobResponse0\x01\x12P\n\x07PlanJob\x12 .graft.trainer.v1.PlanJobRequest\x1a!.graft.trainer.v1.PlanJobResponse0\x01\x12_\n\x0cRecommendJob\x12%.graft.trainer.v1.RecommendJobRequest\x1a&.graft.trainer.v1.RecommendJobResponse0\x01\x12Z\n\x0bListMethods\x12$.graft.trainer.v1.ListMethodsRequest\x1a%.graft.trainer.v1.ListMethodsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&graft/trainer/v1/trainer_service.proto\x12\x10graft.trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cgraft/common/v1/common.proto\x1a\x1fgraft/trainer/v1/job_spec.proto\x1a\x1egraft/trainer/v1/methods.proto\x1a!graft/trainer/v1/model_jobs.proto\x1a\x1bgraft/trainer/v1/plan.proto\x1a graft/trainer/v1/preflight.proto\x1a\x1dgraft/trainer/v1/stages.proto\"\xeb\x04\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.graft.trainer.v1.JobState\x12\x34\n\rfailure_cause\x18\x04 \x01(\x0e\x32\x1d.graft.common.v1.FailureCause\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x31\n\x07metrics\x18\x07 \x01(\x0b\x32 .graft.common.v1.TrainingMetrics\x12\x0f\n\x07version\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63\x61ncel_requested\x18\x0c \x01(\x08\x12)\n\x05stage\x18\r \x01(\x0e\x32\x1a.graft.trainer.v1.JobStage\x12\x17\n\x0fpause_requested\x18\x0e \x01(\x08\x12*\n\x05merge\x18\x0f \x01(\x0b\x32\x1b.graft.trainer.v1.MergeSpec\x12\x34\n\nevaluation\x18\x10 \x01(\x0b\x32 .graft.trainer.v1.EvaluationSpec\x12\x17\n\x0f\x63heckpoint_step\x18\x11 \x01(\x03\"\xa3\x02\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x35\n\x0cstate_change\x18\x04 \x01(\x0b\x32\x1d.graft.trainer.v1.StateChangeH\x00\x12\x33\n\x07metrics\x18\x05 \x01(\x0b\x32 .graft.common.v1.TrainingMetricsH\x00\x12\r\n\x03log\x18\x06 \x01(\tH\x00\x12\x19\n\x0f\x63heckpoint_step\x18\x07 \x01(\x03H\x00\x12+\n\x05stage\x18\x08 \x01(\x0e\x32\x1a.graft.trainer.v1.JobStageH\x00\x42\x07\n\x05\x65vent\"\xc3\x01\n\x0bStateChange\x12.\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1a.graft.trainer.v1.JobState\x12,\n\x08to_state\x18\x02 \x01(\x0e\x32\x1a.graft.trainer.v1.JobState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x34\n\rfailure_cause\x18\x04 \x01(\x0e\x32\x1d.graft.common.v1.FailureCause\x12\x0f\n\x07version\x18\x05 \x01(\t\"\xc1\x01\n\x10\x43reateJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.graft.trainer.v1.JobSpec\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12*\n\x05merge\x18\x04 \x01(\x0b\x32\x1b.graft.trainer.v1.MergeSpec\x12\x34\n\nevaluation\x18\x05 \x01(\x0b\x32 .graft.trainer.v1.EvaluationSpec\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"H\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x10ListJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.graft.trainer.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"/\n\x0fPauseJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\" \n\x10ResumeJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fRetryJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03*\xfa\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x17\n\x13JOB_STATE_PREFLIGHT\x10\x02\x12\x14\n\x10JOB_STATE_QUEUED\x10\x03\x12\x15\n\x11JOB_STATE_RUNNING\x10\x04\x12\x18\n\x14JOB_STATE_FINALIZING\x10\x05\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x06\x12\x14\n\x10JOB_STATE_FAILED\x10\x07\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x08\x12\x14\n\x10JOB_STATE_PAUSED\x10\t2\xc3\x07\n\x0eTrainerService\x12\x46\n\tCreateJob\x12\".graft.trainer.v1.CreateJobRequest\x1a\x15.graft.trainer.v1.Job\x12@\n\x06GetJob\x12\x1f.graft.trainer.v1.GetJobRequest\x1a\x15.graft.trainer.v1.Job\x12Q\n\x08ListJobs\x12!.graft.trainer.v1.ListJobsRequest\x1a\".graft.trainer.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\".graft.trainer.v1.CancelJobRequest\x1a\x15.graft.trainer.v1.Job\x12\x44\n\x08PauseJob\x12!.graft.trainer.v1.PauseJobRequest\x1a\x15.graft.trainer.v1.Job\x12\x46\n\tResumeJob\x12\".graft.trainer.v1.ResumeJobRequest\x1a\x15.graft.trainer.v1.Job\x12\x44\n\x08RetryJob\x12!.graft.trainer.v1.RetryJobRequest\x1a\x15.graft.trainer.v1.Job\x12K\n\x08WatchJob\x12!.graft.trainer.v1.WatchJobRequest\x1a\x1a.graft.trainer.v1.JobEvent0\x01\x12\\\n\x0bValidateJob\x12$.graft.trainer.v1.ValidateJobRequest\x1a%.graft.trainer.v1.ValidateJobResponse0\x01\x12P\n\x07PlanJob\x12 .graft.trainer.v1.PlanJobRequest\x1a!.graft.trainer.v1.PlanJobResponse0\x01\x12_\n\x0cRecommendJob\x12%.graft.trainer.v1.RecommendJobRequest\x1a&.graft.trainer.v1.RecommendJobResponse0\x01\x12Z\n\x0bListMethods\x12$.graft.trainer.v1.ListMethodsRequest\x1a%.graft.trainer.v1.ListMethodsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.trainer.v1.trainer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=1521
-  _globals['_JOBSTATE']._serialized_end=1749
-  _globals['_JOB']._serialized_start=252
-  _globals['_JOB']._serialized_end=680
-  _globals['_JOBEVENT']._serialized_start=683
-  _globals['_JOBEVENT']._serialized_end=929
-  _globals['_STATECHANGE']._serialized_start=932
-  _globals['_STATECHANGE']._serialized_end=1127
-  _globals['_CREATEJOBREQUEST']._serialized_start=1129
-  _globals['_CREATEJOBREQUEST']._serialized_end=1224
-  _globals['_GETJOBREQUEST']._serialized_start=1226
-  _globals['_GETJOBREQUEST']._serialized_end=1255
-  _globals['_LISTJOBSREQUEST']._serialized_start=1257
-  _globals['_LISTJOBSREQUEST']._serialized_end=1329
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1331
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1411
-  _globals['_CANCELJOBREQUEST']._serialized_start=1413
-  _globals['_CANCELJOBREQUEST']._serialized_end=1461
-  _globals['_WATCHJOBREQUEST']._serialized_start=1463
-  _globals['_WATCHJOBREQUEST']._serialized_end=1518
-  _globals['_TRAINERSERVICE']._serialized_start=1752
-  _globals['_TRAINERSERVICE']._serialized_end=2503
+  _globals['_JOBSTATE']._serialized_start=2038
+  _globals['_JOBSTATE']._serialized_end=2288
+  _globals['_JOB']._serialized_start=318
+  _globals['_JOB']._serialized_end=937
+  _globals['_JOBEVENT']._serialized_start=940
+  _globals['_JOBEVENT']._serialized_end=1231
+  _globals['_STATECHANGE']._serialized_start=1234
+  _globals['_STATECHANGE']._serialized_end=1429
+  _globals['_CREATEJOBREQUEST']._serialized_start=1432
+  _globals['_CREATEJOBREQUEST']._serialized_end=1625
+  _globals['_GETJOBREQUEST']._serialized_start=1627
+  _globals['_GETJOBREQUEST']._serialized_end=1656
+  _globals['_LISTJOBSREQUEST']._serialized_start=1658
+  _globals['_LISTJOBSREQUEST']._serialized_end=1730
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1732
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1812
+  _globals['_CANCELJOBREQUEST']._serialized_start=1814
+  _globals['_CANCELJOBREQUEST']._serialized_end=1862
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1864
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1911
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1913
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1945
+  _globals['_RETRYJOBREQUEST']._serialized_start=1947
+  _globals['_RETRYJOBREQUEST']._serialized_end=1978
+  _globals['_WATCHJOBREQUEST']._serialized_start=1980
+  _globals['_WATCHJOBREQUEST']._serialized_end=2035
+  _globals['_TRAINERSERVICE']._serialized_start=2291
+  _globals['_TRAINERSERVICE']._serialized_end=3254
 # @@protoc_insertion_point(module_scope)

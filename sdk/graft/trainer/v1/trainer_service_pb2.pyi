@@ -11,6 +11,8 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from graft.common.v1 import common_pb2 as _common_pb2
 from graft.trainer.v1 import job_spec_pb2 as _job_spec_pb2
+from graft.trainer.v1 import model_jobs_pb2 as _model_jobs_pb2
+from graft.trainer.v1 import stages_pb2 as _stages_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -43,9 +45,11 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 6
     """Its version exists."""
     JOB_STATE_FAILED: _JobState.ValueType  # 7
-    """Ended with a cause."""
+    """Ended with a cause; RetryJob takes it up again."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 8
     """Ended by request."""
+    JOB_STATE_PAUSED: _JobState.ValueType  # 9
+    """Holds nothing, and waits to be resumed; its last good checkpoint is kept."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job stands. The transitions are one table in services/trainer/states.py."""
@@ -65,9 +69,11 @@ JOB_STATE_FINALIZING: JobState.ValueType  # 5
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 6
 """Its version exists."""
 JOB_STATE_FAILED: JobState.ValueType  # 7
-"""Ended with a cause."""
+"""Ended with a cause; RetryJob takes it up again."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 8
 """Ended by request."""
+JOB_STATE_PAUSED: JobState.ValueType  # 9
+"""Holds nothing, and waits to be resumed; its last good checkpoint is kept."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
@@ -88,6 +94,11 @@ class Job(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/jobs/{job}"."""
     state: Global___JobState.ValueType
@@ -102,9 +113,15 @@ class Job(_message.Message):
     """The version that it made."""
     cancel_requested: _builtins.bool
     """Whether it was asked to stop."""
+    stage: _stages_pb2.JobStage.ValueType
+    """What it is at; of a failed job the stage that failed."""
+    pause_requested: _builtins.bool
+    """Whether it was asked to pause and its worker has not stopped yet."""
+    checkpoint_step: _builtins.int
+    """Step of its last checkpoint; 0 for none."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
-        """What it does."""
+        """What it does, where it is a training."""
 
     @_builtins.property
     def metrics(self) -> _common_pb2.TrainingMetrics:
@@ -122,6 +139,14 @@ class Job(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def merge(self) -> _model_jobs_pb2.MergeSpec:
+        """What it does, where it is a merge and not a training."""
+
+    @_builtins.property
+    def evaluation(self) -> _model_jobs_pb2.EvaluationSpec:
+        """What it does, where it is an evaluation and not a training."""
+
     def __init__(
         self,
         *,
@@ -137,10 +162,15 @@ class Job(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         cancel_requested: _builtins.bool = ...,
+        stage: _stages_pb2.JobStage.ValueType = ...,
+        pause_requested: _builtins.bool = ...,
+        merge: _model_jobs_pb2.MergeSpec | None = ...,
+        evaluation: _model_jobs_pb2.EvaluationSpec | None = ...,
+        checkpoint_step: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "metrics", b"metrics", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "evaluation", b"evaluation", "merge", b"merge", "metrics", b"metrics", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "failure_cause", b"failure_cause", "message", b"message", "metrics", b"metrics", "name", b"name", "spec", b"spec", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_requested", b"cancel_requested", "checkpoint_step", b"checkpoint_step", "create_time", b"create_time", "end_time", b"end_time", "evaluation", b"evaluation", "failure_cause", b"failure_cause", "merge", b"merge", "message", b"message", "metrics", b"metrics", "name", b"name", "pause_requested", b"pause_requested", "spec", b"spec", "stage", b"stage", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -159,6 +189,7 @@ class JobEvent(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Its number within the job, from 1; what to resume after."""
     attempt: _builtins.int
@@ -167,6 +198,8 @@ class JobEvent(_message.Message):
     """A line for people."""
     checkpoint_step: _builtins.int
     """A checkpoint is safe on disk; holds its step."""
+    stage: _stages_pb2.JobStage.ValueType
+    """The job is at another stage."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -189,12 +222,13 @@ class JobEvent(_message.Message):
         metrics: _common_pb2.TrainingMetrics | None = ...,
         log: _builtins.str = ...,
         checkpoint_step: _builtins.int = ...,
+        stage: _stages_pb2.JobStage.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "event", b"event", "log", b"log", "metrics", b"metrics", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "event", b"event", "log", b"log", "metrics", b"metrics", "stage", b"stage", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint_step", b"checkpoint_step", "event", b"event", "log", b"log", "metrics", b"metrics", "sequence", b"sequence", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint_step", b"checkpoint_step", "event", b"event", "log", b"log", "metrics", b"metrics", "sequence", b"sequence", "stage", b"stage", "state_change", b"state_change", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "metrics", "log", "checkpoint_step"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["state_change", "metrics", "log", "checkpoint_step", "stage"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -247,13 +281,23 @@ class CreateJobRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"namespaces/{ns}"."""
     request_id: _builtins.str
     """Makes a repeated call answer what the first one did."""
     @_builtins.property
     def spec(self) -> _job_spec_pb2.JobSpec:
-        """What it shall do."""
+        """What it shall do: a training. Exactly one of spec, merge and evaluation is set."""
+
+    @_builtins.property
+    def merge(self) -> _model_jobs_pb2.MergeSpec:
+        """Or a merge."""
+
+    @_builtins.property
+    def evaluation(self) -> _model_jobs_pb2.EvaluationSpec:
+        """Or an evaluation."""
 
     def __init__(
         self,
@@ -261,10 +305,12 @@ class CreateJobRequest(_message.Message):
         parent: _builtins.str = ...,
         spec: _job_spec_pb2.JobSpec | None = ...,
         request_id: _builtins.str = ...,
+        merge: _model_jobs_pb2.MergeSpec | None = ...,
+        evaluation: _model_jobs_pb2.EvaluationSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "merge", b"merge", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "merge", b"merge", "parent", b"parent", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,6 +421,76 @@ class CancelJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+
+@_typing.final
+class PauseJobRequest(_message.Message):
+    """A request to pause a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/jobs/{job}"."""
+    reason: _builtins.str
+    """Why; what the job says while it is paused."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseJobRequest: _TypeAlias = PauseJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobRequest(_message.Message):
+    """A request to let a paused job go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/jobs/{job}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
+
+@_typing.final
+class RetryJobRequest(_message.Message):
+    """A request to take up a failed job again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/jobs/{job}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):

@@ -58,6 +58,21 @@ class TrainerServiceStub:
                 request_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/graft.trainer.v1.TrainerService/PauseJob',
+                request_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/graft.trainer.v1.TrainerService/ResumeJob',
+                request_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
+                _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/graft.trainer.v1.TrainerService/RetryJob',
+                request_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/graft.trainer.v1.TrainerService/WatchJob',
                 request_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchJobRequest.SerializeToString,
@@ -112,6 +127,30 @@ class TrainerServiceServicer:
 
     def CancelJob(self, request, context):
         """Asks a job to stop. It ends CANCELLED within a second or one step; FAILED_PRECONDITION when it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseJob(self, request, context):
+        """Asks a job to write a checkpoint and free what it holds. It becomes PAUSED, or ends where it was about to.
+        Again, nothing happens; FAILED_PRECONDITION when it has ended or is being cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Puts a paused job back in the queue, to go on from its last good checkpoint; takes a pause back that is on its
+        way. A job that is not paused stays as it is; FAILED_PRECONDITION when it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """Puts a failed job back in the queue, to go on with the stage that failed. A job that runs or waits stays as it
+        is, a paused one is resumed; FAILED_PRECONDITION when it has succeeded or was cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +212,21 @@ def add_TrainerServiceServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.CancelJobRequest.FromString,
+                    response_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.SerializeToString,
+            ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.PauseJobRequest.FromString,
+                    response_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.ResumeJobRequest.FromString,
+                    response_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.RetryJobRequest.FromString,
                     response_serializer=graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
@@ -309,6 +363,87 @@ class TrainerService:
             target,
             '/graft.trainer.v1.TrainerService/CancelJob',
             graft_dot_trainer_dot_v1_dot_trainer__service__pb2.CancelJobRequest.SerializeToString,
+            graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.trainer.v1.TrainerService/PauseJob',
+            graft_dot_trainer_dot_v1_dot_trainer__service__pb2.PauseJobRequest.SerializeToString,
+            graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.trainer.v1.TrainerService/ResumeJob',
+            graft_dot_trainer_dot_v1_dot_trainer__service__pb2.ResumeJobRequest.SerializeToString,
+            graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.trainer.v1.TrainerService/RetryJob',
+            graft_dot_trainer_dot_v1_dot_trainer__service__pb2.RetryJobRequest.SerializeToString,
             graft_dot_trainer_dot_v1_dot_trainer__service__pb2.Job.FromString,
             options,
             channel_credentials,

@@ -44,6 +44,18 @@ class TrainerServiceStub:
     """Lists a namespace's jobs, newest first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.CancelJobRequest, _trainer_service_pb2.Job]
     """Asks a job to stop. It ends CANCELLED within a second or one step; FAILED_PRECONDITION when it has ended."""
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.PauseJobRequest, _trainer_service_pb2.Job]
+    """Asks a job to write a checkpoint and free what it holds. It becomes PAUSED, or ends where it was about to.
+    Again, nothing happens; FAILED_PRECONDITION when it has ended or is being cancelled.
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.ResumeJobRequest, _trainer_service_pb2.Job]
+    """Puts a paused job back in the queue, to go on from its last good checkpoint; takes a pause back that is on its
+    way. A job that is not paused stays as it is; FAILED_PRECONDITION when it has ended.
+    """
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_trainer_service_pb2.RetryJobRequest, _trainer_service_pb2.Job]
+    """Puts a failed job back in the queue, to go on with the stage that failed. A job that runs or waits stays as it
+    is, a paused one is resumed; FAILED_PRECONDITION when it has succeeded or was cancelled.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_trainer_service_pb2.WatchJobRequest, _trainer_service_pb2.JobEvent]
     """Streams a job's events after a sequence number, and ends when the job has ended."""
     ValidateJob: _grpc.UnaryStreamMultiCallable[_preflight_pb2.ValidateJobRequest, _preflight_pb2.ValidateJobResponse]
@@ -68,6 +80,18 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Lists a namespace's jobs, newest first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.CancelJobRequest, _trainer_service_pb2.Job]  # type: ignore[assignment]
     """Asks a job to stop. It ends CANCELLED within a second or one step; FAILED_PRECONDITION when it has ended."""
+    PauseJob: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.PauseJobRequest, _trainer_service_pb2.Job]  # type: ignore[assignment]
+    """Asks a job to write a checkpoint and free what it holds. It becomes PAUSED, or ends where it was about to.
+    Again, nothing happens; FAILED_PRECONDITION when it has ended or is being cancelled.
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.ResumeJobRequest, _trainer_service_pb2.Job]  # type: ignore[assignment]
+    """Puts a paused job back in the queue, to go on from its last good checkpoint; takes a pause back that is on its
+    way. A job that is not paused stays as it is; FAILED_PRECONDITION when it has ended.
+    """
+    RetryJob: _aio.UnaryUnaryMultiCallable[_trainer_service_pb2.RetryJobRequest, _trainer_service_pb2.Job]  # type: ignore[assignment]
+    """Puts a failed job back in the queue, to go on with the stage that failed. A job that runs or waits stays as it
+    is, a paused one is resumed; FAILED_PRECONDITION when it has succeeded or was cancelled.
+    """
     WatchJob: _aio.UnaryStreamMultiCallable[_trainer_service_pb2.WatchJobRequest, _trainer_service_pb2.JobEvent]  # type: ignore[assignment]
     """Streams a job's events after a sequence number, and ends when the job has ended."""
     ValidateJob: _aio.UnaryStreamMultiCallable[_preflight_pb2.ValidateJobRequest, _preflight_pb2.ValidateJobResponse]  # type: ignore[assignment]
@@ -113,6 +137,36 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_service_pb2.Job, _abc.Awaitable[_trainer_service_pb2.Job]]:
         """Asks a job to stop. It ends CANCELLED within a second or one step; FAILED_PRECONDITION when it has ended."""
+
+    @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _trainer_service_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_service_pb2.Job, _abc.Awaitable[_trainer_service_pb2.Job]]:
+        """Asks a job to write a checkpoint and free what it holds. It becomes PAUSED, or ends where it was about to.
+        Again, nothing happens; FAILED_PRECONDITION when it has ended or is being cancelled.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _trainer_service_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_service_pb2.Job, _abc.Awaitable[_trainer_service_pb2.Job]]:
+        """Puts a paused job back in the queue, to go on from its last good checkpoint; takes a pause back that is on its
+        way. A job that is not paused stays as it is; FAILED_PRECONDITION when it has ended.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _trainer_service_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_service_pb2.Job, _abc.Awaitable[_trainer_service_pb2.Job]]:
+        """Puts a failed job back in the queue, to go on with the stage that failed. A job that runs or waits stays as it
+        is, a paused one is resumed; FAILED_PRECONDITION when it has succeeded or was cancelled.
+        """
 
     @_abc_1.abstractmethod
     def WatchJob(

@@ -6,6 +6,7 @@ What a worker and the trainer say to each other while a job runs."""
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from graft.common.v1 import common_pb2 as _common_pb2
+from graft.trainer.v1 import stages_pb2 as _stages_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -32,12 +33,18 @@ class SessionRequest(_message.Message):
     CHECKPOINT_STEP_FIELD_NUMBER: _builtins.int
     FINALIZING_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     report_number: _builtins.int
     """Its number within the attempt, from 1; acknowledged by this number. A repeated one changes nothing."""
     log: _builtins.str
     """A line for people."""
     checkpoint_step: _builtins.int
     """A checkpoint is safe on disk; holds its step."""
+    stage: _stages_pb2.JobStage.ValueType
+    """Another stage begins."""
+    waiting: _builtins.str
+    """What the worker waits for, in words: where its job stands. Empty when it goes on."""
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The first message of every stream; its report_number is 0."""
@@ -74,12 +81,14 @@ class SessionRequest(_message.Message):
         checkpoint_step: _builtins.int = ...,
         finalizing: Global___Finalizing | None = ...,
         finished: Global___Finished | None = ...,
+        stage: _stages_pb2.JobStage.ValueType = ...,
+        waiting: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "stage", b"stage", "started", b"started", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "report_number", b"report_number", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_step", b"checkpoint_step", "finalizing", b"finalizing", "finished", b"finished", "heartbeat", b"heartbeat", "hello", b"hello", "log", b"log", "metrics", b"metrics", "report", b"report", "report_number", b"report_number", "stage", b"stage", "started", b"started", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "heartbeat", "started", "metrics", "log", "checkpoint_step", "finalizing", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "heartbeat", "started", "metrics", "log", "checkpoint_step", "finalizing", "finished", "stage", "waiting"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Collection, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,8 @@ class KubernetesLauncher(Launcher):
         self, launch: Launch, policy: PodPolicy, size: Size, group: Group
     ) -> KubernetesWorker:
         assert self._api is not None
+        if launch.kind != "train":
+            policy = replace(policy, command=(*policy.command, launch.kind))
         plan = AttemptPlan(
             job=launch.job,
             attempt=launch.attempt,
@@ -265,6 +268,8 @@ def _is_stored(job: Object) -> bool:
 
 
 def _size_of(launch: Launch) -> Size:
+    if launch.kind != "train":
+        return Size()
     return size_of(spec_from_dict(json.loads(launch.spec_json)))
 
 

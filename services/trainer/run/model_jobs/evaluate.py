@@ -14,6 +14,7 @@ from graft.conditions import parse_condition
 from graft.errors import GraftError, Reason
 from graft.names import check_id
 from graft.registry.v1 import registry_service_pb2 as pb
+from graft.trainer.v1 import stages_pb2 as stages
 from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec
 from graft.trainer.v1.worker_service_pb2 import Started
 
@@ -101,9 +102,10 @@ class EvaluationWorker:
             GraftError: what is wrong with the spec, the version, its base or the data.
         """
         self._settings.work_dir.mkdir(parents=True, exist_ok=True)
+        self._reporter.stage(stages.JOB_STAGE_PREPARING)
         puller = Puller(self._settings, self._loop, self._reporter)
         log = self._reporter.log
-        opener = set_opener(self._settings, self._loop, log)
+        opener = set_opener(self._settings, self._loop, log, self._reporter.waiting)
         data = read_data(self._dataset, OBJECTIVES["sft"].info, 0, opener, log)
         pulled = puller.pull(self._spec.version, self._spec.base)
         figures, rows = self._measure(pulled, data)
@@ -118,6 +120,7 @@ class EvaluationWorker:
         )
         log(f"{pulled.version.name}: {found} on {rows} rows.")
         self._reporter.finalizing()
+        self._reporter.stage(stages.JOB_STAGE_COMMITTING)
         labels = self._labels(figures, rows, data.digest)
         self._loop.run(self._say(puller, pulled.version.name, labels))
         return pulled.version.name

@@ -18,6 +18,7 @@ from graft.files import write_atomic
 from graft.keys import load_key
 from graft.names import adapter_name, base_name
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage, Version
+from graft.trainer.v1 import stages_pb2 as stages
 from graft.trainer.v1.model_jobs_pb2 import MergeSpec
 
 from services.trainer.methods import METHODS
@@ -104,6 +105,7 @@ class MergeWorker:
 
     def _run(self) -> str:
         settings = self._settings
+        self._reporter.stage(stages.JOB_STAGE_PREPARING)
         puller = Puller(settings, self._loop, self._reporter)
         every = [puller.pull(one.version, self._spec.base) for one in self._recipe.sources]
         self._check(every)
@@ -118,9 +120,11 @@ class MergeWorker:
         result = find_result(settings.result_dir, self._spec_json, fingerprint)
         names = [one.version.name for one in every]
         if result is None or list(result.request.lineage.parent_versions) != names:
+            self._reporter.stage(stages.JOB_STAGE_MERGING)
             result = self._make(every)
         self._stop.check()
         self._reporter.finalizing()
+        self._reporter.stage(stages.JOB_STAGE_UPLOADING)
         self._reporter.log(describe(result))
         return self._loop.run(self._publish(every[0], result)).name
 
@@ -258,6 +262,7 @@ class MergeWorker:
                 await publisher.prepare_bases(pulled.base.record, made)
             async with publisher.holding(result):
                 await publisher.upload(result)
+                self._reporter.stage(stages.JOB_STAGE_COMMITTING)
                 version = await publisher.commit(result, self._stop.committing)
             if key is not None:
                 await publisher.sign(version, result, key)
@@ -270,6 +275,7 @@ class MergeWorker:
             self._settings.registry_patience_s,
             self._reporter.log,
             self._stop.check,
+            self._reporter.waiting,
         )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from services.trainer.objectives.base import Run
 from services.trainer.run.evaluating.undisturbed import undisturbed
@@ -204,6 +205,11 @@ class GraftTrainer(PiecewiseTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.graft_run.method.load_checkpoint(self.model, Path(resume_from_checkpoint))
         self.graft_run.progress.load(Path(resume_from_checkpoint))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Becomes what it was when the checkpoint was written, without training any further."""
+        self._load_from_checkpoint(os.fspath(checkpoint))
+        self.state = TrainerState.load_from_json(os.fspath(checkpoint / TRAINER_STATE_NAME))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes none: the version's lineage says more."""
