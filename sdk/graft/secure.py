@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import grpc
 
-from graft.tls import Renewed, Tls, read_ca, read_pair
+from graft.renewed import Renewed
+from graft.tls import Tls, read_ca, read_pair
 
 _Options = Sequence[tuple[str, str | int]]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import grpc
 from graft.errors import GraftError
-from graft.tls import Pair, Renewed, read_ca, read_pair, valid_between
+from graft.renewed import Renewed
+from graft.tls import Pair, read_ca, read_pair, valid_between
 
 from services.common.config import ServiceSettings
 from services.common.logs import get_logger
