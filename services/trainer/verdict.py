@@ -10,7 +10,7 @@ from services.trainer.states import FailureCause, JobState
 
 EXIT_PREEMPTED = 75
 EXIT_CANCELLED = 79
-EXIT_STALLED = 71
+EXIT_STALLED = 76
 # sysexits.h where it has a fitting one; the contract names them at graft.common.v1.FailureCause.
 CAUSE_BY_EXIT_CODE = {
     64: FailureCause.BAD_CONFIG,

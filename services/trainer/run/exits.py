@@ -21,8 +21,8 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 66
     REFUSED = 67
     INTERNAL = 70
-    STALLED = 71
     PREEMPTED = 75
+    STALLED = 76
     CANCELLED = 79
 
 

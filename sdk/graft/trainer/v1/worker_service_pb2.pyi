@@ -300,7 +300,7 @@ Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
 class EndStalled(_message.Message):
-    """The worker's steps do not get on: end with the stacks of all threads in the log, and with exit code 71."""
+    """The worker's steps do not get on: end with the stacks of all threads in the log, and with exit code 76."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
