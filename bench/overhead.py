@@ -192,6 +192,8 @@ def _timed(module: list[str], is_step: Any) -> Measurement:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As the trainer starts workers: the scheduler shares the cores between sessions.
+        start_new_session=True,
     )
     assert process.stdout is not None
     for text in process.stdout:

@@ -14,9 +14,10 @@ from graft.trainer.v1.worker_service_pb2 import SessionRequest, SessionResponse
 from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceServicer
 
 from services.common.interceptors import Context
-from services.trainer import convert, describe, lifecycle
+from services.trainer import convert, describe, requests
 from services.trainer.jobs import Report
 from services.trainer.journal import Journal
+from services.trainer.lifecycle import Decision
 from services.trainer.plan.process import Planning
 from services.trainer.preflight.process import Surveyor
 from services.trainer.scheduler import Scheduler
@@ -80,7 +81,7 @@ class TrainerServicer(TrainerServiceServicer):
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
         """Ends a waiting job at once, and tells the worker of a running one to stop."""
         name = convert.checked_job_name(request.name)
-        changed = await self._journal.change(name, lifecycle.cancel(request.reason))
+        changed = await self._journal.change(name, requests.cancel(request.reason))
         self._scheduler.forget(name)
         self._supervisor.cancel(name, request.reason)
         return convert.job(changed.job)
@@ -88,7 +89,7 @@ class TrainerServicer(TrainerServiceServicer):
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
         """Pauses a waiting job at once, and tells the worker of a running one to stop."""
         name = convert.checked_job_name(request.name)
-        changed = await self._journal.change(name, lifecycle.pause(request.reason))
+        changed = await self._journal.change(name, requests.pause(request.reason))
         if changed.job.pause_requested:
             self._supervisor.pause(name, changed.job.pause_reason)
         else:
@@ -97,13 +98,13 @@ class TrainerServicer(TrainerServiceServicer):
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
         """Puts a paused job back in the queue."""
-        return await self._take_up(request.name, lifecycle.resume())
+        return await self._take_up(request.name, requests.resume())
 
     async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.Job:
         """Puts a failed job back in the queue."""
-        return await self._take_up(request.name, lifecycle.retry())
+        return await self._take_up(request.name, requests.retry())
 
-    async def _take_up(self, name: str, decide: lifecycle.Decision) -> pb.Job:
+    async def _take_up(self, name: str, decide: Decision) -> pb.Job:
         changed = await self._journal.change(convert.checked_job_name(name), decide)
         self._wake.set()
         return convert.job(changed.job)

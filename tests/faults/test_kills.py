@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     # Cannot be over before somebody has seen that it began.
     "long": {"hyperparameters": {"max_steps": 200}},
     # May be lost as often as somebody likes.
-    "restarted long": {
+    "restarted-long": {
         "hyperparameters": {"max_steps": 150, "gradient_accumulation_steps": 4},
         "resources": {"max_restarts": 1000},
     },
@@ -354,7 +354,7 @@ async def killed_at_random(lab: Lab, kind: str, steps: int, kills: int, seed: in
     chance.shuffle(victims)
     # A few come when everything is trained: the result is on its way then, or just there.
     moments = sorted(chance.uniform(0, 1.1 * steps) for _ in victims)
-    adapter = f"{kind.replace(' ', '-')}-{seed}"
+    adapter = f"{kind}-{seed}"
     job = await lab.create(adapter, kind)
     for victim, moment in zip(victims, moments, strict=True):
         step = min(int(moment), steps)
@@ -384,4 +384,4 @@ async def test_twenty_kills_at_random_moments_leave_one_version_with_the_very_sa
 ) -> None:
     """GRAFT_TEST_SEED repeats a run that failed."""
     seed = int(os.environ.get("GRAFT_TEST_SEED", "0")) or secrets.randbelow(10**6)
-    await killed_at_random(lab, "restarted long", 150, 20, seed)
+    await killed_at_random(lab, "restarted-long", 150, 20, seed)

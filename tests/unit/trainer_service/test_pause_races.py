@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.trainer.jobs import Attempt, CheckpointSaved, Finalizing, Finished, Job, StateChanged
-from services.trainer.lifecycle import (
-    Decision,
-    begin,
-    cancel,
-    ended,
-    moved,
-    now,
-    pause,
-    reported,
-    resume,
-    retry,
-)
+from services.trainer.lifecycle import Decision, begin, ended, moved, now, reported
+from services.trainer.requests import cancel, pause, resume, retry
 from services.trainer.states import ACTIVE, FINAL, TRANSITIONS, FailureCause, JobState
 from services.trainer.verdict import judge
 

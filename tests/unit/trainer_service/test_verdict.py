@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.trainer.jobs import Finished, Job
-from services.trainer.lifecycle import now
+from services.trainer.jobs import Attempt, Finished, Job, Waiting
+from services.trainer.lifecycle import now, reported
 from services.trainer.states import FailureCause, JobState
 from services.trainer.verdict import judge
 
@@ -102,3 +102,43 @@ def test_a_silent_worker_that_was_killed_is_lost_and_says_why() -> None:
     verdict = judge(JOB, None, -9, killed_because="nothing was heard from it for 60 s")
     assert verdict.lost
     assert "nothing was heard from it for 60 s" in verdict.message
+
+
+def test_a_worker_that_pauses_by_itself_tells_the_reason_by_report_or_by_code() -> None:
+    full = Finished(paused=True, message="the disk is full")
+    for finished, code in ((full, 74), (full, None), (None, 74)):
+        verdict = judge(JOB, finished, code, log_tail="the disk is full")
+        assert (verdict.state, verdict.lost) == (JobState.PAUSED, False)
+        assert verdict.message == "the disk is full"
+    assert judge(CANCELLED, full, 74).state is JobState.CANCELLED
+
+
+PAUSING = replace(JOB, pause_requested=True, pause_reason="others first", restarts=2)
+
+
+@pytest.mark.parametrize(
+    ("finished", "code"),
+    [(Finished(preempted=True), 75), (None, -9), (None, None), (None, 1)],
+)
+def test_a_job_that_is_to_pause_pauses_however_its_worker_ended(
+    finished: Finished | None, code: int | None
+) -> None:
+    for draining in (False, True):
+        verdict = judge(PAUSING, finished, code, draining=draining)
+        assert (verdict.state, verdict.message) == (JobState.PAUSED, "others first")
+        assert not verdict.lost
+
+
+def test_a_failure_and_a_version_outweigh_a_pause() -> None:
+    assert judge(PAUSING, None, 65).state is JobState.FAILED
+    assert judge(PAUSING, Finished(cause=FailureCause.BAD_DATA), 65).state is JobState.FAILED
+    assert judge(PAUSING, Finished(version="v/1"), 0).state is JobState.SUCCEEDED
+
+
+def test_a_job_says_what_its_worker_waits_for_and_that_it_goes_on() -> None:
+    attempt = Attempt(JOB.name, 1, "t", (0,), "here", start_time=now())
+    waits = reported(1, [(1, Waiting("Waits for its data: s3://b/k"))])(JOB, attempt)
+    assert waits.job.message == "Waits for its data: s3://b/k"
+    goes_on = reported(1, [(2, Waiting(""))])(waits.job, waits.attempt)
+    assert goes_on.job.message == ""
+    assert "goes on" in str(goes_on.events)

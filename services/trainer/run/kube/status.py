@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from graft.common.v1 import common_pb2 as common
+from graft.trainer.v1 import stages_pb2
 from graft.trainer.v1.worker_service_pb2 import Finished, SessionRequest, Started
 
 from services.trainer.run.kube.access import JobEvent
@@ -34,6 +35,12 @@ class JobStatus:
             case "log":
                 self._say(log=report.log)
                 return False
+            case "stage":
+                stage = stages_pb2.JobStage.Name(report.stage).removeprefix("JOB_STAGE_")
+                self._say(stage=stage.lower())
+                return False
+            case "waiting":
+                self._say(message=report.waiting)
             case "started":
                 self._started(report.started)
             case "finalizing":
@@ -67,6 +74,9 @@ class JobStatus:
         if finished.preempted:
             self._say(state="preempted")
             self._event("Preempted", f"{finished.message}; goes on from its last checkpoint")
+        elif finished.paused:
+            self._say(state="paused")
+            self._event("Paused", finished.message, warning=True)
         elif finished.cancelled:
             self._say(state="cancelled")
             self._event("Cancelled", finished.message)
