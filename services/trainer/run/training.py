@@ -13,7 +13,8 @@ from transformers import set_seed
 from services.trainer.methods import METHODS, Method, Setting
 from services.trainer.objectives import OBJECTIVES, Objective, Prepared, Reading, Run
 from services.trainer.run.bases import BaseFolder, find_folder
-from services.trainer.run.checkpoints import Checkpoint, CheckpointStore
+from services.trainer.run.checkpoint_writer import CheckpointWriter
+from services.trainer.run.checkpoints import Checkpoint, CheckpointStore, Keep
 from services.trainer.run.data import Data
 from services.trainer.run.evaluating.evaluator import make_evaluator
 from services.trainer.run.exits import PreemptedError
@@ -105,6 +106,7 @@ class Training:
                 max_tokens=reading.max_tokens,
                 method=method,
                 store=store,
+                writer=CheckpointWriter(store, progress.checkpoint),
                 progress=progress,
                 load_base=load_other_base,
                 team=team,
@@ -112,6 +114,8 @@ class Training:
             )
         )
         self._fit(trainer, store)
+        if spec.checkpointing.use_best:
+            self._take_best(trainer, store)
         evaluator.end(trainer)
         progress.report_end(evaluator.figures())
         if not team.first:
@@ -173,10 +177,11 @@ class Training:
         return longest
 
     def _checkpoints(self, data: Data, base: BaseFolder) -> CheckpointStore:
+        kept = self._spec.checkpointing
         belongs_to = (self._spec_json, data.digest, base.record.fingerprint.digest)
         return CheckpointStore(
             self._settings.checkpoints_dir,
-            self._spec.checkpointing.keep,
+            Keep(kept.keep, kept.keep_best, kept.keep_every_steps),
             digest_bytes("\n".join(belongs_to).encode()),
             self._reporter.log,
         )
@@ -187,7 +192,7 @@ class Training:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
             if _had_stopped(trainer, checkpoint):
                 return
-        with self._stop.checked_by_stage():
+        with self._stop.checked_by_stage(), trainer.graft_run.writer:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         stopped_early = trainer.graft_run.evaluations.stopped_at is not None
         if trainer.state.global_step < trainer.state.max_steps and not stopped_early:
@@ -202,6 +207,27 @@ class Training:
         checkpoint = own or store.place(step)
         self._team.share_folder(checkpoint.path)
         return checkpoint
+
+    def _take_best(self, trainer: Any, store: CheckpointStore) -> None:
+        """Puts the best checkpoint's state into the model of every process, where it is better than the last step's."""
+        if self._team.first:
+            self._load_best(trainer, store)
+        self._team.begin_alike(one for one in trainer.model.parameters() if one.requires_grad)
+
+    def _load_best(self, trainer: Any, store: CheckpointStore) -> None:
+        run, last = trainer.graft_run, trainer.score
+        best = store.best()
+        if best is None or best.score is None or best.step >= trainer.state.global_step:
+            return
+        if not best.score.beats(last):
+            return
+        run.method.load_checkpoint(trainer.model, best.path)
+        run.progress.use_result(best)
+        after = f", and the last step's {last.value:.6g}" if last else ""
+        self._reporter.log(
+            f"The result is the checkpoint of step {best.step}: its {best.score.metric} is "
+            f"{best.score.value:.6g}{after}."
+        )
 
     def _lineage(self, data: Data, prepared: Prepared, progress: Progress) -> Lineage:
         return Lineage(

@@ -364,6 +364,7 @@ class DatasetSpec(_message.Message):
     LOSS_ON_FIELD_NUMBER: _builtins.int
     STREAMING_FIELD_NUMBER: _builtins.int
     REGRESSION_SOURCES_FIELD_NUMBER: _builtins.int
+    LOADER_PROCESSES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Where the set is: a file (.json, .jsonl, .csv, .parquet, .arrow), a folder of them, a hub id
     ("hf://owner/name", optionally "@revision" and "/path"), or an object's or prefix's URI ("s3://bucket/key").
@@ -385,6 +386,10 @@ class DatasetSpec(_message.Message):
     """What is learned of a row."""
     streaming: _builtins.bool
     """Read, tokenize and pack while training, for sets larger than memory; needs max_steps."""
+    loader_processes: _builtins.int
+    """Processes that make batches beside the training; 0 makes them in it, which costs little unless batches are
+    large and an accelerator is fast. Batches and their order are the same with any number. Not with streaming.
+    """
     @_builtins.property
     def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the format's fields are called in the file: {"instruction": "question", "output": "answer"}."""
@@ -427,10 +432,11 @@ class DatasetSpec(_message.Message):
         loss_on: Global___LossOn.ValueType = ...,
         streaming: _builtins.bool = ...,
         regression_sources: _abc.Iterable[Global___DatasetSource] | None = ...,
+        loader_processes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cleaning", b"cleaning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "chat_template", b"chat_template", "cleaning", b"cleaning", "columns", b"columns", "eval_fraction", b"eval_fraction", "eval_sources", b"eval_sources", "format", b"format", "loss_on", b"loss_on", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "regression_sources", b"regression_sources", "sources", b"sources", "streaming", b"streaming"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "chat_template", b"chat_template", "cleaning", b"cleaning", "columns", b"columns", "eval_fraction", b"eval_fraction", "eval_sources", b"eval_sources", "format", b"format", "loader_processes", b"loader_processes", "loss_on", b"loss_on", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "regression_sources", b"regression_sources", "sources", b"sources", "streaming", b"streaming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1640,19 +1646,37 @@ class Checkpointing(_message.Message):
 
     EVERY_STEPS_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    KEEP_BEST_FIELD_NUMBER: _builtins.int
+    USE_BEST_FIELD_NUMBER: _builtins.int
+    EVERY_S_FIELD_NUMBER: _builtins.int
+    KEEP_EVERY_STEPS_FIELD_NUMBER: _builtins.int
     every_steps: _builtins.int
-    """Steps between two checkpoints; 50 when left out."""
+    """Steps between two checkpoints; 50 when left out, or with every_s none."""
     keep: _builtins.int
     """How many of the newest are kept; 2 when left out."""
+    keep_best: _builtins.int
+    """How many of the best are kept beside the newest; 1 with use_best, else 0. A step that was evaluated and is
+    among the best gets a checkpoint of its own. Needs evaluation data.
+    """
+    use_best: _builtins.bool
+    """Whether the result is the best checkpoint's and not the last step's."""
+    every_s: _builtins.float
+    """Seconds between two checkpoints, in place of or beside every_steps; 0 for none."""
+    keep_every_steps: _builtins.int
+    """Checkpoints of steps that this number divides are kept for good; 0 for none."""
     def __init__(
         self,
         *,
         every_steps: _builtins.int = ...,
         keep: _builtins.int = ...,
+        keep_best: _builtins.int = ...,
+        use_best: _builtins.bool = ...,
+        every_s: _builtins.float = ...,
+        keep_every_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_steps", b"every_steps", "keep", b"keep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_s", b"every_s", "every_steps", b"every_steps", "keep", b"keep", "keep_best", b"keep_best", "keep_every_steps", b"keep_every_steps", "use_best", b"use_best"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,8 +14,11 @@ from transformers import Trainer
 
 from services.trainer.objectives.base import Run
 from services.trainer.run.evaluating.undisturbed import undisturbed
+from services.trainer.run.manifests import Score
 from services.trainer.run.peft_models import diverged
 from services.trainer.run.progress import ProgressCallback
+from services.trainer.run.scoring import score_of
+from services.trainer.run.trainers.saving import Schedule, take_snapshot
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
 from services.trainer.spec import JobSpec
 
@@ -48,7 +51,10 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
     def callback(self) -> ProgressCallback:
         """Reports, evaluates, saves and stops at the ends of steps."""
         run = self.graft_run
-        return ProgressCallback(self, run.progress, run.spec, run.prepared.evaluation is not None)
+        evaluates = run.prepared.evaluation is not None
+        every_steps = run.spec.evaluation.every_steps
+        schedule = Schedule(run.spec.checkpointing)
+        return ProgressCallback(self, run.progress, schedule, evaluates, every_steps)
 
     def settle(self) -> None:
         """After TRL's constructor: trained numbers are kept in float32.
@@ -166,8 +172,16 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         else:
             self.part_ways()
 
+    def begin_step(self) -> None:
+        """Gives a process that is not the first its own dropout: with another's, both would leave out the same.
+
+        By the step, so that a run that goes on draws as one that was never stopped.
+        """
+        self.score = None
+        self.part_ways()
+
     def part_ways(self) -> None:
-        """Gives this process its own dropout: with another's, both would leave out the same."""
+        """The random numbers of a process that is not the first, from the step that begins."""
         if not self.graft_run.team.first:
             run = self.graft_run
             torch.manual_seed((run.spec.seed, run.team.rank, self.state.global_step).__hash__())
@@ -180,24 +194,27 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
             self.optimizer = self.graft_run.method.optimizer(self.model, cls, options)
         return super().create_optimizer(*arguments, **named)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
+    score: Score | None = None
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Notes what the step is worth; one that is among the best gets a checkpoint."""
         run = self.graft_run
-        if not run.team.first:
-            return
+        self.score = score_of(run.spec, metrics)
+        if self.score is None or self.state.global_step >= self.state.max_steps:
+            return False
+        count = run.spec.checkpointing.keep_best
+        best = run.progress.agree(run.team.first and run.writer.among_best(self.score, count))
+        self.control.should_save = self.control.should_save or best
+        return best
 
-        def fill() -> Path:
-            Trainer._save_checkpoint(self, model, trial)
-            written = Path(self.args.output_dir) / f"checkpoint-{step}"
-            run.progress.save(written)
-            return written
+    def check_checkpoint(self) -> None:
+        """Raises the error of a checkpoint that could not be written beside the training."""
+        self.graft_run.writer.check()
 
-        run.store.write(step, fill)
-        run.progress.checkpoint(step)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        assert output_dir is not None
-        self.graft_run.method.save_checkpoint(self.model, Path(output_dir))
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.graft_run.team.first:
+            snapshot = take_snapshot(self)
+            self.graft_run.writer.submit(self.state.global_step, snapshot, self.score)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.graft_run.method.load_checkpoint(self.model, Path(resume_from_checkpoint))
@@ -260,6 +277,7 @@ def training_arguments(
         "fp16": False,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
+        "dataloader_num_workers": spec.dataset.loader_processes,
         "remove_unused_columns": False,
     }
     return config(**(usual | further))
