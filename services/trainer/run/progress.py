@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from graft.common.v1.common_pb2 import TrainingMetrics
 from graft.trainer.v1.worker_service_pb2 import Started
 from transformers import TrainerCallback
 
+from services.trainer.run.memory import Pieces
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.team import Team
@@ -41,12 +43,22 @@ class Progress:
         reporter: gets them.
         stop: asked at each step's end.
         team: the processes whose figures these are; this one alone when left out.
+        pieces: how many sequences are taken at once; all of a batch when left out.
     """
 
-    def __init__(self, reporter: Reporter, stop: StopSignal, team: Team | None = None) -> None:
+    def __init__(
+        self,
+        reporter: Reporter,
+        stop: StopSignal,
+        team: Team | None = None,
+        pieces: Pieces | None = None,
+    ) -> None:
         self._reporter = reporter
         self._stop = stop
         self._team = team or Team()
+        self.pieces = pieces or Pieces(sys.maxsize, reporter.log)
+        self.pulse = reporter.pulse
+        self.last_checkpoint = 0
         self._told_to_stop = False
         self._in_step = [0.0, 0.0, 0.0]
         self.tokens = 0
@@ -68,6 +80,22 @@ class Progress:
         self._in_step[0] += nats
         self._in_step[1] += learned_tokens
         self._in_step[2] += tokens
+
+    def mark(self) -> tuple[list[float], dict[str, int]]:
+        """What is counted of this step by now."""
+        return list(self._in_step), {name: len(all_) for name, all_ in self._figures.items()}
+
+    def go_back(self, mark: tuple[list[float], dict[str, int]]) -> None:
+        """Forgets what was counted since mark()."""
+        counted, lengths = mark
+        self._in_step = list(counted)
+        self._figures = {
+            name: all_[: lengths[name]] for name, all_ in self._figures.items() if name in lengths
+        }
+
+    def say(self, line: str) -> None:
+        """Reports a line for people."""
+        self._reporter.log(line)
 
     def join(self, batches: int) -> int:
         """Adds up what all processes did in a step; the sum of their batches.
@@ -93,8 +121,9 @@ class Progress:
         for name, value in figures.items():
             self._figures.setdefault(name, []).append(value)
 
-    def step_done(self) -> None:
+    def step_done(self, step: int) -> None:
         """Takes the time and the counts of an optimizer step."""
+        self.pulse.step_done(step)
         nats, learned, tokens = self._in_step
         self._nats += nats
         self._learned += int(learned)
@@ -120,7 +149,8 @@ class Progress:
             tokens=self.tokens,
             tokens_per_second=self._new_tokens / seconds,
             remaining_s=(state.max_steps - state.global_step) * self._step_s,
-            figures={name: sum(all_) / len(all_) for name, all_ in self._figures.items()},
+            figures={name: sum(all_) / len(all_) for name, all_ in self._figures.items()}
+            | self.pieces.figures(),
         )
         self._reporter.metrics(self.last)
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
@@ -153,10 +183,11 @@ class Progress:
             "tokens": float(self.tokens),
         }
         figures |= dict(self.last.figures)
-        return figures | self._evaluated
+        return figures | self._evaluated | self.pieces.figures()
 
     def checkpoint(self, step: int) -> None:
         """Reports a checkpoint."""
+        self.last_checkpoint = step
         self._reporter.checkpoint(step)
 
     def keep(self, name: str, kept: Kept) -> None:
@@ -170,6 +201,7 @@ class Progress:
             "unreported": [self._nats, self._learned],
             "figures": self._figures,
             "evaluated": self._evaluated,
+            "pieces": self.pieces.state(),
             **{name: one.state() for name, one in self._kept.items()},
         }
         return json.dumps(content).encode()
@@ -182,6 +214,7 @@ class Progress:
         self._nats, self._learned = content.get("unreported", (0.0, 0))
         self._figures = content.get("figures", {})
         self._evaluated = content.get("evaluated", {})
+        self.pieces.restore(content.get("pieces", {}))
         for name, one in self._kept.items():
             if name in content:
                 one.restore(content[name])
@@ -237,6 +270,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         """Reports the start."""
         self._trainer.measure_before()
         self._schedule.begin()
+        self._progress.last_checkpoint = state.global_step
         trained, total = self._trainer.count_parameters()
         self._progress.begin(
             Started(
@@ -266,7 +300,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decides what follows the step."""
         step = state.global_step
-        self._progress.step_done()
+        self._progress.step_done(step)
         self._trainer.check_checkpoint()
         last = step >= state.max_steps
         every_steps = self._evaluate_every_steps or self._trainer.steps_per_epoch

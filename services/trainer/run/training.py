@@ -18,7 +18,9 @@ from services.trainer.run.checkpoints import Checkpoint, CheckpointStore, Keep
 from services.trainer.run.data import Data
 from services.trainer.run.evaluating.evaluator import make_evaluator
 from services.trainer.run.exits import PreemptedError
+from services.trainer.run.memory import Pieces
 from services.trainer.run.models import load_model, longest_input_tokens
+from services.trainer.run.precision import check_machine, quicken
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, commit_id, library_versions, store_result
@@ -76,6 +78,7 @@ class Training:
         """
         spec, team = self._spec, self._team
         check_together(spec, team)
+        check_machine(spec.hyperparameters, torch.cuda.is_available())
         objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
         tokenizer = load_tokenizer(base.folder, spec.dataset.chat_template)
         set_seed(spec.seed)
@@ -88,17 +91,21 @@ class Training:
         )
         steps = total_steps(spec, epoch_steps)
         method = self._method(objective, base, tokenizer, steps)
-        progress = Progress(self._reporter, self._stop, team)
+        size = spec.hyperparameters.micro_batch_size
+        pieces = Pieces(size, self._reporter.log, self._settings.work_dir)
+        progress = Progress(self._reporter, self._stop, team, pieces)
         store = self._checkpoints(data, base)
         taken = spec.method.input_tokens
         evaluator = make_evaluator(
             reading, data, longest_input_tokens(model, _UNBOUNDED, taken), team, self._stop.check
         )
         progress.keep("evaluation", evaluator)
+        model = method.apply(model)
+        quicken(model, spec.hyperparameters)
         trainer = objective.make_trainer(
             Run(
                 spec=spec,
-                model=method.apply(model),
+                model=model,
                 tokenizer=tokenizer,
                 prepared=prepared,
                 total_steps=steps,
@@ -116,7 +123,7 @@ class Training:
         self._fit(trainer, store)
         if spec.checkpointing.use_best:
             self._take_best(trainer, store)
-        evaluator.end(trainer)
+        trainer.measure_after()
         progress.report_end(evaluator.figures())
         if not team.first:
             return None

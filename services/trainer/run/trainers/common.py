@@ -15,12 +15,14 @@ from transformers import Trainer
 from services.trainer.objectives.base import Run
 from services.trainer.run.evaluating.undisturbed import undisturbed
 from services.trainer.run.manifests import Score
-from services.trainer.run.peft_models import diverged
+from services.trainer.run.precision import precision_of
 from services.trainer.run.progress import ProgressCallback
 from services.trainer.run.scoring import score_of
+from services.trainer.run.trainers.pieces import PiecewiseTrainer
 from services.trainer.run.trainers.saving import Schedule, take_snapshot
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
 from services.trainer.spec import JobSpec
+from services.trainer.spec.hyperparameters import Hyperparameters
 
 _OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -31,17 +33,14 @@ _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with
 A = TypeVar("A")
 
 
-class GraftTrainer(Trainer):  # type: ignore[misc]
+class GraftTrainer(PiecewiseTrainer):
     """To be mixed in before a trainer of TRL's: `class Ours(GraftTrainer, TheirTrainer)`.
 
     Call begin() before and settle() after TRL's constructor, with callbacks=[self.callback()] in it.
     """
 
-    graft_run: Run
     steps_per_epoch: int
     optimizer: Any
-    # Whether a batch's loss is its part of the step's sum; otherwise it is the batch's own mean.
-    sums_loss = False
 
     def begin(self, run: Run) -> None:
         """Takes what the run is made of; comes before TRL's constructor."""
@@ -93,7 +92,11 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
 
     def measure_before(self) -> None:
         """Measures the untrained model, where that is asked for and not known."""
-        self.graft_run.evaluations.begin(self)
+        self.evaluate_with_room(lambda: self.graft_run.evaluations.begin(self))
+
+    def measure_after(self) -> None:
+        """Measures the result, and compares it with before."""
+        self.evaluate_with_room(lambda: self.graft_run.evaluations.end(self))
 
     def held_out(self) -> tuple[float, Mapping[str, float]]:
         """The loss on the held-out rows, and the objective's further figures of them."""
@@ -113,50 +116,36 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
             self.control.should_training_stop = True
         return {f"eval_{name}": value for name, value in figures.items()}
 
-    def check_loss(self, loss: torch.Tensor, what: str = "") -> float:
-        """The loss as a number.
-
-        Raises:
-            GraftError: INVALID_SPEC, when it is not finite; the message names the step and what.
-        """
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            where = f" ({what})" if what else ""
-            raise diverged(f"The loss is not finite at step {self.state.global_step + 1}{where}")
-        return value
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Reports a step's figures."""
         if "loss" in logs:
             progress = self.graft_run.progress
             progress.report(self.state, logs.get("grad_norm", 0.0), logs["learning_rate"])
 
-    def training_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """A forward and backward pass, and that of what the method adds to the loss; the team's at a step's end."""
-        team = self.graft_run.team
-        # An objective that one process trains may have inputs of another kind.
-        if not team.alone and inputs.pop(IDLE, False):
-            loss = torch.zeros((), device=self.args.device)
-        else:
-            self._live_batches += 1
-            loss = super().training_step(model, inputs, *arguments, **named)
-            extra = self.graft_run.method.extra_loss(self.model)
-            if extra is not None:
-                share = team.size if self.sums_loss else 1
-                (extra / self.args.gradient_accumulation_steps / share).backward()
-        if not team.alone and self.accelerator.sync_gradients:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not self.graft_run.team.alone and self.accelerator.sync_gradients:
             self._join_step()
         return loss
 
-    _live_batches = 0
+    def learn(self, model: Any, batch: Any, num_items: Any) -> Any:
+        """Forward and backward passes of a batch; its loss. One that is there to fill up has none."""
+        if _is_idle(batch):
+            return torch.zeros((), device=self.args.device)
+        loss = super().learn(model, batch, num_items)
+        extra = self.graft_run.method.extra_loss(self.model)
+        if extra is not None:
+            share = self.current_gradient_accumulation_steps * self.graft_run.team.size
+            self.accelerator.backward(extra / share)
+        return loss
 
     def _join_step(self) -> None:
         """Makes of each process' gradients those of the whole step."""
-        batches = self.graft_run.progress.join(self._live_batches)
-        # A mean over this process' batches becomes one over everybody's, of which some may be idle at the end.
-        factor = 1.0 if self.sums_loss else self.current_gradient_accumulation_steps / batches
-        self.graft_run.team.sum_gradients(self._trained(), factor)
-        self._live_batches = 0
+        live = sum(1 for batch in self._graft_step.batches if not _is_idle(batch))
+        self.graft_run.progress.join(live)
+        # Each process' losses are parts of the sum over everybody's rows.
+        self.graft_run.team.sum_gradients(self._trained(), 1.0)
 
     def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> Any:
         """Learned tokens of the step, in all processes."""
@@ -227,6 +216,11 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         """Sends none: a user's training is nobody's business."""
 
 
+def _is_idle(batch: Any) -> bool:
+    # An objective that one process trains may have batches of another kind.
+    return isinstance(batch, dict) and bool(batch.get(IDLE, False))
+
+
 def steps_per_epoch(spec: JobSpec, sequences: int, processes: int = 1) -> int:
     """Optimizer steps of one pass over the data."""
     batches = math.ceil(sequences / spec.hyperparameters.micro_batch_size)
@@ -252,14 +246,15 @@ def training_arguments(
     """
     hyper = spec.hyperparameters
     cuda = torch.cuda.is_available()
+    precision = precision_of(hyper, cuda)
     usual = {
         "output_dir": os.fspath(output_dir),
         "per_device_train_batch_size": hyper.micro_batch_size,
         "gradient_accumulation_steps": hyper.gradient_accumulation_steps,
         "max_steps": steps,
         "learning_rate": hyper.learning_rate,
-        "lr_scheduler_type": _SCHEDULES[hyper.schedule],
-        "warmup_steps": math.ceil(hyper.warmup_ratio * steps),
+        **_schedule(hyper),
+        "warmup_steps": hyper.warmup_of(steps),
         "weight_decay": hyper.weight_decay,
         "max_grad_norm": hyper.max_grad_norm,
         "gradient_checkpointing": hyper.gradient_checkpointing,
@@ -273,14 +268,23 @@ def training_arguments(
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "bf16": cuda and torch.cuda.is_bf16_supported(),
-        "fp16": False,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "neftune_noise_alpha": hyper.neftune_alpha or None,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "dataloader_num_workers": spec.dataset.loader_processes,
         "remove_unused_columns": False,
     }
     return config(**(usual | further))
+
+
+def _schedule(hyper: Hyperparameters) -> dict[str, Any]:
+    """The schedule as transformers names it; its least learning rate as a share, since a method may have several."""
+    if not hyper.min_learning_rate:
+        return {"lr_scheduler_type": _SCHEDULES[hyper.schedule]}
+    least = {"min_lr_rate": hyper.min_learning_rate / hyper.learning_rate}
+    return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": least}
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 
 from services.trainer.objectives.base import Run
-from services.trainer.run.batches import RowOrder
+from services.trainer.run.batches import RowOrder, with_source
 from services.trainer.run.trainers.common import GraftTrainer, without_dropout
 from services.trainer.run.trainers.reference import base_is_below
-from services.trainer.run.trainers.shares import share_rows
+from services.trainer.run.trainers.shares import IDLE, share_rows
 
 Row = dict[str, Any]
 
@@ -23,6 +23,12 @@ class ComparingTrainer(GraftTrainer):
     The loss that is reported is the mean over sequences, or pairs of them.
     """
 
+    # What compute_loss() gives is a part of the step's loss, and not to be divided once more.
+    loss_is_scaled_for_ga = True
+    # Of the step that is worked on; 0 outside of one.
+    _step_sequences = _step_tokens = 0.0
+    # What the mean over a batch's tokens is multiplied with, so that the step's is a mean over all of its tokens.
+    token_weight = 1.0
     # TRL's names of what is reported, and ours.
     figures: ClassVar[Mapping[str, str]]
 
@@ -45,12 +51,17 @@ class ComparingTrainer(GraftTrainer):
     def collator(self, theirs: Callable[[list[Row]], Row]) -> Callable[[list[Row]], Row]:
         """TRL's collator on the rows of those numbers."""
         rows: Sequence[Row] = self.graft_run.prepared.train
+        self._theirs = theirs
 
         def collate(features: list[dict[str, int]]) -> Row:
-            return theirs([rows[one["row"]] for one in features])
+            return with_source([rows[one["row"]] for one in features], lambda all_: theirs([*all_]))
 
         collated: Callable[[list[Row]], Row] = self.shared_collator(collate)
         return collated
+
+    def make_batch(self, items: Sequence[Row]) -> Row:
+        """A batch of some of another's rows."""
+        return self._theirs(list(items))
 
     def reference(self) -> Any | None:
         """A copy of the base as the reference; None where the adapter can be turned off instead."""
@@ -78,25 +89,40 @@ class ComparingTrainer(GraftTrainer):
         self._signature_columns = ["row"]
 
     def compute_loss(self, model: Any, inputs: Row, *arguments: Any, **named: Any) -> torch.Tensor:
-        """The mean loss of a batch's sequences."""
+        """A batch's part of the mean loss of the whole step's sequences."""
         sequences, tokens = self._size(inputs)
+        share = sequences / (self._step_sequences or sequences)
+        if self._step_tokens:
+            self.token_weight = self.supervised_tokens(inputs) / self._step_tokens / share
         loss: torch.Tensor = super().compute_loss(model, inputs, *arguments, **named)
+        self.token_weight = 1.0
         value = self.check_loss(loss)
         progress = self.graft_run.progress
         progress.add_batch(value * sequences, sequences, tokens)
         progress.add_figures(self._taken())
-        return loss
+        return loss * share
+
+    def step_begins(self, batches: list[Row]) -> None:
+        """Counts the sequences of the step, in all processes: a mean over batches would weigh small ones more."""
+        live = [one for one in batches if not one.get(IDLE, False)]
+        counts = [
+            float(sum(self._size(one)[0] for one in live)),
+            float(sum(self.supervised_tokens(one) for one in live)),
+        ]
+        self._step_sequences, self._step_tokens = self.graft_run.team.sum(counts)
+
+    def supervised_tokens(self, inputs: Row) -> int:
+        """Tokens of a batch that a part of the loss is a mean over; 0 where there is no such part."""
+        return 0
 
     @torch.no_grad()
     def held_out(self) -> tuple[float, Mapping[str, float]]:
         """Mean loss of the held-out sequences, and the means of their figures."""
         rows: Sequence[Row] = self.graft_run.prepared.evaluation or ()
-        size = self.graft_run.spec.hyperparameters.micro_batch_size
         total, figures, seen = 0.0, dict[str, float](), dict[str, float]()
         team = self.graft_run.team
         with without_dropout(self.model):
-            for start in range(team.rank * size, len(rows), team.size * size):
-                part = rows[start : start + size]
+            for part in self.evaluation_batches(rows):
                 inputs = self._prepare_inputs(self.eval_collator(part))
                 total += float(super().compute_loss(self.model, inputs)) * len(part)
                 for name, value in self._taken().items():

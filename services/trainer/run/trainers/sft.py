@@ -9,7 +9,7 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from services.trainer.objectives.base import Run
-from services.trainer.run.batches import PackedRows, PaddedRows, RowOrder
+from services.trainer.run.batches import SOURCE, PackedRows, PaddedRows, RowOrder
 from services.trainer.run.isolation import check_isolation
 from services.trainer.run.streams import InOrder, StreamedRows
 from services.trainer.run.trainers.common import (
@@ -22,18 +22,15 @@ from services.trainer.run.trainers.shares import share_rows
 from services.trainer.spec import JobSpec
 from services.trainer.tokens import IGNORED
 
-_NAMED_ROWS = 8
-
 
 class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
     """TRL's trainer; run.prepared is as prepare_rows() makes it."""
-
-    sums_loss = True
 
     def __init__(self, run: Run) -> None:
         self.begin(run)
         batches: PaddedRows | PackedRows | StreamedRows = run.prepared.train
         self._order = _order(batches, run.spec)
+        self._batches = batches
         super().__init__(
             model=run.model,
             args=training_arguments(
@@ -59,6 +56,10 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         if batches.packs:
             check_isolation(self.model)
 
+    def make_batch(self, items: Any) -> dict[str, Any]:
+        """A batch of some of another's items."""
+        return self._batches.make(items)
+
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch, from 0."""
         self._order.begin_epoch(epoch)
@@ -81,8 +82,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         assert num_items_in_batch is not None
         rows = self._take_rows(inputs)
         loss = self.batch_loss(model, inputs, num_items_in_batch)
-        places = "; ".join(str(row.place) for row in rows[:_NAMED_ROWS])
-        nats = self.check_loss(loss, places) * int(num_items_in_batch)
+        nats = self.check_loss(loss) * int(num_items_in_batch)
         learned = int((inputs["labels"][:, 1:] != IGNORED).sum())
         self.graft_run.progress.add_batch(nats, learned, sum(len(row) for row in rows))
         return loss
@@ -123,11 +123,10 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         return nats / max(learned, 1), {}
 
     def _eval_inputs(self, batches: PaddedRows) -> Iterator[dict[str, torch.Tensor]]:
-        size = self.graft_run.spec.hyperparameters.micro_batch_size
         order = sorted(range(len(batches.rows)), key=lambda row: -len(batches.rows[row]))
-        team = self.graft_run.team
-        for start in range(team.rank * size, len(order), team.size * size):
-            inputs = batches([{"row": row} for row in order[start : start + size]])
+        for rows in self.evaluation_batches(order):
+            inputs = batches([{"row": row} for row in rows])
+            del inputs[SOURCE]
             self._take_rows(inputs)
             yield self._prepare_inputs(inputs)
 
