@@ -66,8 +66,8 @@ class Progress:
         self.last = TrainingMetrics()
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
         self._figures: dict[str, list[float]] = {}
-        self._evaluated: dict[str, float] = {}
         self._kept: dict[str, Kept] = {}
+        self._evaluated: dict[str, float] = {}
         self._step_s = 0.0
         self._reported_at = self._stepped_at = time.monotonic()
 
@@ -238,9 +238,6 @@ class EpochTrainer(Protocol):
     def begin_step(self) -> None:
         """What comes before the batches of a step."""
 
-    def part_ways(self) -> None:
-        """Gives a process that is not the first random numbers of its own."""
-
     def check_checkpoint(self) -> None:
         """Raises the error of a checkpoint that could not be written beside the training."""
 
@@ -263,7 +260,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         progress: Progress,
         schedule: Schedule,
         evaluates: bool,
-        evaluate_every_steps: int = 0,
+        evaluate_every_steps: int,
     ) -> None:
         self._trainer = trainer
         self._progress = progress
@@ -273,9 +270,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
-        self._schedule.begin()
         self._trainer.measure_before()
-        self._trainer.part_ways()
+        self._schedule.begin()
         self._progress.last_checkpoint = state.global_step
         trained, total = self._trainer.count_parameters()
         self._progress.begin(

@@ -124,7 +124,7 @@ class Training:
         self._fit(trainer, store)
         if spec.checkpointing.use_best:
             self._take_best(trainer, store)
-        evaluator.end(trainer)
+        trainer.measure_after()
         progress.report_end(evaluator.figures())
         if not team.first:
             return None
@@ -214,9 +214,7 @@ class Training:
 
     def _shared_checkpoint(self, store: CheckpointStore) -> Checkpoint | None:
         """The first process' last good checkpoint, in every process: their disks need not be one."""
-        return self._shared(store.last_good() if self._team.first else None, store)
-
-    def _shared(self, own: Checkpoint | None, store: CheckpointStore) -> Checkpoint | None:
+        own = store.last_good() if self._team.first else None
         step = self._team.tell(own.step if own else 0)
         if not step:
             return None
@@ -225,23 +223,24 @@ class Training:
         return checkpoint
 
     def _take_best(self, trainer: Any, store: CheckpointStore) -> None:
-        """Puts the best checkpoint's state into the model, where it is better than the last step's."""
+        """Puts the best checkpoint's state into the model of every process, where it is better than the last step's."""
+        if self._team.first:
+            self._load_best(trainer, store)
+        self._team.begin_alike(one for one in trainer.model.parameters() if one.requires_grad)
+
+    def _load_best(self, trainer: Any, store: CheckpointStore) -> None:
         run, last = trainer.graft_run, trainer.score
-        best = store.best() if self._team.first else None
-        score = best.score if best and best.step < trainer.state.global_step else None
-        if score is None or not score.beats(last):
-            best = None
-        checkpoint = self._shared(best, store)
-        if checkpoint is None:
+        best = store.best()
+        if best is None or best.score is None or best.step >= trainer.state.global_step:
             return
-        run.method.load_checkpoint(trainer.model, checkpoint.path)
-        run.progress.use_result(checkpoint)
-        if best is None or score is None:
+        if not best.score.beats(last):
             return
+        run.method.load_checkpoint(trainer.model, best.path)
+        run.progress.use_result(best)
         after = f", and the last step's {last.value:.6g}" if last else ""
         self._reporter.log(
-            f"The result is the checkpoint of step {best.step}: its {score.metric} is "
-            f"{score.value:.6g}{after}."
+            f"The result is the checkpoint of step {best.step}: its {best.score.metric} is "
+            f"{best.score.value:.6g}{after}."
         )
 
     def _lineage(self, data: Data, prepared: Prepared, progress: Progress) -> Lineage:

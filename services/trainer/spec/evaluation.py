@@ -84,8 +84,8 @@ class Evaluation:
 
     @property
     def best_is_highest(self) -> bool:
-        """Whether more of best_metric is better."""
-        return higher_is_better(self.best_metric)
+        """Whether more of best_metric, or else of the loss, is better."""
+        return higher_is_better(self.best_metric or "loss")
 
     @property
     def alias_conditions(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ def test_nothing_is_measured_that_is_not_asked_for() -> None:
     evaluation = spec_with().evaluation
     assert not evaluation.measures
     assert (evaluation.metrics, evaluation.gate, evaluation.best_metric) == ((), (), "")
+    assert not evaluation.best_is_highest
 
 
 def test_what_is_left_out_takes_the_contracts_defaults() -> None:

@@ -52,8 +52,8 @@ class GraftTrainer(PiecewiseTrainer):
         """Reports, evaluates, saves and stops at the ends of steps."""
         run = self.graft_run
         evaluates = run.prepared.evaluation is not None
-        schedule = Schedule(run.spec.checkpointing)
         every_steps = run.spec.evaluation.every_steps
+        schedule = Schedule(run.spec.checkpointing)
         return ProgressCallback(self, run.progress, schedule, evaluates, every_steps)
 
     def settle(self) -> None:
@@ -93,7 +93,11 @@ class GraftTrainer(PiecewiseTrainer):
 
     def measure_before(self) -> None:
         """Measures the untrained model, where that is asked for and not known."""
-        self.graft_run.evaluations.begin(self)
+        self.evaluate_with_room(lambda: self.graft_run.evaluations.begin(self))
+
+    def measure_after(self) -> None:
+        """Measures the result, and compares it with before."""
+        self.evaluate_with_room(lambda: self.graft_run.evaluations.end(self))
 
     def held_out(self) -> tuple[float, Mapping[str, float]]:
         """The loss on the held-out rows, and the objective's further figures of them."""
