@@ -18,6 +18,7 @@ BENCHMARKS = (
     "promotions",
     "lora",
     "training",
+    "merge",
     "plan",
     "preflight",
     "registry",
