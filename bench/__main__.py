@@ -20,6 +20,7 @@ BENCHMARKS = (
     "training",
     "checkpoints",
     "overhead",
+    "merge",
     "plan",
     "preflight",
     "registry",

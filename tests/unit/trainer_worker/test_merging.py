@@ -56,7 +56,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
             check.main(command[-1])
         return subprocess.CompletedProcess(command, 0, out.getvalue(), "")
 
-    monkeypatch.setattr(proof.subprocess, "run", run)
+    monkeypatch.setattr("services.trainer.run.model_jobs.proof.subprocess.run", run)
 
 
 @pytest.fixture

@@ -297,5 +297,8 @@ def _check_method(pulled: Pulled) -> None:
 def _check_architecture(pulled: Pulled) -> None:
     """Refuses what GGUF cannot hold before anything is computed."""
     from services.trainer.run.model_jobs.gguf_file import check_exportable
+    from services.trainer.run.model_jobs.gguf_vocabulary import read_vocabulary
 
-    check_exportable(json.loads((pulled.base.folder / "config.json").read_text("utf-8")))
+    config = json.loads((pulled.base.folder / "config.json").read_text("utf-8"))
+    check_exportable(config)
+    read_vocabulary(pulled.base.folder, config["vocab_size"])
