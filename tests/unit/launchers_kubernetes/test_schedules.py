@@ -36,7 +36,26 @@ JOBS = 4
 Schedule = list[tuple[str, int]]
 
 
-async def disturb(cluster: Cluster, step: str, which: int) -> None:
+@dataclass
+class Ran:
+    """What ran of each job, as its pods saw it.
+
+    Attributes:
+        running: jobs whose worker runs.
+        done: jobs of which a worker has ended well.
+        together: jobs of which two ran at the same time.
+        again: jobs of which one ran after another had ended well.
+        deleted: Kubernetes' Jobs that somebody else deleted.
+    """
+
+    running: list[str] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    together: set[str] = field(default_factory=set)
+    again: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
+
+
+async def disturb(cluster: Cluster, step: str, which: int, ran: Ran) -> None:
     """Does one thing to the cluster."""
     living = [pod for pod in cluster.pods() if not is_over(pod) and pod["spec"].get("nodeName")]
     jobs = cluster.jobs()
@@ -52,30 +71,18 @@ async def disturb(cluster: Cluster, step: str, which: int) -> None:
         cluster.store.compact()
         cluster.server.break_watches()
     elif step == "delete a job" and jobs:
-        cluster.store.remove("jobs", "graft", jobs[which % len(jobs)]["metadata"]["name"])
+        name = jobs[which % len(jobs)]["metadata"]["name"]
+        ran.deleted.add(name)
+        cluster.store.remove("jobs", "graft", name)
     elif step == "suspend a job" and jobs:
-        job = jobs[which % len(jobs)]
+        name = jobs[which % len(jobs)]["metadata"]["name"]
         for value in (True, False):
-            cluster.store.update("jobs", {**job, "spec": {**job["spec"], "suspend": value}})
+            # Kueue changes the spec, and nothing of what the Job's controller has counted.
+            if (job := cluster.store.find("jobs", "graft", name)) is not None:
+                job["spec"]["suspend"] = value
+                cluster.store.update("jobs", job)
             await asyncio.sleep(0.02)
     await asyncio.sleep(0.03)
-
-
-@dataclass
-class Ran:
-    """What ran of each job, as its pods saw it.
-
-    Attributes:
-        running: jobs whose worker runs.
-        done: jobs of which a worker has ended well.
-        together: jobs of which two ran at the same time.
-        again: jobs of which one ran after another had ended well.
-    """
-
-    running: list[str] = field(default_factory=list)
-    done: set[str] = field(default_factory=set)
-    together: set[str] = field(default_factory=set)
-    again: set[str] = field(default_factory=set)
 
 
 class Watched(ScriptedRun):
@@ -130,14 +137,12 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
                     step, which = left.pop(0)
                     if step == "restart the trainer":
                         break
-                    await disturb(cluster, step, which)
+                    await disturb(cluster, step, which, ran)
                 else:
                     faults.error_rate = faults.watch_break_rate = 0.0
                     for name in names:
                         check_events(await asyncio.wait_for(follow(stub, name), 40))
-                    check_cluster(cluster)
-                    assert not ran.together, "two workers of one job at the same time"
-                    assert not ran.again, "a job that had ended well ran again"
+                    check_cluster(cluster, ran)
                     assert ran.done == set(names), "a job ended well that no worker did"
                     return
 
@@ -155,10 +160,12 @@ def check_events(events: list[pb.JobEvent]) -> None:
     assert begun == list(range(1, len(begun) + 1))
 
 
-def check_cluster(cluster: Cluster) -> None:
-    """No name was created twice; nothing that has ended goes on running."""
+def check_cluster(cluster: Cluster, ran: Ran) -> None:
+    """No name was created twice, but where it was deleted while its creation was still being tried."""
     created = collections.Counter(cluster.store.created["jobs"])
-    assert set(created.values()) == {1}
+    assert {name for name, count in created.items() if count > 1} <= ran.deleted
+    assert not ran.together, "two workers of one job at the same time"
+    assert not ran.again, "a job that had ended well ran again"
 
 
 schedules = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7)), max_size=8)

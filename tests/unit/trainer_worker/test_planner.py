@@ -198,8 +198,7 @@ def test_a_step_of_several_processes_takes_a_batch_of_each(slim: Path) -> None:
     several = replace(alone, resources=resources)
     rows = Data([], [], "", "", (), CleaningReport())
     one, four = (
-        plan_prepared(spec, card, rows, DATA, lambda _: None, None)
-        for spec in (alone, several)
+        plan_prepared(spec, card, rows, DATA, lambda _: None, None) for spec in (alone, several)
     )
     assert (one.total_steps, four.total_steps) == (2 * 25, 2 * 7)
     assert four.memory == one.memory
