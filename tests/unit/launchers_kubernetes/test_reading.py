@@ -117,7 +117,16 @@ def test_a_deadline_fails_the_job_though_its_worker_says_preempted() -> None:
 
 
 def test_of_several_nodes_the_one_that_failed_tells() -> None:
-    assert end_of(job("Failed"), [pod(75, index=0), pod(65, index=1)])[0] == 75
+    # The first was made to stop by the other's end, and says no more than that.
+    code, remains = end_of(job("Failed"), [pod(75, index=0), pod(65, index=1)])
+    assert code == 65
+    assert remains.finished is not None
+    assert remains.finished.cause is FailureCause.BAD_DATA
+    assert remains.finished.message.startswith("Node 1 ended with code 65")
+    code, remains = end_of(job("Failed"), [pod(75, index=0), pod(137, index=1)])
+    assert (code, remains.finished and remains.finished.cause) == (-9, FailureCause.NODE_LOST)
+    code, remains = end_of(job("Failed"), [pod(75, index=0), pod(75, index=1)])
+    assert (code, remains.finished) == (75, None)
     assert end_of(job("Failed"), [pod(0, index=0), pod(66, index=1)])[0] == 66
 
 
