@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,14 @@ class Progress:
         self._in_step[0] += nats
         self._in_step[1] += learned_tokens
         self._in_step[2] += tokens
+
+    @contextmanager
+    def unseen(self, when: bool) -> Iterator[None]:
+        """What is counted inside does not count, when so."""
+        before = list(self._in_step), {name: list(all_) for name, all_ in self._figures.items()}
+        yield
+        if when:
+            self._in_step, self._figures = before
 
     def join(self, batches: int) -> int:
         """Adds up what all processes did in a step; the sum of their batches.

@@ -59,6 +59,9 @@ class Team:
     def share_folder(self, folder: Path) -> None:
         """Writes what is in the first process' folder to every other's; the path may differ."""
 
+    def collect_folder(self, folder: Path) -> None:
+        """Writes what is in every other process' folder to the first one's; the path may differ."""
+
     def end(self) -> None:
         """Says that all is done: what the others wait for."""
 

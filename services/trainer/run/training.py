@@ -103,11 +103,12 @@ class Training:
             )
         )
         self._fit(trainer, store)
-        if not team.first:
-            return None
-        lineage = self._lineage(data, prepared, progress)
-        request = self._commit_request(base, output, lineage)
-        return self._save(method, trainer.model, tokenizer, request)
+        with trainer.sharding.gathered(trainer.model, None, method.info.makes_base):
+            if not team.first:
+                return None
+            lineage = self._lineage(data, prepared, progress)
+            request = self._commit_request(base, output, lineage)
+            return self._save(method, trainer.model, tokenizer, request)
 
     def _reading(self, base: BaseFolder, model: Any, tokenizer: Any, data: Data) -> Reading:
         return Reading(

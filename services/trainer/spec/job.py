@@ -6,7 +6,7 @@ that do not exist.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graft.trainer.v1 import job_spec_pb2 as pb
 
@@ -17,6 +17,7 @@ from services.trainer.spec.base import BaseSpec, parse_base
 from services.trainer.spec.combinations import check_combinations
 from services.trainer.spec.dataset import DatasetSpec, parse_dataset
 from services.trainer.spec.hyperparameters import Hyperparameters, parse_hyperparameters
+from services.trainer.spec.sharding import Sharding, check_sharding, parse_sharding
 
 MAX_NODES = 1024
 
@@ -30,6 +31,7 @@ class Resources:
     max_restarts: int
     nodes: int = 1
     processes_per_node: int = 0
+    sharding: Sharding = field(default_factory=Sharding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def parse_spec(spec: pb.JobSpec) -> JobSpec:
         seed=integer("seed", spec.seed, 0, 0, 2**32 - 1),
     )
     check_combinations(parsed)
+    check_sharding(parsed)
     return parsed
 
 
@@ -110,6 +113,7 @@ def _resources(given: pb.Resources) -> Resources:
         processes_per_node=integer(
             "resources.processes_per_node", given.processes_per_node, 0, 0, 64
         ),
+        sharding=parse_sharding(given.sharding),
     )
 
 

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from graft.trainer.v1 import sharding_pb2 as _sharding_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1579,6 +1580,7 @@ class Resources(_message.Message):
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     PROCESSES_PER_NODE_FIELD_NUMBER: _builtins.int
+    SHARDING_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Accelerator slots; 1 when left out."""
     cpu_threads: _builtins.int
@@ -1593,6 +1595,10 @@ class Resources(_message.Message):
     """Processes on each machine, each with its own share of the accelerators. When left out: one per slot where
     slots are accelerators, else one.
     """
+    @_builtins.property
+    def sharding(self) -> _sharding_pb2.Sharding:
+        """What each of several processes holds of the model. Everything when left out."""
+
     def __init__(
         self,
         *,
@@ -1601,10 +1607,11 @@ class Resources(_message.Message):
         max_restarts: _builtins.int | None = ...,
         nodes: _builtins.int = ...,
         processes_per_node: _builtins.int = ...,
+        sharding: _sharding_pb2.Sharding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "max_restarts", b"max_restarts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "max_restarts", b"max_restarts", "sharding", b"sharding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "cpu_threads", b"cpu_threads", "max_restarts", b"max_restarts", "nodes", b"nodes", "processes_per_node", b"processes_per_node", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "cpu_threads", b"cpu_threads", "max_restarts", b"max_restarts", "nodes", b"nodes", "processes_per_node", b"processes_per_node", "sharding", b"sharding", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from transformers import Trainer
 from services.trainer.objectives.base import Run
 from services.trainer.run.peft_models import diverged
 from services.trainer.run.progress import ProgressCallback
+from services.trainer.run.sharding.base import Replicas
+from services.trainer.run.sharding.choose import choose_sharding
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
 from services.trainer.spec import JobSpec
 
@@ -35,6 +38,7 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
 
     graft_run: Run
     steps_per_epoch: int
+    sharding: Replicas
     optimizer: Any
     # Whether a batch's loss is its part of the step's sum; otherwise it is the batch's own mean.
     sums_loss = False
@@ -43,6 +47,7 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         """Takes what the run is made of; comes before TRL's constructor."""
         self.graft_run = run
         self.steps_per_epoch = run.steps_per_epoch
+        self.sharding = choose_sharding(run.spec, run.team)
 
     def callback(self) -> ProgressCallback:
         """Reports, evaluates, saves and stops at the ends of steps."""
@@ -59,6 +64,16 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
                 parameter.data = parameter.data.float()
 
         self.graft_run.team.begin_alike(self._trained())
+        self.sharding.share(self.model)
+        self.accelerator.backward = self.sharding.backward(self.accelerator.backward)
+        if self.sharding.lockstep:
+            # Each trainer has a loss of its own, and whatever it calls of the model is one pass.
+            own = self.compute_loss
+            setattr(self, "compute_loss", partial(self._shared_loss, own))
+
+    def _shared_loss(self, own: Callable[..., Any], *arguments: Any, **named: Any) -> torch.Tensor:
+        loss: torch.Tensor = self.sharding.call(lambda: own(*arguments, **named))
+        return loss * self._loss_factor
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -100,17 +115,25 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         """Reports a step's figures."""
         if "loss" in logs:
             progress = self.graft_run.progress
-            progress.report(self.state, logs.get("grad_norm", 0.0), logs["learning_rate"])
+            norm = self.sharding.last_norm(logs.get("grad_norm", 0.0))
+            progress.report(self.state, norm, logs["learning_rate"])
 
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         """A forward and backward pass, and that of what the method adds to the loss; the team's at a step's end."""
         team = self.graft_run.team
         # An objective that one process trains may have inputs of another kind.
-        if not team.alone and inputs.pop(IDLE, False):
+        idle = not team.alone and inputs.pop(IDLE, False)
+        if idle and not self.sharding.lockstep:
             loss = torch.zeros((), device=self.args.device)
         else:
-            self._live_batches += 1
-            loss = super().training_step(model, inputs, *arguments, **named)
+            self._live_batches += not idle
+            self._loss_factor = 0.0 if idle else self._step_factor
+            # Whose batch is nobody's goes through it all the same, for the others' sake.
+            with (
+                self.sharding.passes(self.accelerator.sync_gradients),
+                self.graft_run.progress.unseen(idle),
+            ):
+                loss = super().training_step(model, inputs, *arguments, **named)
             extra = self.graft_run.method.extra_loss(self.model)
             if extra is not None:
                 share = team.size if self.sums_loss else 1
@@ -120,14 +143,28 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     _live_batches = 0
+    _loss_factor = _step_factor = 1.0
 
     def _join_step(self) -> None:
         """Makes of each process' gradients those of the whole step."""
         batches = self.graft_run.progress.join(self._live_batches)
         # A mean over this process' batches becomes one over everybody's, of which some may be idle at the end.
         factor = 1.0 if self.sums_loss else self.current_gradient_accumulation_steps / batches
-        self.graft_run.team.sum_gradients(self._trained(), factor)
+        self.sharding.join(self._trained(), factor)
         self._live_batches = 0
+
+    def get_batch_samples(self, batches: Any, count: int, device: torch.device) -> Any:
+        """A step's batches, and how many learned tokens they have in all processes."""
+        found, items = super().get_batch_samples(batches, count, device)
+        if self.sharding.lockstep and not self.sums_loss and found:
+            # A mean over this process' batches becomes one over everybody's; the loop divides by its own.
+            live = float(sum(not batch.get(IDLE, False) for batch in found))
+            self._step_factor = len(found) / self.graft_run.team.sum([live])[0]
+        return found, items
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        usual = super()._clip_grad_norm
+        return self.sharding.clip(lambda: usual(model), self._trained(), self.args.max_grad_norm)
 
     def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> Any:
         """Learned tokens of the step, in all processes."""
@@ -155,30 +192,40 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
             cls, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
             options = {**options, "weight_decay": self.args.weight_decay}
             self.optimizer = self.graft_run.method.optimizer(self.model, cls, options)
-        return super().create_optimizer(*arguments, **named)
+            super().create_optimizer(*arguments, **named)
+            self.optimizer = self.sharding.share_optimizer(self.optimizer)
+        return self.optimizer
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
         run = self.graft_run
-        if not run.team.first:
-            return
 
         def fill() -> Path:
             Trainer._save_checkpoint(self, model, trial)
             written = Path(self.args.output_dir) / f"checkpoint-{step}"
             run.progress.save(written)
+            self.sharding.add_parts(written)
             return written
 
-        run.store.write(step, fill)
-        run.progress.checkpoint(step)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        with self.sharding.gathered(self.model, optimizer, run.method.info.makes_base):
+            if run.team.first:
+                run.store.write(step, fill)
+                run.progress.checkpoint(step)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
         self.graft_run.method.save_checkpoint(self.model, Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.graft_run.method.load_checkpoint(self.model, Path(resume_from_checkpoint))
+        with self.sharding.loading(self.model):
+            self.graft_run.method.load_checkpoint(self.model, Path(resume_from_checkpoint))
         self.graft_run.progress.load(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.sharding.load_parts(Path(checkpoint))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes none: the version's lineage says more."""

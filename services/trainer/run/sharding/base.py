@@ -1,0 +1,88 @@
+"""What a trainer asks of however its model is shared; the class itself is every process holding everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ContextManager
+
+import torch
+
+from services.trainer.run.team import Team
+
+
+class Replicas:
+    """Every process holds model, gradients and optimizer state; gradients are summed once per step.
+
+    Nothing wraps the model, so whatever calls it and however often works.
+
+    Args:
+        team: the processes.
+    """
+
+    # Whether every process must make the same passes, so that batches of nobody's rows are gone through too.
+    lockstep = False
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+
+    def share(self, model: Any) -> None:
+        """Takes the model, once every process has the same numbers."""
+
+    def share_optimizer(self, optimizer: Any) -> Any:
+        """What the loop shall use as its optimizer."""
+        return optimizer
+
+    def backward(self, usual: Callable[..., None]) -> Callable[..., None]:
+        """What the loop shall call for a loss' backward pass."""
+        return usual
+
+    def passes(self, last: bool) -> ContextManager[None]:
+        """Around the forward and backward pass of a batch; last: of its step."""
+        return nullcontext()
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Does work that goes through the model's modules, in whatever way."""
+        return work()
+
+    def join(self, parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
+        """Makes each parameter's gradient the factor times the sum of all processes', at a step's end."""
+        self.team.sum_gradients(parameters, factor)
+
+    def clip(self, usual: Callable[[], Any], parameters: list[Any], most: float) -> Any:
+        """Clips by the norm of all gradients; returns that norm.
+
+        Args:
+            usual: does so where gradients are whole.
+            parameters: that are trained.
+            most: of the norm.
+        """
+        return usual()
+
+    def last_norm(self, norm: float) -> float:
+        """The norm of the step that was taken last, where clip() could not know it."""
+        return norm
+
+    @contextmanager
+    def gathered(self, model: Any, optimizer: Any, everything: bool) -> Iterator[None]:
+        """While inside, the first process' model and optimizer hold what they would in one process alone.
+
+        To be entered by all; what is inside may be for the first alone.
+
+        Args:
+            optimizer: torch's; None for none.
+            everything: whether frozen parameters are wanted as well.
+        """
+        yield
+
+    @contextmanager
+    def loading(self, model: Any) -> Iterator[None]:
+        """While inside, trained parameters are whole in every process; what is written to them is kept."""
+        yield
+
+    def add_parts(self, folder: Path) -> None:
+        """Writes into the first process' checkpoint what gathered() cannot make whole."""
+
+    def load_parts(self, folder: Path) -> None:
+        """Reads what add_parts() wrote."""

@@ -1,0 +1,109 @@
+"""Processes that train several jobs together, one after the other: starting them costs more than a tiny job.
+
+As a program it is one of them: a job per line of standard input, what became of it per line of standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import ROOT
+from tests.unit.trainer_worker.support import Outcome, attempt
+
+
+class Processes:
+    """Several processes of one machine that find each other over gloo.
+
+    Args:
+        size: how many.
+        path: further folders of packages.
+    """
+
+    def __init__(self, size: int, path: str = "") -> None:
+        from torch.distributed import TCPStore
+
+        # As torchrun's agent does, which outlives the processes that it starts.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._jobs = 0
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.pairs"],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "sdk"), str(ROOT), path])),
+                    "OMP_NUM_THREADS": "1",
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(self._store.port),
+                    "TORCHELASTIC_USE_AGENT_STORE": "True",
+                },
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(size)
+        ]
+
+    def train(
+        self, spec: Mapping[str, Any], work_dir: Path, processes: int = 0, **environment: str
+    ) -> list[Outcome]:
+        """Trains a job to its end; what became of it in each process.
+
+        Args:
+            processes: how many of them; all when 0.
+        """
+        self._jobs += 1
+        taken = self._processes[: processes or len(self._processes)]
+        for rank, process in enumerate(taken):
+            assert process.stdin is not None
+            variables = {"RANK": str(rank), "WORLD_SIZE": str(len(taken)), **environment}
+            job = {"spec": spec, "work_dir": str(work_dir), "environment": variables, "number": self._jobs}
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+        outcomes = []
+        for process in taken:
+            assert process.stdout is not None
+            found = json.loads(process.stdout.readline())
+            outcomes.append(Outcome(found["code"], found["events"], Path(found["work_dir"])))
+        return outcomes
+
+    def close(self) -> None:
+        """Ends them."""
+        for process in self._processes:
+            assert process.stdin is not None and process.stdout is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def main() -> None:
+    """Does the jobs of standard input."""
+    import torch.distributed as dist
+
+    # What libraries print is not an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import faulthandler
+    for line in sys.stdin:
+        faulthandler.dump_traceback_later(60, exit=True)
+        job = json.loads(line)
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(job["number"])
+        outcome = attempt(job["spec"], Path(job["work_dir"]), environment=job["environment"])
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        answers.write(json.dumps(asdict(outcome), default=str) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
