@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,17 @@ SHARDINGS: dict[str, dict[str, Any]] = {
     "replicated": {},
     "ddp": {"ddp": {}},
     "fsdp": {"fsdp": {}},
+    "fsdp_offloaded": {"fsdp": {"cpu_offload": True, "reshard_after_forward": False}},
+    "zero1": {"zero": {"stage": 1}},
+    "zero2": {"zero": {"offload_optimizer": True}},
+    "zero3": {"zero": {"stage": 3, "offload_parameters": True}},
 }
 PREFERENCES = {"lora": {"rank": 4, "dropout": 0.0}}
 
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Processes]:
-    processes = Processes(2)
+    processes = Processes(2, os.environ.get("PYTHONPATH_MORE", ""))
     yield processes
     processes.close()
 
