@@ -43,6 +43,7 @@ class ObjectiveInfo:
         streaming: whether it can read its data while it trains.
         task_type: PEFT's.
         several_processes: whether they may train it together.
+        neftune_note: why noise on the embeddings does not go with it; "" where it does.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class ObjectiveInfo:
     streaming: bool = False
     task_type: str = "CAUSAL_LM"
     several_processes: bool = True
+    neftune_note: str = ""
 
     def learning_rate(self, method: MethodInfo) -> float:
         """The default learning rate with a method."""

@@ -55,6 +55,7 @@ class Distillation(Objective[DistillationConfig]):
         needs="conversations, prompts with completions, or texts",
         learning_rate_source="the method's own: the loss is one per token of the data, as in fine-tuning",
         packing=True,
+        neftune_note="the teacher reads the text without it, and the student would learn to undo the noise",
     )
 
     @classmethod

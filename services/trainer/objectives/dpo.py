@@ -54,6 +54,7 @@ class Dpo(Objective[DpoConfig]):
         full_learning_rate=5e-7,
         learning_rate_source="TRL's script: 5e-7 for all parameters, ten times that with LoRA",
         refused_methods={"adalora": TWO_ADAPTERS},
+        neftune_note="the reference would be given noise, too, and what is learned is the difference",
     )
 
     @classmethod

@@ -56,6 +56,7 @@ class Grpo(Objective[GrpoConfig]):
         full_learning_rate=1e-6,
         several_processes=False,
         learning_rate_source="TRL's default: 1e-6; ours with an adapter: ten times that, as in TRL's script for DPO",
+        neftune_note="answers are sampled without it, and would be judged by another model than gave them",
     )
 
     @classmethod

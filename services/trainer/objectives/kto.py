@@ -51,6 +51,7 @@ class Kto(Objective[KtoConfig]):
         full_learning_rate=5e-7,
         learning_rate_source="TRL's script: 5e-7; ours with an adapter: ten times that, as TRL's script for DPO has it",
         refused_methods={"adalora": TWO_ADAPTERS},
+        neftune_note="the reference would be given noise, too, and what is learned is the difference",
     )
 
     @classmethod

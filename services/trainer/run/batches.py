@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,21 @@ from services.trainer.tokens import IGNORED, TokenRow
 from services.trainer.tokens.packing import pack_rows
 
 _BATCHES_SORTED_TOGETHER = 50
+# What a batch holds beside its tensors.
+SOURCE = "graft_source"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a batch was made of.
+
+    Args:
+        items: a sequence's rows each.
+        make: makes a batch of some of them.
+    """
+
+    items: Sequence[Any]
+    make: Callable[[Sequence[Any]], dict[str, Any]]
 
 
 class RowOrder(torch.utils.data.Sampler[int]):
@@ -71,7 +87,10 @@ class PaddedRows:
         return [len(row) for row in self.rows]
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
-        return padded_batch([self.rows[feature["row"]] for feature in features], self._pad_id)
+        return with_source([self.rows[one["row"]] for one in features], self._make)
+
+    def _make(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        return padded_batch(rows, self._pad_id)
 
 
 class PackedRows:
@@ -91,7 +110,17 @@ class PackedRows:
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
         packs = [[self.rows[row] for row in self._packs[one["row"]]] for one in features]
+        return with_source(packs, self._make)
+
+    def _make(self, packs: Sequence[list[TokenRow]]) -> dict[str, Any]:
         return packed_batch(packs, self._pad_id)
+
+
+def with_source(
+    items: Sequence[Any], make: Callable[[Sequence[Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The batch of items, and what it was made of."""
+    return make(items) | {SOURCE: Source(items, make)}
 
 
 def padded_batch(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:

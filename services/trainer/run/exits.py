@@ -33,6 +33,10 @@ class PeerLostError(PreemptedError):
     """Another process of the job has ended: all go on from the last checkpoint together, or not at all."""
 
 
+class OutOfMemoryError(Exception):
+    """Memory ran out and nothing smaller is left to try; says what to do."""
+
+
 class RegistryRefusedError(Exception):
     """The registry does not take the result, or will not.
 
@@ -61,6 +65,15 @@ _CAUSES = {
 }
 
 
+# What torch's CPU allocator, CUDA, cuBLAS, HIP and C++ say.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+)
+
+
 def exit_of(error: BaseException, work_dir: Path) -> tuple[ExitCode, Finished]:
     """The exit code of an error, and the last report of an attempt that it ends."""
     if isinstance(error, PreemptedError):
@@ -79,7 +92,9 @@ def _classify(error: BaseException, work_dir: Path) -> tuple[ExitCode, str]:
             return ExitCode.BAD_DATA, str(error)
         code = ExitCode.BAD_CONFIG if error.reason in _BAD_CONFIG else ExitCode.INTERNAL
         return code, str(error)
-    if _is_out_of_memory(error):
+    if isinstance(error, OutOfMemoryError):
+        return ExitCode.OUT_OF_MEMORY, str(error)
+    if is_out_of_memory(error):
         return ExitCode.OUT_OF_MEMORY, (
             f"Memory ran out ({_first_line(error)}). Lower micro_batch_size or max_length_tokens, "
             "turn on gradient_checkpointing, or quantize the base with nf4."
@@ -94,13 +109,13 @@ def _classify(error: BaseException, work_dir: Path) -> tuple[ExitCode, str]:
     )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on the device or on the CPU."""
     words = str(error)
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in words
-        or "CUDA out of memory" in words
+        or any(one in words for one in _OUT_OF_MEMORY)
     )
 
 

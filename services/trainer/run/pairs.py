@@ -68,12 +68,26 @@ def _tell(report: TokenReport, reading: Reading) -> None:
 
 
 def _pair(row: PreferenceRow) -> Row:
-    return {"prompt_ids": row.prompt, "chosen_ids": row.chosen, "rejected_ids": row.rejected}
+    return {
+        "place": row.place,
+        "prompt_ids": row.prompt,
+        "chosen_ids": row.chosen,
+        "rejected_ids": row.rejected,
+    }
 
 
 def _whole(row: PreferenceRow) -> Row:
-    return {"chosen_ids": row.prompt + row.chosen, "rejected_ids": row.prompt + row.rejected}
+    return {
+        "place": row.place,
+        "chosen_ids": row.prompt + row.chosen,
+        "rejected_ids": row.prompt + row.rejected,
+    }
 
 
 def _labelled(row: LabelledRow) -> Row:
-    return {"prompt_ids": row.prompt, "completion_ids": row.answer, "label": row.good}
+    return {
+        "place": row.place,
+        "prompt_ids": row.prompt,
+        "completion_ids": row.answer,
+        "label": row.good,
+    }

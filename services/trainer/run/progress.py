@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from graft.files import write_atomic
 from graft.trainer.v1.worker_service_pb2 import Started
 from transformers import TrainerCallback
 
+from services.trainer.run.memory import Pieces
+from services.trainer.run.pulse import Pulse
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.team import Team
@@ -30,12 +32,24 @@ class Progress:
         reporter: gets them.
         stop: asked at each step's end.
         team: the processes whose figures these are; this one alone when left out.
+        pieces: how many sequences are taken at once; all of a batch when left out.
+        pulse: hears of each step's beginning and end.
     """
 
-    def __init__(self, reporter: Reporter, stop: StopSignal, team: Team | None = None) -> None:
+    def __init__(
+        self,
+        reporter: Reporter,
+        stop: StopSignal,
+        team: Team | None = None,
+        pieces: Pieces | None = None,
+        pulse: Pulse | None = None,
+    ) -> None:
         self._reporter = reporter
         self._stop = stop
         self._team = team or Team()
+        self.pieces = pieces or Pieces(sys.maxsize, reporter.log)
+        self.pulse = pulse or Pulse()
+        self.last_checkpoint = 0
         self._told_to_stop = False
         self._in_step = [0.0, 0.0, 0.0]
         self.tokens = 0
@@ -56,13 +70,26 @@ class Progress:
         self._in_step[1] += learned_tokens
         self._in_step[2] += tokens
 
-    @contextmanager
-    def unseen(self, when: bool) -> Iterator[None]:
-        """What is counted inside does not count, when so."""
-        before = list(self._in_step), {name: list(all_) for name, all_ in self._figures.items()}
-        yield
-        if when:
-            self._in_step, self._figures = before
+    def mark(self) -> tuple[list[float], dict[str, int]]:
+        """What is counted of this step by now."""
+        return list(self._in_step), {name: len(all_) for name, all_ in self._figures.items()}
+
+    def go_back(self, mark: tuple[list[float], dict[str, int]]) -> None:
+        """Forgets what was counted since mark()."""
+        counted, lengths = mark
+        self._in_step = list(counted)
+        self._figures = {
+            name: all_[: lengths[name]] for name, all_ in self._figures.items() if name in lengths
+        }
+
+    @property
+    def nats_in_step(self) -> float:
+        """The summed loss of this step by now; after join(), of all processes."""
+        return self._in_step[0]
+
+    def say(self, line: str) -> None:
+        """Reports a line for people."""
+        self._reporter.log(line)
 
     def join(self, batches: int) -> int:
         """Adds up what all processes did in a step; the sum of their batches.
@@ -84,8 +111,9 @@ class Progress:
         for name, value in figures.items():
             self._figures.setdefault(name, []).append(value)
 
-    def step_done(self) -> None:
+    def step_done(self, step: int) -> None:
         """Takes the time and the counts of an optimizer step."""
+        self.pulse.step_done(step)
         nats, learned, tokens = self._in_step
         self._nats += nats
         self._learned += int(learned)
@@ -111,7 +139,8 @@ class Progress:
             tokens=self.tokens,
             tokens_per_second=self._new_tokens / seconds,
             remaining_s=(state.max_steps - state.global_step) * self._step_s,
-            figures={name: sum(all_) / len(all_) for name, all_ in self._figures.items()},
+            figures={name: sum(all_) / len(all_) for name, all_ in self._figures.items()}
+            | self.pieces.figures(),
         )
         self._reporter.metrics(self.last)
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
@@ -135,20 +164,23 @@ class Progress:
         }
         if self.last.HasField("eval_loss"):
             figures["eval_loss"] = self.last.eval_loss
-        figures |= dict(self.last.figures)
-        return figures
+        return figures | dict(self.last.figures) | self.pieces.figures()
 
     def checkpoint(self, step: int) -> None:
         """Reports a checkpoint."""
+        self.last_checkpoint = step
         self._reporter.checkpoint(step)
 
     def save(self, folder: Path) -> None:
         """Writes what a resumed run must know into a checkpoint."""
-        write_atomic(folder / _FILE, json.dumps({"tokens": self.tokens}).encode())
+        known = {"tokens": self.tokens, "pieces": self.pieces.state()}
+        write_atomic(folder / _FILE, json.dumps(known).encode())
 
     def load(self, folder: Path) -> None:
         """Reads what save() wrote."""
-        self.tokens = json.loads((folder / _FILE).read_bytes())["tokens"]
+        known = json.loads((folder / _FILE).read_bytes())
+        self.tokens = known["tokens"]
+        self.pieces.restore(known.get("pieces", {}))
 
 
 class EpochTrainer(Protocol):
@@ -183,6 +215,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
         self._trainer.part_ways()
+        self._progress.last_checkpoint = state.global_step
         trained, total = self._trainer.count_parameters()
         self._progress.begin(
             Started(
@@ -204,7 +237,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decides what follows the step."""
         step = state.global_step
-        self._progress.step_done()
+        self._progress.step_done(step)
         last = step >= state.max_steps
         control.should_log = control.should_log or last
         control.should_evaluate = self._evaluates and (

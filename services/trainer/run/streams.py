@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.trainer.run.batches import packed_batch, padded_batch
+from services.trainer.run.batches import packed_batch, padded_batch, with_source
 from services.trainer.tokens import TokenRow
 from services.trainer.tokens.packing import pack_rows
 
@@ -68,6 +68,9 @@ class StreamedRows:
         self._next = first + len(features)
         if self._next >= self.sequences:
             self._done()
+        return with_source(taken, self._make)
+
+    def _make(self, taken: Sequence[Rows]) -> dict[str, Any]:
         if self.packs:
             return packed_batch(taken, self._pad_id)
         return padded_batch([row for one in taken for row in one], self._pad_id)

@@ -16,6 +16,7 @@ from services.trainer.run.bases import BaseFolder, find_folder
 from services.trainer.run.checkpoints import Checkpoint, CheckpointStore
 from services.trainer.run.data import Data
 from services.trainer.run.exits import PreemptedError
+from services.trainer.run.memory import Pieces
 from services.trainer.run.models import load_model, longest_input_tokens
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import Reporter
@@ -84,7 +85,9 @@ class Training:
         )
         steps = total_steps(spec, epoch_steps)
         method = self._method(objective, base, tokenizer, steps)
-        progress = Progress(self._reporter, self._stop, team)
+        size = spec.hyperparameters.micro_batch_size
+        pieces = Pieces(size, self._reporter.log, self._settings.work_dir)
+        progress = Progress(self._reporter, self._stop, team, pieces)
         store = self._checkpoints(data, base)
         trainer = objective.make_trainer(
             Run(

@@ -28,6 +28,7 @@ def check_combinations(spec: JobSpec) -> None:
     _check_method(method, objective)
     _check_quantization(spec.base.quantization, method)
     _check_memory(spec, method, objective)
+    _check_noise(spec, method, objective)
     _check_streaming(spec, objective)
     _check_turns(spec, objective)
     _check_processes(spec, objective)
@@ -90,6 +91,19 @@ def _check_memory(spec: JobSpec, method: MethodInfo, objective: ObjectiveInfo) -
             True,
             f"left out, because {method.title} cannot pack: {method.packing_note}",
             "Leave it out, so that rows of like length share a batch, or use method lora.",
+        )
+
+
+def _check_noise(spec: JobSpec, method: MethodInfo, objective: ObjectiveInfo) -> None:
+    alpha, why, beside = spec.hyperparameters.neftune_alpha, objective.neftune_note, objective.title
+    if not why and spec.method.input_tokens:
+        why, beside = "its learned embeddings would be given noise, too", method.title
+    if alpha and why:
+        raise invalid_field(
+            "hyperparameters.neftune_alpha",
+            alpha,
+            f"left out with {beside}: {why}",
+            "Leave it out; a method's own dropout goes with every objective.",
         )
 
 

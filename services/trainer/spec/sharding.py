@@ -140,6 +140,13 @@ def check_sharding(spec: JobSpec) -> None:
             "left out with a quantized base",
             "packed weights cannot be cut; they are small enough to be held whole",
         )
+    if spec.hyperparameters.precision == "fp16":
+        raise invalid_field(
+            "hyperparameters.precision",
+            "fp16",
+            f"auto, bf16 or fp32 with {sharding.path}, whose gradients lie apart",
+            "Leave hyperparameters.precision out.",
+        )
     if spec.hyperparameters.optimizer != "adamw":
         raise invalid_field(
             "hyperparameters.optimizer",

@@ -1503,6 +1503,12 @@ class Hyperparameters(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     REPORT_EVERY_STEPS_FIELD_NUMBER: _builtins.int
     GROUP_BY_LENGTH_FIELD_NUMBER: _builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: _builtins.int
+    MIN_LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    NEFTUNE_ALPHA_FIELD_NUMBER: _builtins.int
+    TORCH_COMPILE_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
     epochs: _builtins.float
     """Passes over the data, fractional; 3."""
     max_steps: _builtins.int
@@ -1535,6 +1541,20 @@ class Hyperparameters(_message.Message):
     """Steps between two reports of metrics; 1."""
     group_by_length: _builtins.bool
     """Batches of rows of like length; true when left out. Not with packing, which needs none."""
+    warmup_steps: _builtins.int
+    """Steps with a rising learning rate, instead of warmup_ratio; 0."""
+    min_learning_rate: _builtins.float
+    """With schedule "cosine": the learning rate that it ends at; 0."""
+    precision: _builtins.str
+    """What matrix products are computed in while training: "auto" (bf16 on an accelerator that has it, else fp32),
+    "fp32", "bf16", or "fp16" with a loss scaler, on an accelerator only. What is trained is kept in float32.
+    """
+    neftune_alpha: _builtins.float
+    """Noise on the embeddings while training (Jain et al. 2023, NEFTune), for example 5; 0 for none."""
+    torch_compile: _builtins.bool
+    """Compiles the base's layers before the first step (torch.compile); on a CPU it needs a C++ compiler."""
+    kernels: _builtins.str
+    """Faster kernels of a library: "none" or "liger", on an accelerator only; "none"."""
     def __init__(
         self,
         *,
@@ -1553,10 +1573,16 @@ class Hyperparameters(_message.Message):
         optimizer: _builtins.str = ...,
         report_every_steps: _builtins.int = ...,
         group_by_length: _builtins.bool | None = ...,
+        warmup_steps: _builtins.int = ...,
+        min_learning_rate: _builtins.float = ...,
+        precision: _builtins.str = ...,
+        neftune_alpha: _builtins.float = ...,
+        torch_compile: _builtins.bool = ...,
+        kernels: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group_by_length", b"_group_by_length", "_packing", b"_packing", "group_by_length", b"group_by_length", "packing", b"packing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_by_length", b"_group_by_length", "_packing", b"_packing", "epochs", b"epochs", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "group_by_length", b"group_by_length", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_length_tokens", b"max_length_tokens", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "optimizer", b"optimizer", "packing", b"packing", "report_every_steps", b"report_every_steps", "schedule", b"schedule", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_by_length", b"_group_by_length", "_packing", b"_packing", "epochs", b"epochs", "gradient_accumulation_steps", b"gradient_accumulation_steps", "gradient_checkpointing", b"gradient_checkpointing", "group_by_length", b"group_by_length", "kernels", b"kernels", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_length_tokens", b"max_length_tokens", "max_steps", b"max_steps", "micro_batch_size", b"micro_batch_size", "min_learning_rate", b"min_learning_rate", "neftune_alpha", b"neftune_alpha", "optimizer", b"optimizer", "packing", b"packing", "precision", b"precision", "report_every_steps", b"report_every_steps", "schedule", b"schedule", "torch_compile", b"torch_compile", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_by_length: _TypeAlias = _typing.Literal["group_by_length"]  # noqa: Y015
     _WhichOneofArgType__group_by_length: _TypeAlias = _typing.Literal["_group_by_length", b"_group_by_length"]  # noqa: Y015

@@ -46,9 +46,9 @@ class Replicas:
         """Does work that goes through the model's modules, in whatever way."""
         return work()
 
-    def join(self, parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
-        """Makes each parameter's gradient the factor times the sum of all processes', at a step's end."""
-        self.team.sum_gradients(parameters, factor)
+    def join(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Makes each parameter's gradient the sum of all processes', at a step's end."""
+        self.team.sum_gradients(parameters, 1.0)
 
     def clip(self, usual: Callable[[], Any], parameters: list[Any], most: float) -> Any:
         """Clips by the norm of all gradients; returns that norm.

@@ -56,7 +56,7 @@ class OverlappedReplicas(Replicas):
     def call(self, work: Callable[[], Any]) -> Any:
         return self._wrapped(work)
 
-    def join(self, parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
+    def join(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """They are joined already."""
 
 

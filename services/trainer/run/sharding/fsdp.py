@@ -96,7 +96,7 @@ class FullyShared(Replicas):
     def call(self, work: Callable[[], Any]) -> Any:
         return getattr(self._model, _WORK)(work)
 
-    def join(self, parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
+    def join(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """They are joined already."""
 
     def clip(self, usual: Callable[[], Any], parameters: list[Any], most: float) -> Any:

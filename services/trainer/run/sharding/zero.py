@@ -93,7 +93,7 @@ class SharedByZero(Replicas):
         # An evaluation may come before the first step, when nothing is shared yet.
         return work() if self._engine is None else self._engine(work)
 
-    def join(self, parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
+    def join(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """They are joined already."""
 
     def clip(self, usual: Callable[[], Any], parameters: list[Any], most: float) -> Any:
@@ -201,9 +201,9 @@ class _EngineStep(torch.optim.Optimizer):
 @contextmanager
 def _launched(team: Team) -> Iterator[None]:
     """torchrun's variables, which DeepSpeed reads, and which no other library shall find."""
-    # Each process sees its own accelerator alone.
-    own = {"RANK": str(team.rank), "WORLD_SIZE": str(team.size), "LOCAL_RANK": "0"}
-    os.environ.update(own)
+    own = {"RANK": str(team.rank), "WORLD_SIZE": str(team.size)}
+    # Each process sees its own accelerator alone; asked for at every pass, when all others have looked.
+    os.environ.update(own, LOCAL_RANK="0")
     try:
         yield
     finally:

@@ -14,10 +14,11 @@ import torch
 from transformers import Trainer
 
 from services.trainer.objectives.base import Run
-from services.trainer.run.peft_models import diverged
 from services.trainer.run.progress import ProgressCallback
 from services.trainer.run.sharding.base import Replicas
 from services.trainer.run.sharding.choose import choose_sharding
+from services.trainer.run.team import Team
+from services.trainer.run.trainers.pieces import PiecewiseTrainer
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
 from services.trainer.spec import JobSpec
 
@@ -30,18 +31,15 @@ _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with
 A = TypeVar("A")
 
 
-class GraftTrainer(Trainer):  # type: ignore[misc]
+class GraftTrainer(PiecewiseTrainer):
     """To be mixed in before a trainer of TRL's: `class Ours(GraftTrainer, TheirTrainer)`.
 
     Call begin() before and settle() after TRL's constructor, with callbacks=[self.callback()] in it.
     """
 
-    graft_run: Run
     steps_per_epoch: int
     sharding: Replicas
     optimizer: Any
-    # Whether a batch's loss is its part of the step's sum; otherwise it is the batch's own mean.
-    sums_loss = False
 
     def begin(self, run: Run) -> None:
         """Takes what the run is made of; comes before TRL's constructor."""
@@ -65,11 +63,22 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
 
         self.graft_run.team.begin_alike(self._trained())
         self.sharding.share(self.model)
+        self._agree_on_pieces()
         self.accelerator.backward = self.sharding.backward(self.accelerator.backward)
         if self.sharding.lockstep:
             # Each trainer has a loss of its own, and whatever it calls of the model is one pass.
             own = self.compute_loss
             setattr(self, "compute_loss", partial(self._shared_loss, own))
+
+    def _agree_on_pieces(self) -> None:
+        """As many sequences at once in every process: they keep step with each other."""
+        for state in self.graft_run.team.ask_all(self.in_pieces.state()):
+            self.in_pieces.restore(state)
+
+    @property
+    def evaluation_team(self) -> Team:
+        """Who shares an evaluation: where all must make the same passes, each makes all of them."""
+        return Team() if self.sharding.lockstep else self.graft_run.team
 
     def _shared_loss(self, own: Callable[..., Any], *arguments: Any, **named: Any) -> torch.Tensor:
         loss: torch.Tensor = self.sharding.call(lambda: own(*arguments, **named))
@@ -99,18 +108,6 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
         """What the method does after an optimizer step."""
         self.graft_run.method.after_step(self.model, step)
 
-    def check_loss(self, loss: torch.Tensor, what: str = "") -> float:
-        """The loss as a number.
-
-        Raises:
-            GraftError: INVALID_SPEC, when it is not finite; the message names the step and what.
-        """
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            where = f" ({what})" if what else ""
-            raise diverged(f"The loss is not finite at step {self.state.global_step + 1}{where}")
-        return value
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Reports a step's figures."""
         if "loss" in logs:
@@ -118,53 +115,71 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
             norm = self.sharding.last_norm(logs.get("grad_norm", 0.0))
             progress.report(self.state, norm, logs["learning_rate"])
 
-    def training_step(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """A forward and backward pass, and that of what the method adds to the loss; the team's at a step's end."""
-        team = self.graft_run.team
-        # An objective that one process trains may have inputs of another kind.
-        idle = not team.alone and inputs.pop(IDLE, False)
-        if idle and not self.sharding.lockstep:
-            loss = torch.zeros((), device=self.args.device)
-        else:
-            self._live_batches += not idle
-            self._loss_factor = 0.0 if idle else self._step_factor
-            # Whose batch is nobody's goes through it all the same, for the others' sake.
-            with (
-                self.sharding.passes(self.accelerator.sync_gradients),
-                self.graft_run.progress.unseen(idle),
-            ):
-                loss = super().training_step(model, inputs, *arguments, **named)
-            extra = self.graft_run.method.extra_loss(self.model)
-            if extra is not None:
-                share = team.size if self.sums_loss else 1
-                (extra / self.args.gradient_accumulation_steps / share).backward()
-        if not team.alone and self.accelerator.sync_gradients:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not self.graft_run.team.alone and self.accelerator.sync_gradients:
             self._join_step()
         return loss
 
-    _live_batches = 0
-    _loss_factor = _step_factor = 1.0
+    def learn(self, model: Any, batch: Any, num_items: Any) -> Any:
+        """Forward and backward passes of a batch; its loss. One that is there to fill up has none."""
+        if _is_idle(batch) and not self.sharding.lockstep:
+            return torch.zeros((), device=self.args.device)
+        self._passed = 0
+        loss = super().learn(model, batch, num_items)
+        extra = self.graft_run.method.extra_loss(self.model)
+        if extra is not None:
+            share = self.current_gradient_accumulation_steps * self.graft_run.team.size
+            self.accelerator.backward(extra / share)
+        return loss
+
+    _passed = 0
+
+    @property
+    def _passes_per_batch(self) -> int:
+        return -(-self.in_pieces.wanted // self.in_pieces.size())
+
+    def pieces(self, batch: Any) -> Iterator[Any]:
+        """The batch in pieces; as many as every other process has, where they must keep step."""
+        given, piece = 0, batch
+        for piece in super().pieces(batch):
+            yield dict(piece)
+            given += 1
+        if self.sharding.lockstep:
+            for _ in range(given, self._passes_per_batch):
+                yield dict(piece) | {IDLE: True}
+
+    def forward_backward(self, model: Any, piece: Any, num_items: Any) -> Any:
+        """One forward and backward pass."""
+        if not self.sharding.lockstep:
+            return super().forward_backward(model, piece, num_items)
+        self._passed += 1
+        last = self.accelerator.sync_gradients and self._passed == self._passes_per_batch
+        # What is nobody's goes through the model all the same, for the others' sake.
+        idle = piece.pop(IDLE, False)
+        self._loss_factor = 0.0 if idle else 1.0
+        progress = self.graft_run.progress
+        mark = progress.mark()
+        with self.sharding.passes(last):
+            loss = super().forward_backward(model, piece, num_items)
+        if idle:
+            progress.go_back(mark)
+        return loss
+
+    _loss_factor = 1.0
 
     def _join_step(self) -> None:
         """Makes of each process' gradients those of the whole step."""
-        batches = self.graft_run.progress.join(self._live_batches)
-        # A mean over this process' batches becomes one over everybody's, of which some may be idle at the end.
-        factor = 1.0 if self.sums_loss else self.current_gradient_accumulation_steps / batches
-        self.sharding.join(self._trained(), factor)
-        self._live_batches = 0
-
-    def get_batch_samples(self, batches: Any, count: int, device: torch.device) -> Any:
-        """A step's batches, and how many learned tokens they have in all processes."""
-        found, items = super().get_batch_samples(batches, count, device)
-        if self.sharding.lockstep and not self.sums_loss and found:
-            # A mean over this process' batches becomes one over everybody's; the loop divides by its own.
-            live = float(sum(not batch.get(IDLE, False) for batch in found))
-            self._step_factor = len(found) / self.graft_run.team.sum([live])[0]
-        return found, items
+        live = sum(1 for batch in self._graft_step.batches if not _is_idle(batch))
+        self.graft_run.progress.join(live)
+        # Each process' losses are parts of the sum over everybody's rows.
+        self.sharding.join(self._trained())
 
     def _clip_grad_norm(self, model: Any) -> Any:
         usual = super()._clip_grad_norm
-        return self.sharding.clip(lambda: usual(model), self._trained(), self.args.max_grad_norm)
+        norm = self.sharding.clip(lambda: usual(model), self._trained(), self.args.max_grad_norm)
+        return norm if math.isfinite(self.graft_run.progress.nats_in_step) else math.nan
 
     def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> Any:
         """Learned tokens of the step, in all processes."""
@@ -232,6 +247,11 @@ class GraftTrainer(Trainer):  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Sends none: a user's training is nobody's business."""
+
+
+def _is_idle(batch: Any) -> bool:
+    # An objective that one process trains may have batches of another kind.
+    return isinstance(batch, dict) and bool(batch.get(IDLE, False))
 
 
 def steps_per_epoch(spec: JobSpec, sequences: int, processes: int = 1) -> int:

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 
 from services.trainer.objectives.base import Run
-from services.trainer.run.batches import RowOrder
+from services.trainer.run.batches import RowOrder, with_source
 from services.trainer.run.trainers.common import GraftTrainer, without_dropout
 from services.trainer.run.trainers.reference import base_is_below
-from services.trainer.run.trainers.shares import share_rows
+from services.trainer.run.trainers.shares import IDLE, share_rows
 
 Row = dict[str, Any]
 
@@ -23,6 +23,12 @@ class ComparingTrainer(GraftTrainer):
     The loss that is reported is the mean over sequences, or pairs of them.
     """
 
+    # What compute_loss() gives is a part of the step's loss, and not to be divided once more.
+    loss_is_scaled_for_ga = True
+    # Of the step that is worked on; 0 outside of one.
+    _step_sequences = _step_tokens = 0.0
+    # What the mean over a batch's tokens is multiplied with, so that the step's is a mean over all of its tokens.
+    token_weight = 1.0
     # TRL's names of what is reported, and ours.
     figures: ClassVar[Mapping[str, str]]
 
@@ -46,8 +52,11 @@ class ComparingTrainer(GraftTrainer):
         """TRL's collator on the rows of those numbers."""
         rows: Sequence[Row] = self.graft_run.prepared.train
 
+        def make(items: Sequence[Row]) -> Row:
+            return theirs(list(items))
+
         def collate(features: list[dict[str, int]]) -> Row:
-            return theirs([rows[one["row"]] for one in features])
+            return with_source([rows[one["row"]] for one in features], make)
 
         collated: Callable[[list[Row]], Row] = self.shared_collator(collate)
         return collated
@@ -78,26 +87,41 @@ class ComparingTrainer(GraftTrainer):
         self._signature_columns = ["row"]
 
     def compute_loss(self, model: Any, inputs: Row, *arguments: Any, **named: Any) -> torch.Tensor:
-        """The mean loss of a batch's sequences."""
+        """A batch's part of the mean loss of the whole step's sequences."""
         sequences, tokens = self._size(inputs)
+        share = sequences / (self._step_sequences or sequences)
+        if self._step_tokens:
+            self.token_weight = self.supervised_tokens(inputs) / self._step_tokens / share
         loss: torch.Tensor = super().compute_loss(model, inputs, *arguments, **named)
+        self.token_weight = 1.0
         value = self.check_loss(loss)
         progress = self.graft_run.progress
         progress.add_batch(value * sequences, sequences, tokens)
         progress.add_figures(self._taken())
-        return loss
+        return loss * share
+
+    def step_begins(self, batches: list[Row]) -> None:
+        """Counts the sequences of the step, in all processes: a mean over batches would weigh small ones more."""
+        live = [one for one in batches if not one.get(IDLE, False)]
+        counts = [
+            float(sum(self._size(one)[0] for one in live)),
+            float(sum(self.supervised_tokens(one) for one in live)),
+        ]
+        self._step_sequences, self._step_tokens = self.graft_run.team.sum(counts)
+
+    def supervised_tokens(self, inputs: Row) -> int:
+        """Tokens of a batch that a part of the loss is a mean over; 0 where there is no such part."""
+        return 0
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss of the held-out sequences; reports it."""
         rows: Sequence[Row] = self.graft_run.prepared.evaluation or ()
         self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
-        size = self.graft_run.spec.hyperparameters.micro_batch_size
         total, figures, seen = 0.0, dict[str, float](), dict[str, float]()
-        team = self.graft_run.team
+        team = self.evaluation_team
         with without_dropout(self.model):
-            for start in range(team.rank * size, len(rows), team.size * size):
-                part = rows[start : start + size]
+            for part in self.evaluation_batches(rows):
                 inputs = self._prepare_inputs(self.eval_collator(part))
                 total += float(super().compute_loss(self.model, inputs)) * len(part)
                 for name, value in self._taken().items():

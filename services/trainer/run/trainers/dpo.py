@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -30,9 +30,11 @@ class DpoTrainer(ComparingTrainer, DPOTrainer):  # type: ignore[misc]
     def __init__(self, run: Run, config: DpoConfig) -> None:
         self.begin(run)
         self._pairs = DataCollatorForPreference(pad_token_id=run.tokenizer.pad_token_id or 0)
+        self._sft_weight = config.sft_weight
         losses, weights = [config.loss], [1.0]
         if config.sft_weight:
-            losses, weights = [config.loss, "sft"], [1.0, config.sft_weight]
+            self._sft_weight = config.sft_weight
+        losses, weights = [config.loss, "sft"], [1.0, config.sft_weight]
         super().__init__(
             model=run.model,
             ref_model=self.reference(),
@@ -55,6 +57,16 @@ class DpoTrainer(ComparingTrainer, DPOTrainer):  # type: ignore[misc]
         )
         self.forget_second_adapter()
         self.settle()
+
+    def supervised_tokens(self, inputs: Row) -> int:
+        """Tokens of the chosen answers, where their cross-entropy is a part of the loss."""
+        mask = inputs["completion_mask"]
+        return int(mask[: len(mask) // 2, 1:].sum()) if self._sft_weight else 0
+
+    def _compute_loss(self, model: Any, inputs: Row, return_outputs: bool) -> Any:
+        if self._sft_weight:
+            self.loss_weights = [1.0, self._sft_weight * self.token_weight]
+        return super()._compute_loss(model, inputs, return_outputs)
 
     def eval_collator(self, rows: Sequence[Row]) -> Row:
         """A batch of held-out pairs."""

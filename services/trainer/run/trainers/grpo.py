@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from services.trainer.objectives.base import Run
 from services.trainer.objectives.grpo import GrpoConfig
 from services.trainer.rewards.base import Completion, Reward
+from services.trainer.run.memory import SAMPLING, out_of_memory_words, what_helps
 from services.trainer.run.trainers.common import (
     GraftTrainer,
     training_arguments,
@@ -34,6 +36,9 @@ _FIGURES = {
     "completions/clipped_ratio": "unfinished_completions",
     "frac_reward_zero_std": "prompts_without_signal",
 }
+
+
+_MOST_TOKENS = "objective.grpo.max_completion_tokens"
 
 
 class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
@@ -103,8 +108,72 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         return [self._rows[row].ids for row in prompts], None, {}
 
     def _generate_single_turn(self, *arguments: Any, **named: Any) -> Any:
+        """Sampled answers to prompts, in smaller parts when memory runs out; each answer is a prompt's own."""
+        prompts, *rest = arguments
+        begun = torch.get_rng_state()
+        while True:
+            found, why = out_of_memory_words(lambda: self._sample(prompts, rest, named))
+            if not why:
+                return found
+            torch.set_rng_state(begun)
+            where = f"while sampling answers in step {self.state.global_step + 1}"
+            advice = f"Lower {_MOST_TOKENS}; {what_helps(self.graft_run.spec)}"
+            self.in_pieces.halve(SAMPLING, where, why, advice, len(prompts))
+
+    def _sample(self, prompts: Any, rest: Any, named: Any) -> tuple[list[Any], Any]:
+        ids: list[Any] = []
         with without_dropout(self.model):
-            return super()._generate_single_turn(*arguments, **named)
+            for part in self.in_pieces.cut(prompts, SAMPLING):
+                ids += super()._generate_single_turn(list(part), *rest, **named)[0]
+        return ids, None
+
+    def pieces(self, batch: Any) -> Iterator[Any]:
+        """A part of the step's answers, whose groups were compared already: they may be learned from apart."""
+        self.model.train()
+        answers = GRPOTrainer._prepare_inputs(self, batch)
+        count, size = len(answers["prompt_ids"]), self.in_pieces.size()
+        for start in range(0, count, size):
+            yield {
+                name: value[start : start + size] if _is_per_answer(value, count) else value
+                for name, value in answers.items()
+            }
+
+    def _prepare_inputs(self, batch: Any) -> Any:
+        # A piece is prepared already.
+        return batch if isinstance(batch, dict) else super()._prepare_inputs(batch)
+
+    def forward_backward(self, model: Any, piece: Any, num_items: Any) -> Any:
+        """One forward and backward pass; TRL counts batches where it does it, and these are pieces of one."""
+        return Trainer.training_step(self, model, piece, num_items)
+
+    def learn(self, model: Any, batch: Any, num_items: Any) -> Any:
+        """Forward and backward passes of a part of the step's answers."""
+        loss = super().learn(model, batch, num_items)
+        self._step += 1
+        return loss
+
+    def mark(self) -> Any:
+        """Before a step: nothing of it is counted, and it samples its answers first."""
+        noted = {name: len(all_) for name, all_ in self._metrics["train"].items()}
+        return super().mark(), self._step, noted
+
+    def go_back(self, mark: Any) -> None:
+        """Puts back what mark() gave: the same answers are sampled again."""
+        usual, self._step, noted = mark
+        super().go_back(usual)
+        for name, all_ in self._metrics["train"].items():
+            del all_[noted.get(name, 0) :]
+
+    def source_of(self, batch: Any) -> Sequence[PromptRow]:
+        """The prompts of a batch, each once."""
+        return [self._rows[row] for row in dict.fromkeys(one["prompt"] for one in batch)]
+
+    def _diverged(self, what: str, items: Any, is_fine: Any) -> Exception:
+        # An answer is not a row: the prompts of the step are named, whose answers are judged together.
+        prompts = {
+            row.place: row for one in self._graft_step.batches for row in self.source_of(one)
+        }
+        return super()._diverged(what, list(prompts.values()), lambda _: False)
 
     def _reward_functions(self) -> list[Callable[..., list[float]]]:
         kinds = Counter(one.reward.name for one in self._config.rewards)
@@ -171,7 +240,7 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         assert rows is not None
         self.control.should_evaluate = False  # Else the epoch's end asks for the same again.
         rewards: list[float] = []
-        size = self.graft_run.spec.hyperparameters.micro_batch_size
+        size = self.evaluation_batch_size
         # The training's own sampling goes on as if there had been no evaluation.
         with torch.random.fork_rng():
             torch.manual_seed(self.graft_run.spec.seed)
@@ -193,3 +262,11 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
                 total + one.weight * score for total, score in zip(totals, scores, strict=True)
             ]
         return totals
+
+
+def _is_per_answer(value: Any, answers: int) -> bool:
+    return isinstance(value, (torch.Tensor, list)) and (
+        len(value) == answers
+        if isinstance(value, list)
+        else value.ndim > 0 and len(value) == answers
+    )

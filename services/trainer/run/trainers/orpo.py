@@ -26,6 +26,9 @@ _LIKELIEST = -1e-6
 class _OddsRatio(Trainer):  # type: ignore[misc]
     """Trainer with ORPO's loss (Hong et al. 2024, equations 4 to 7)."""
 
+    # See ComparingTrainer.
+    token_weight = 1.0
+
     def __init__(self, beta: float, **options: Any) -> None:
         super().__init__(**options)
         self.beta = beta
@@ -48,11 +51,12 @@ class _OddsRatio(Trainer):  # type: ignore[misc]
         # As TRL and the authors' code: the chosen row's loss is of prompt and answer.
         everything = mask[:pairs, 1:]
         nll = -(per_token[:pairs] * everything).sum() / everything.sum()
+        weighed = nll * self.token_weight
         noted = self._metrics["train"]
         noted["accuracy"].append(float((means[:pairs] > means[pairs:]).float().mean()))
         noted["log_odds"].append(float(log_odds.detach()))
         noted["nll"].append(float(nll.detach()))
-        loss: torch.Tensor = nll - losses.mean()
+        loss: torch.Tensor = weighed - losses.mean()
         return loss
 
 
@@ -82,6 +86,11 @@ class OrpoTrainer(ComparingTrainer, _OddsRatio):
         # The loss is a mean over pairs, so the loop divides it by the accumulation's steps.
         self.model_accepts_loss_kwargs = False
         self.settle()
+
+    def supervised_tokens(self, inputs: Row) -> int:
+        """Tokens that the chosen rows' cross-entropy is a mean over."""
+        mask = inputs["attention_mask"]
+        return int(mask[: len(mask) // 2, 1:].sum())
 
     def eval_collator(self, rows: Sequence[Row]) -> Row:
         """A batch of held-out pairs."""

@@ -9,7 +9,7 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from services.trainer.objectives.base import Run
-from services.trainer.run.batches import PackedRows, PaddedRows, RowOrder
+from services.trainer.run.batches import SOURCE, PackedRows, PaddedRows, RowOrder
 from services.trainer.run.isolation import check_isolation
 from services.trainer.run.streams import InOrder, StreamedRows
 from services.trainer.run.trainers.common import (
@@ -22,13 +22,9 @@ from services.trainer.run.trainers.shares import share_rows
 from services.trainer.spec import JobSpec
 from services.trainer.tokens import IGNORED
 
-_NAMED_ROWS = 8
-
 
 class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
     """TRL's trainer; run.prepared is as prepare_rows() makes it."""
-
-    sums_loss = True
 
     def __init__(self, run: Run) -> None:
         self.begin(run)
@@ -81,8 +77,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         assert num_items_in_batch is not None
         rows = self._take_rows(inputs)
         loss = self.batch_loss(model, inputs, num_items_in_batch)
-        places = "; ".join(str(row.place) for row in rows[:_NAMED_ROWS])
-        nats = self.check_loss(loss, places) * int(num_items_in_batch)
+        nats = self.check_loss(loss) * int(num_items_in_batch)
         learned = int((inputs["labels"][:, 1:] != IGNORED).sum())
         self.graft_run.progress.add_batch(nats, learned, sum(len(row) for row in rows))
         return loss
@@ -120,17 +115,16 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
             for inputs in self._eval_inputs(batches):
                 nats += float(self.eval_loss(inputs))
                 learned += int((inputs["labels"][:, 1:] != IGNORED).sum())
-        nats, learned = self.graft_run.team.sum([nats, learned])
+        nats, learned = self.evaluation_team.sum([nats, learned])
         loss = nats / max(learned, 1)
         self.graft_run.progress.report_evaluation(loss)
         return {"eval_loss": loss}
 
     def _eval_inputs(self, batches: PaddedRows) -> Iterator[dict[str, torch.Tensor]]:
-        size = self.graft_run.spec.hyperparameters.micro_batch_size
         order = sorted(range(len(batches.rows)), key=lambda row: -len(batches.rows[row]))
-        team = self.graft_run.team
-        for start in range(team.rank * size, len(order), team.size * size):
-            inputs = batches([{"row": row} for row in order[start : start + size]])
+        for rows in self.evaluation_batches(order):
+            inputs = batches([{"row": row} for row in rows])
+            del inputs[SOURCE]
             self._take_rows(inputs)
             yield self._prepare_inputs(inputs)
 

@@ -1,0 +1,58 @@
+"""Whether a worker gets on: how long its step has taken by now, beside how long its steps take."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Where a worker stands.
+
+    Args:
+        step: optimizer steps done.
+        quiet_s: how long nothing has got on in a step; 0 outside of steps, which may take long.
+        longest_step_s: of this attempt's steps; 0 before the first is done.
+    """
+
+    step: int
+    quiet_s: float
+    longest_step_s: float
+
+
+class Pulse:
+    """Counts only while a step is worked on: neither reading data, evaluating nor saving can be taken for a stall.
+
+    Safe to read from another thread.
+
+    Args:
+        now: a clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._step = 0
+        self._longest_s = 0.0
+
+    def works(self) -> None:
+        """A step begins, with the reading of its batches."""
+        with self._lock:
+            self._since = self._now()
+
+    def step_done(self, step: int) -> None:
+        """A step has ended; until the next one begins, anything may take its time."""
+        with self._lock:
+            if self._since is not None and self._step:
+                self._longest_s = max(self._longest_s, self._now() - self._since)
+            self._since, self._step = None, step
+
+    def beat(self) -> Beat:
+        """Where it stands now."""
+        with self._lock:
+            quiet_s = 0.0 if self._since is None else self._now() - self._since
+            return Beat(self._step, quiet_s, self._longest_s)
