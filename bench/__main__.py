@@ -18,6 +18,7 @@ BENCHMARKS = (
     "promotions",
     "lora",
     "training",
+    "checkpoints",
     "plan",
     "preflight",
     "registry",

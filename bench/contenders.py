@@ -40,7 +40,8 @@ from services.trainer.formats import Example, load_examples
 from services.trainer.methods import METHODS, Setting
 from services.trainer.objectives import Prepared, Run
 from services.trainer.run.batches import PackedRows, PaddedRows
-from services.trainer.run.checkpoints import CheckpointStore
+from services.trainer.run.checkpoint_writer import CheckpointWriter
+from services.trainer.run.checkpoints import CheckpointStore, Keep
 from services.trainer.run.progress import Progress
 from services.trainer.run.reporters import JsonLinesReporter
 from services.trainer.run.stop import StopSignal
@@ -165,7 +166,9 @@ class Contenders:
         steps = total_steps(spec, epoch_steps)
         setting = Setting("bench", "CAUSAL_LM", steps, False, self.tokenizer, 0)
         method = METHODS[spec.method.kind].make(spec.method, setting)
+        store = CheckpointStore(self.folder / "checkpoints", Keep(1), "", print)
         with (self.folder / "events.jsonl").open("w") as out:
+            progress = Progress(JsonLinesReporter(out), StopSignal())
             trainer = SupervisedTrainer(
                 Run(
                     spec=spec,
@@ -176,8 +179,9 @@ class Contenders:
                     steps_per_epoch=epoch_steps,
                     max_tokens=self.max_tokens,
                     method=method,
-                    store=CheckpointStore(self.folder / "checkpoints", 1, "", print),
-                    progress=Progress(JsonLinesReporter(out), StopSignal()),
+                    store=store,
+                    writer=CheckpointWriter(store, progress.checkpoint),
+                    progress=progress,
                     load_base=load_other_base,
                 )
             )

@@ -5,6 +5,7 @@ The result is saved as the plain LoRA that is equal to it, so that it can be ser
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,10 +92,10 @@ class AdaLora(Method[AdaLoraConfig]):
 
         adalora.save_as_lora(model, folder)
 
-    def save_checkpoint(self, model: Any, folder: Path) -> None:
+    def checkpoint_files(self, model: Any) -> Mapping[str, Mapping[str, Any] | bytes]:
         from services.trainer.run import adalora
 
-        adalora.save_state(model, folder)
+        return adalora.checkpoint_files(model)
 
     def load_checkpoint(self, model: Any, folder: Path) -> None:
         from services.trainer.run import adalora

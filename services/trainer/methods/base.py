@@ -7,7 +7,7 @@ alone, imports it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -141,13 +141,13 @@ class Method(ABC, Generic[C]):
             GraftError: INVALID_SPEC, when a trained number is not finite.
         """
 
-    def save_checkpoint(self, model: Any, folder: Path) -> None:
-        """Writes what load_checkpoint() needs; the result's files, where they are enough."""
-        self.save(model, folder)
+    @abstractmethod
+    def checkpoint_files(self, model: Any) -> Mapping[str, Mapping[str, Any] | bytes]:
+        """What load_checkpoint() needs, by file: tensors by name, or bytes. The tensors are the model's own."""
 
     @abstractmethod
     def load_checkpoint(self, model: Any, folder: Path) -> None:
-        """Puts back what save_checkpoint() wrote, into a model that apply() made."""
+        """Puts back what checkpoint_files() gave and was written, into a model that apply() made."""
 
     def optimizer(self, model: Any, optimizer_class: Any, arguments: dict[str, Any]) -> Any | None:
         """An optimizer of the method's own, of that class and with those arguments; None for the usual one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -73,6 +74,11 @@ class Bottleneck(Method[BottleneckConfig]):
         from services.trainer.run import bottleneck
 
         bottleneck.save(model, self._shape(), self.setting.base_name, folder)
+
+    def checkpoint_files(self, model: Any) -> Mapping[str, Mapping[str, Any] | bytes]:
+        from services.trainer.run import bottleneck
+
+        return bottleneck.checkpoint_files(model)
 
     def load_checkpoint(self, model: Any, folder: Path) -> None:
         from services.trainer.run import bottleneck

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,10 +51,10 @@ class Full(Method[FullConfig]):
 
         whole_models.save(model, self.setting.base_folder, folder)
 
-    def save_checkpoint(self, model: Any, folder: Path) -> None:
+    def checkpoint_files(self, model: Any) -> Mapping[str, Mapping[str, Any] | bytes]:
         from services.trainer.run import whole_models
 
-        whole_models.save_weights(model, folder)
+        return whole_models.checkpoint_files(model)
 
     def load_checkpoint(self, model: Any, folder: Path) -> None:
         from services.trainer.run import whole_models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,6 +83,11 @@ class Lora(Method[LoraConfig]):
         from services.trainer.run import peft_models
 
         peft_models.save_adapter(model, folder)
+
+    def checkpoint_files(self, model: Any) -> Mapping[str, Mapping[str, Any] | bytes]:
+        from services.trainer.run import peft_models
+
+        return peft_models.adapter_files(model)
 
     def load_checkpoint(self, model: Any, folder: Path) -> None:
         from services.trainer.run import peft_models

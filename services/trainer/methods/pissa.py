@@ -6,6 +6,7 @@ to the unchanged base exactly what was learned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -77,11 +78,10 @@ class Pissa(Lora):
 
         pissa.save_as_lora(model, self._beginning, folder)
 
-    def save_checkpoint(self, model: Any, folder: Path) -> None:
+    def checkpoint_files(self, model: Any) -> Mapping[str, Mapping[str, Any] | bytes]:
         from services.trainer.run import pissa
 
-        super().save(model, folder)
-        pissa.save_beginning(self._beginning, folder)
+        return {**super().checkpoint_files(model), pissa.BEGINNING: self._beginning}
 
     def load_checkpoint(self, model: Any, folder: Path) -> None:
         from services.trainer.run import pissa

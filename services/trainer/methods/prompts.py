@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,11 +47,11 @@ class PromptMethod(Method[C]):
 
         prompt_models.save(model, folder)
 
-    def save_checkpoint(self, model: Any, folder: Path) -> None:
+    def checkpoint_files(self, model: Any) -> Mapping[str, Mapping[str, Any] | bytes]:
         from services.trainer.run import peft_models
 
         # The network that makes the embeddings, too, which a result does not hold.
-        peft_models.save_trained(model, folder)
+        return peft_models.trained_files(model)
 
     def load_checkpoint(self, model: Any, folder: Path) -> None:
         from services.trainer.run import peft_models

@@ -18,6 +18,7 @@ from services.trainer.run.team import Team
 
 if TYPE_CHECKING:
     from services.trainer.methods.base import Method
+    from services.trainer.run.checkpoint_writer import CheckpointWriter
     from services.trainer.run.checkpoints import CheckpointStore
     from services.trainer.run.progress import Progress
     from services.trainer.spec import BaseSpec, JobSpec
@@ -132,6 +133,7 @@ class Run:
         max_tokens: the longest sequence.
         method: saves and restores what is trained.
         store: keeps the checkpoints.
+        writer: writes them beside the training.
         progress: counts and reports.
         load_base: loads another base by a spec like the job's own: a teacher, a reference.
         team: the processes that train together.
@@ -146,6 +148,7 @@ class Run:
     max_tokens: int
     method: Method[Any]
     store: CheckpointStore
+    writer: CheckpointWriter
     progress: Progress
     load_base: Callable[[BaseSpec], Any]
     team: Team = field(default_factory=Team)

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from graft.errors import GraftError, Reason
-from graft.files import write_atomic
 from peft import AdaLoraConfig as PeftAdaLora
 from peft import LoraConfig
 from peft.tuners.adalora import AdaLoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from services.trainer.methods.adalora import AdaLoraConfig
 from services.trainer.methods.base import Setting
-from services.trainer.run.peft_models import check_finite, config_json, write_adapter
+from services.trainer.run.peft_models import Files, config_json, write_adapter
 
 _TENSORS, _ALLOCATOR, _PATTERN = "adalora.safetensors", "allocator.safetensors", "ranks.json"
 _ESTIMATES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -111,29 +110,20 @@ def _grown(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     return torch.cat([tensor.detach(), tensor.new_zeros(missing)], dim=dim)
 
 
-def save_state(model: Any, folder: Path) -> None:
-    """Writes a checkpoint: all tensors unreduced, and what the allocator knows.
-
-    Raises:
-        GraftError: INVALID_SPEC, when a trained number is not finite.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model)}
-    check_finite(tensors)
-    save_file(tensors, folder / _TENSORS)
+def checkpoint_files(model: Any) -> Files:
+    """A checkpoint: all tensors unreduced, and what the allocator knows; the tensors are the model's own."""
     allocator = model.base_model.rankallocator
     estimates = {
-        f"{kind}|{name}": tensor.detach().cpu().contiguous()
+        f"{kind}|{name}": tensor
         for kind in _ESTIMATES
         for name, tensor in getattr(allocator, kind).items()
     }
-    save_file(estimates, folder / _ALLOCATOR)
-    pattern = model.peft_config[_ADAPTER].rank_pattern
-    write_atomic(folder / _PATTERN, json.dumps(pattern).encode())
+    pattern = json.dumps(model.peft_config[_ADAPTER].rank_pattern).encode()
+    return {_TENSORS: dict(_trained(model)), _ALLOCATOR: estimates, _PATTERN: pattern}
 
 
 def load_state(model: Any, folder: Path) -> None:
-    """Puts back what save_state() wrote."""
+    """Puts back what checkpoint_files() gave."""
     tensors = load_file(folder / _TENSORS)
     for name, parameter in _trained(model):
         parameter.data.copy_(tensors[name])

@@ -13,7 +13,7 @@ from graft.errors import GraftError, Reason
 from safetensors.torch import load_file
 from torch import nn
 
-from services.trainer.run.peft_models import CONFIG, WEIGHTS, write_adapter
+from services.trainer.run.peft_models import CONFIG, WEIGHTS, Files, write_adapter
 
 PEFT_TYPE = "BOTTLENECK"
 _PREFIX = "base_model.model."
@@ -118,6 +118,11 @@ def save(model: Any, shape: Shape, base_name: str, folder: Path) -> None:
         "inference_mode": True,
     }
     write_adapter(weights, json.dumps(config, indent=2, sort_keys=True) + "\n", folder)
+
+
+def checkpoint_files(model: Any) -> Files:
+    """The bottlenecks' tensors, for a checkpoint; they are the model's own."""
+    return {WEIGHTS: {f"{_PREFIX}{name}": tensor for name, tensor in _tensors(model)}}
 
 
 def load_bottleneck(model: Any, folder: Path) -> Any:

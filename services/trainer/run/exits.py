@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 from enum import IntEnum
 from pathlib import Path
 
 from graft.common.v1 import common_pb2 as common
 from graft.errors import GraftError, Reason
 from graft.trainer.v1.worker_service_pb2 import Finished
+
+from services.trainer.run.disk import is_disk_full, storage_full
 
 
 class ExitCode(IntEnum):
@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 66
     REFUSED = 67
     INTERNAL = 70
+    PAUSED = 74
     PREEMPTED = 75
     CANCELLED = 79
 
@@ -80,6 +81,8 @@ def exit_of(error: BaseException, work_dir: Path) -> tuple[ExitCode, Finished]:
         return ExitCode.PREEMPTED, Finished(preempted=True, message=str(error))
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.CANCELLED, Finished(cancelled=True, message="Interrupted")
+    if (full := _storage_full(error, work_dir)) is not None:
+        return ExitCode.PAUSED, Finished(paused=True, message=str(full))
     code, message = _classify(error, work_dir)
     return code, Finished(failure_cause=_CAUSES[code], message=message)
 
@@ -99,14 +102,18 @@ def _classify(error: BaseException, work_dir: Path) -> tuple[ExitCode, str]:
             f"Memory ran out ({_first_line(error)}). Lower micro_batch_size or max_length_tokens, "
             "turn on gradient_checkpointing, or quantize the base with nf4."
         )
-    if is_disk_full(error, work_dir):
-        return ExitCode.INTERNAL, (
-            f"The disk of {work_dir} is full; the last good checkpoint is kept. "
-            "Make room and start the job again: it goes on from there."
-        )
     return ExitCode.INTERNAL, (
         f"{type(error).__name__}: {_first_line(error)}. The traceback is in the attempt's log."
     )
+
+
+def _storage_full(error: BaseException, work_dir: Path) -> GraftError | None:
+    """The error of a disk that is full, which only people can see to."""
+    if isinstance(error, GraftError):
+        return error if error.reason is Reason.STORAGE_FULL else None
+    if isinstance(error, RegistryRefusedError) or not is_disk_full(error, work_dir):
+        return None
+    return storage_full(work_dir, "job's next file", 0, "the last good checkpoint is kept")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -117,16 +124,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or any(one in words for one in _OUT_OF_MEMORY)
     )
-
-
-def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk; torch and safetensors wrap the system's error in their own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    if "No space left on device" in str(error):
-        return True
-    wrapped = "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
-    return wrapped and folder.exists() and shutil.disk_usage(folder).free < 2**20
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from services.trainer.methods.base import Setting
 from services.trainer.run.fused import fuse_lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+Files = Mapping[str, Mapping[str, torch.Tensor] | bytes]
 
 
 def lora_config(task_type: str, **options: Any) -> LoraConfig:
@@ -51,6 +53,12 @@ def save_adapter(model: Any, folder: Path) -> None:
     write_adapter(weights, config_json(model.peft_config["default"]), folder)
 
 
+def adapter_files(model: Any) -> Files:
+    """The files of save_adapter(), for a checkpoint; the tensors are the model's own."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {WEIGHTS: weights, CONFIG: config_json(model.peft_config["default"]).encode()}
+
+
 def write_adapter(weights: dict[str, torch.Tensor], config: str, folder: Path) -> None:
     """Writes tensors and configuration to a folder.
 
@@ -76,25 +84,18 @@ def check_finite(weights: dict[str, torch.Tensor]) -> None:
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Puts back what save_adapter() wrote."""
+    """Puts back what save_adapter() wrote, or adapter_files() gave."""
     outcome = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     assert not outcome.unexpected_keys, outcome.unexpected_keys
 
 
-def save_trained(model: Any, folder: Path) -> None:
-    """Writes every trained number as it is, for a checkpoint.
-
-    Raises:
-        GraftError: INVALID_SPEC, when a number is not finite.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in _trained(model)}
-    check_finite(tensors)
-    save_file(tensors, folder / WEIGHTS)
+def trained_files(model: Any) -> Files:
+    """Every trained number as it is, for a checkpoint; the tensors are the model's own."""
+    return {WEIGHTS: dict(_trained(model))}
 
 
 def load_trained(model: Any, folder: Path) -> None:
-    """Puts back what save_trained() wrote."""
+    """Puts back what trained_files() gave."""
     tensors = load_file(folder / WEIGHTS)
     for name, parameter in _trained(model):
         parameter.data.copy_(tensors[name])

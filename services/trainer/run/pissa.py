@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from services.trainer.run.peft_models import config_json, write_adapter
 
-_FILE = "pissa_beginning.safetensors"
+BEGINNING = "pissa_beginning.safetensors"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -43,14 +43,9 @@ def save_as_lora(model: Any, begun: Tensors, folder: Path) -> None:
     write_adapter(weights, json.dumps(config, indent=2, sort_keys=True) + "\n", folder)
 
 
-def save_beginning(begun: Tensors, folder: Path) -> None:
-    """Writes what the adapter began with into a checkpoint."""
-    save_file({name: tensor.cpu().contiguous() for name, tensor in begun.items()}, folder / _FILE)
-
-
 def load_beginning(model: Any, begun: Tensors, folder: Path) -> Tensors:
     """What the checkpoint's adapter began with; the base is made to fit it."""
-    stored = load_file(folder / _FILE)
+    stored = load_file(folder / BEGINNING)
     for prefix, layer in _layers(model):
         a, b = f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"
         if torch.equal(stored[a], begun[a].cpu()) and torch.equal(stored[b], begun[b].cpu()):

@@ -7,10 +7,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graft.common.v1.common_pb2 import TrainingMetrics
-from graft.files import write_atomic
 from graft.trainer.v1.worker_service_pb2 import Started
 from transformers import TrainerCallback
 
@@ -19,9 +18,12 @@ from services.trainer.run.pulse import Pulse
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.team import Team
-from services.trainer.spec import JobSpec
 
-_FILE = "progress.json"
+if TYPE_CHECKING:
+    from services.trainer.run.checkpoints import Checkpoint
+    from services.trainer.run.trainers.saving import Schedule
+
+PROGRESS_FILE = "progress.json"
 _SMOOTHING = 0.9
 
 
@@ -56,6 +58,7 @@ class Progress:
         self.last = TrainingMetrics()
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
         self._figures: dict[str, list[float]] = {}
+        self._evaluated: dict[str, float] = {}
         self._step_s = 0.0
         self._reported_at = self._stepped_at = time.monotonic()
 
@@ -100,6 +103,10 @@ class Progress:
         *self._in_step, told, total = self._team.sum([*self._in_step, told, batches])
         self._told_to_stop = told > 0
         return int(total)
+
+    def agree(self, what: bool) -> bool:
+        """What the first process of the team decides, in all of them."""
+        return what if self._team.alone else bool(self._team.tell(what))
 
     @property
     def told_to_stop(self) -> bool:
@@ -150,8 +157,9 @@ class Progress:
     def report_evaluation(self, loss: float, figures: Mapping[str, float] | None = None) -> None:
         """Reports the loss on held-out rows, and further figures of them, at the step reported last."""
         self.last.eval_loss = loss
+        self._evaluated = {"eval_loss": loss}
         for name, value in (figures or {}).items():
-            self.last.figures[f"eval_{name}"] = value
+            self.last.figures[f"eval_{name}"] = self._evaluated[f"eval_{name}"] = value
         self._reporter.metrics(self.last)
         self._reported_at = self._stepped_at = time.monotonic()
 
@@ -162,25 +170,39 @@ class Progress:
             "steps": float(self.last.step),
             "tokens": float(self.tokens),
         }
-        if self.last.HasField("eval_loss"):
-            figures["eval_loss"] = self.last.eval_loss
-        return figures | dict(self.last.figures) | self.pieces.figures()
+        figures |= dict(self.last.figures)
+        return figures | self._evaluated | self.pieces.figures()
 
     def checkpoint(self, step: int) -> None:
         """Reports a checkpoint."""
         self.last_checkpoint = step
         self._reporter.checkpoint(step)
 
-    def save(self, folder: Path) -> None:
-        """Writes what a resumed run must know into a checkpoint."""
-        known = {"tokens": self.tokens, "pieces": self.pieces.state()}
-        write_atomic(folder / _FILE, json.dumps(known).encode())
+    def to_json(self) -> bytes:
+        """What a resumed run must know, for a checkpoint: also what was counted since the last report."""
+        content = {
+            "tokens": self.tokens,
+            "pieces": self.pieces.state(),
+            "unreported": [self._nats, self._learned],
+            "figures": self._figures,
+            "evaluated": self._evaluated,
+        }
+        return json.dumps(content).encode()
 
     def load(self, folder: Path) -> None:
-        """Reads what save() wrote."""
-        known = json.loads((folder / _FILE).read_bytes())
-        self.tokens = known["tokens"]
-        self.pieces.restore(known.get("pieces", {}))
+        """Reads what to_json() gave from a checkpoint's folder."""
+        content = json.loads((folder / PROGRESS_FILE).read_bytes())
+        self.tokens = content["tokens"]
+        self.pieces.restore(content.get("pieces", {}))
+        # One of an earlier release does not have the rest.
+        self._nats, self._learned = content.get("unreported", (0.0, 0))
+        self._figures = content.get("figures", {})
+        self._evaluated = content.get("evaluated", {})
+
+    def use_result(self, checkpoint: Checkpoint) -> None:
+        """The result is a checkpoint's: the final figures of the evaluation are those of its step."""
+        content = json.loads((checkpoint.path / PROGRESS_FILE).read_bytes())
+        self._evaluated = content["evaluated"] | {"result_step": float(checkpoint.step)}
 
 
 class EpochTrainer(Protocol):
@@ -191,8 +213,11 @@ class EpochTrainer(Protocol):
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch."""
 
-    def part_ways(self) -> None:
-        """What a process does that is one of several, before the first step."""
+    def begin_step(self) -> None:
+        """What comes before the batches of a step."""
+
+    def check_checkpoint(self) -> None:
+        """Raises the error of a checkpoint that could not be written beside the training."""
 
     def count_parameters(self) -> tuple[int, int]:
         """Numbers trained, and all numbers of the model."""
@@ -205,17 +230,17 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Listens to the loop: starts epochs, asks for reports, evaluations and checkpoints, and stops."""
 
     def __init__(
-        self, trainer: EpochTrainer, progress: Progress, spec: JobSpec, evaluates: bool
+        self, trainer: EpochTrainer, progress: Progress, schedule: Schedule, evaluates: bool
     ) -> None:
         self._trainer = trainer
         self._progress = progress
-        self._every_steps = spec.checkpointing.every_steps
+        self._schedule = schedule
         self._evaluates = evaluates
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Reports the start."""
-        self._trainer.part_ways()
         self._progress.last_checkpoint = state.global_step
+        self._schedule.begin()
         trained, total = self._trainer.count_parameters()
         self._progress.begin(
             Started(
@@ -230,6 +255,14 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         """Sets the epoch's order, by counting steps so that it is right after a resume too."""
         self._trainer.begin_epoch(state.global_step // self._trainer.steps_per_epoch)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Prepares the step."""
+        self._trainer.begin_step()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Counts the time to the next checkpoint."""
+        self._schedule.begin()
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Lets the method act while the step's gradients are still there."""
         self._trainer.after_step(state.global_step + 1)
@@ -238,11 +271,16 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         """Decides what follows the step."""
         step = state.global_step
         self._progress.step_done(step)
+        self._trainer.check_checkpoint()
         last = step >= state.max_steps
-        control.should_log = control.should_log or last
         control.should_evaluate = self._evaluates and (
             last or step % self._trainer.steps_per_epoch == 0
         )
-        control.should_save = not last and step % self._every_steps == 0
+        # What is evaluated is reported with its own step's figures.
+        control.should_log = control.should_log or last or control.should_evaluate
+        due = self._schedule.due(step)
+        if self._schedule.by_time:
+            due = self._progress.agree(due)
+        control.should_save = not last and due
         if self._progress.told_to_stop and not last:
             control.should_save = control.should_training_stop = True

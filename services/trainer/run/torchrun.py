@@ -27,6 +27,7 @@ _CAUSES = (
     ExitCode.BAD_DATA,
     ExitCode.REFUSED,
     ExitCode.OUT_OF_MEMORY,
+    ExitCode.PAUSED,
     ExitCode.CANCELLED,
 )
 

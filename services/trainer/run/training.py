@@ -13,7 +13,8 @@ from transformers import set_seed
 from services.trainer.methods import METHODS, Method, Setting
 from services.trainer.objectives import OBJECTIVES, Objective, Prepared, Reading, Run
 from services.trainer.run.bases import BaseFolder, find_folder
-from services.trainer.run.checkpoints import Checkpoint, CheckpointStore
+from services.trainer.run.checkpoint_writer import CheckpointWriter
+from services.trainer.run.checkpoints import Checkpoint, CheckpointStore, Keep
 from services.trainer.run.data import Data
 from services.trainer.run.exits import PreemptedError
 from services.trainer.run.memory import Pieces
@@ -100,12 +101,15 @@ class Training:
                 max_tokens=reading.max_tokens,
                 method=method,
                 store=store,
+                writer=CheckpointWriter(store, progress.checkpoint),
                 progress=progress,
                 load_base=load_other_base,
                 team=team,
             )
         )
         self._fit(trainer, store)
+        if spec.checkpointing.use_best:
+            self._take_best(trainer, store)
         with trainer.sharding.gathered(trainer.model, None, method.info.makes_base):
             if not team.first:
                 return None
@@ -166,10 +170,11 @@ class Training:
         return longest
 
     def _checkpoints(self, data: Data, base: BaseFolder) -> CheckpointStore:
+        kept = self._spec.checkpointing
         belongs_to = (self._spec_json, data.digest, base.record.fingerprint.digest)
         return CheckpointStore(
             self._settings.checkpoints_dir,
-            self._spec.checkpointing.keep,
+            Keep(kept.keep, kept.keep_best, kept.keep_every_steps),
             digest_bytes("\n".join(belongs_to).encode()),
             self._reporter.log,
         )
@@ -178,20 +183,43 @@ class Training:
         checkpoint = self._shared_checkpoint(store)
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
-        with self._stop.checked_by_stage():
+        with self._stop.checked_by_stage(), trainer.graft_run.writer:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         if trainer.state.global_step < trainer.state.max_steps:
             raise PreemptedError(f"Stopped after step {trainer.state.global_step}")
 
     def _shared_checkpoint(self, store: CheckpointStore) -> Checkpoint | None:
         """The first process' last good checkpoint, in every process: their disks need not be one."""
-        own = store.last_good() if self._team.first else None
+        return self._share(store.last_good() if self._team.first else None, store)
+
+    def _share(self, own: Checkpoint | None, store: CheckpointStore) -> Checkpoint | None:
+        """The first process' checkpoint, in every process."""
         step = self._team.tell(own.step if own else 0)
         if not step:
             return None
         checkpoint = own or store.place(step)
         self._team.share_folder(checkpoint.path)
         return checkpoint
+
+    def _take_best(self, trainer: Any, store: CheckpointStore) -> None:
+        """Puts the best checkpoint's state into the model, where it is better than the last step's."""
+        run, last = trainer.graft_run, trainer.score
+        best = store.best() if self._team.first else None
+        if best is not None and (best.score is None or not best.score.beats(last)):
+            best = None
+        checkpoint = self._share(best, store)
+        if checkpoint is None:
+            return
+        with trainer.sharding.loading(trainer.model):
+            run.method.load_checkpoint(trainer.model, checkpoint.path)
+        run.progress.use_result(checkpoint)
+        if best is None or best.score is None:
+            return
+        after = f", and the last step's {last.value:.6g}" if last else ""
+        self._reporter.log(
+            f"The result is the checkpoint of step {best.step}: its {best.score.metric} is "
+            f"{best.score.value:.6g}{after}."
+        )
 
     def _lineage(self, data: Data, prepared: Prepared, progress: Progress) -> Lineage:
         return Lineage(

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from graft.errors import GraftError, Reason
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from transformers import AutoConfig
 
-from services.trainer.run.peft_models import check_finite
+from services.trainer.run.peft_models import Files, check_finite
 
 _CHECKPOINT = "model.safetensors"
 _SHARD = "4GB"
@@ -70,19 +70,15 @@ def unfreeze(model: Any, frozen: Sequence[str]) -> Any:
     return model
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """Writes every number as it is trained, shared ones once.
-
-    Raises:
-        GraftError: INVALID_SPEC, when a number is not finite.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    check_finite(dict(model.named_parameters()))
-    save_model(model, str(folder / _CHECKPOINT))
+def checkpoint_files(model: Any) -> Files:
+    """Every number as it is trained, shared ones once; the tensors are the model's own."""
+    state = model.state_dict()
+    buffers = {name: one for name, one in model.named_buffers() if name in state}
+    return {_CHECKPOINT: {**dict(model.named_parameters()), **buffers}}
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Puts back what save_weights() wrote."""
+    """Puts back what checkpoint_files() gave."""
     load_model(model, str(folder / _CHECKPOINT))
 
 

@@ -32,7 +32,20 @@ def check_combinations(spec: JobSpec) -> None:
     _check_streaming(spec, objective)
     _check_turns(spec, objective)
     _check_processes(spec, objective)
+    _check_best(spec)
     OBJECTIVES[spec.objective.kind].check(spec.objective, spec)
+
+
+def _check_best(spec: JobSpec) -> None:
+    dataset = spec.dataset
+    if spec.checkpointing.keep_best and not (dataset.eval_fraction or dataset.eval_sources):
+        field = "use_best" if spec.checkpointing.use_best else "keep_best"
+        raise invalid_field(
+            f"checkpointing.{field}",
+            getattr(spec.checkpointing, field),
+            "left out where nothing is evaluated: which checkpoint is best is found by an evaluation",
+            "Set dataset.eval_fraction or dataset.eval_sources.",
+        )
 
 
 def _check_method(method: MethodInfo, objective: ObjectiveInfo) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from graft.trainer.v1 import job_spec_pb2 as pb
 
-from services.trainer.fields import identifier, integer, invalid_field
+from services.trainer.fields import identifier, integer, invalid_field, number
 from services.trainer.methods import METHODS, MethodConfig
 from services.trainer.objectives import OBJECTIVES, ObjectiveConfig
 from services.trainer.spec.base import BaseSpec, parse_base
@@ -20,6 +20,7 @@ from services.trainer.spec.hyperparameters import Hyperparameters, parse_hyperpa
 from services.trainer.spec.sharding import Sharding, check_sharding, parse_sharding
 
 MAX_NODES = 1024
+_EVERY_STEPS, _MOST_STEPS = 50, 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,23 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Checkpointing:
-    """Steps between two checkpoints, and how many of the newest are kept."""
+    """When checkpoints are written and which are kept. every_steps or every_s 0: not by that.
+
+    Args:
+        every_steps: steps between two.
+        keep: how many of the newest are kept.
+        keep_best: how many of the best are kept.
+        use_best: whether the result is the best one's.
+        every_s: seconds between two.
+        keep_every_steps: those of steps that this divides are kept; 0 for none.
+    """
 
     every_steps: int
     keep: int
+    keep_best: int = 0
+    use_best: bool = False
+    every_s: float = 0.0
+    keep_every_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +111,24 @@ def parse_spec(spec: pb.JobSpec) -> JobSpec:
 
 
 def _checkpointing(given: pb.Checkpointing) -> Checkpointing:
+    path = "checkpointing"
+    every_s = number(f"{path}.every_s", given.every_s, 0.0, 0.0, 31 * 86_400.0)
+    by_time = every_s > 0
     return Checkpointing(
-        every_steps=integer("checkpointing.every_steps", given.every_steps, 50, 1, 1_000_000_000),
-        keep=integer("checkpointing.keep", given.keep, 2, 1, 1000),
+        every_steps=integer(
+            f"{path}.every_steps",
+            given.every_steps,
+            0 if by_time else _EVERY_STEPS,
+            0 if by_time else 1,
+            _MOST_STEPS,
+        ),
+        keep=integer(f"{path}.keep", given.keep, 2, 1, 1000),
+        keep_best=integer(f"{path}.keep_best", given.keep_best, int(given.use_best), 0, 1000),
+        use_best=given.use_best,
+        every_s=every_s,
+        keep_every_steps=integer(
+            f"{path}.keep_every_steps", given.keep_every_steps, 0, 0, _MOST_STEPS
+        ),
     )
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from services.trainer.methods import METHODS, Setting
 from services.trainer.run import targets
+from services.trainer.run.snapshots import Snapshot
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
 SMALL = {
@@ -165,7 +166,7 @@ def test_a_reward_models_head_is_trained_and_saved_with_it(kind: str, tmp_path: 
     torch.testing.assert_close(head(again), head(model), rtol=0, atol=0)
     assert (head(model) - head(make_judge())).abs().max() > 1e-3
     # A checkpoint has it, too.
-    method.save_checkpoint(model, tmp_path / "checkpoint")
+    Snapshot(method.checkpoint_files(model)).write(tmp_path / "checkpoint")
     resumed_method = method_of(kind, "SEQ_CLS", **settings)
     resumed = resumed_method.apply(make_judge())
     resumed_method.load_checkpoint(resumed, tmp_path / "checkpoint")
@@ -179,7 +180,7 @@ def test_pissa_goes_on_where_its_decomposition_comes_out_otherwise(
     method = method_of("pissa", rank=4)
     model = method.apply(make_model(name))
     learn(method, model, {"input_ids": IDS, "labels": IDS})
-    method.save_checkpoint(model, tmp_path / "checkpoint")
+    Snapshot(method.checkpoint_files(model)).write(tmp_path / "checkpoint")
     elsewhere = method_of("pissa", rank=4, svd_iterations=1)
     resumed = elsewhere.apply(make_model(name))
     elsewhere.load_checkpoint(resumed, tmp_path / "checkpoint")

@@ -1653,19 +1653,37 @@ class Checkpointing(_message.Message):
 
     EVERY_STEPS_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    KEEP_BEST_FIELD_NUMBER: _builtins.int
+    USE_BEST_FIELD_NUMBER: _builtins.int
+    EVERY_S_FIELD_NUMBER: _builtins.int
+    KEEP_EVERY_STEPS_FIELD_NUMBER: _builtins.int
     every_steps: _builtins.int
-    """Steps between two checkpoints; 50 when left out."""
+    """Steps between two checkpoints; 50 when left out, or with every_s none."""
     keep: _builtins.int
     """How many of the newest are kept; 2 when left out."""
+    keep_best: _builtins.int
+    """How many of the best are kept beside the newest; 1 with use_best, else 0. A step that was evaluated and is
+    among the best gets a checkpoint of its own. Needs evaluation data.
+    """
+    use_best: _builtins.bool
+    """Whether the result is the best checkpoint's and not the last step's."""
+    every_s: _builtins.float
+    """Seconds between two checkpoints, in place of or beside every_steps; 0 for none."""
+    keep_every_steps: _builtins.int
+    """Checkpoints of steps that this number divides are kept for good; 0 for none."""
     def __init__(
         self,
         *,
         every_steps: _builtins.int = ...,
         keep: _builtins.int = ...,
+        keep_best: _builtins.int = ...,
+        use_best: _builtins.bool = ...,
+        every_s: _builtins.float = ...,
+        keep_every_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_steps", b"every_steps", "keep", b"keep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_s", b"every_s", "every_steps", b"every_steps", "keep", b"keep", "keep_best", b"keep_best", "keep_every_steps", b"keep_every_steps", "use_best", b"use_best"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -194,6 +194,7 @@ class Finished(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     PREEMPTED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version that was committed."""
     failure_cause: _common_pb2.FailureCause.ValueType
@@ -204,6 +205,10 @@ class Finished(_message.Message):
     """Stopped because it was told to."""
     preempted: _builtins.bool
     """Stopped after a checkpoint because the trainer or the machine shuts down; to be started again."""
+    paused: _builtins.bool
+    """Stopped by itself with its last good checkpoint kept, for a reason that is in the message and that somebody has
+    to see to, such as a full disk; to be paused, and resumed by request.
+    """
     def __init__(
         self,
         *,
@@ -212,10 +217,11 @@ class Finished(_message.Message):
         message: _builtins.str = ...,
         cancelled: _builtins.bool = ...,
         preempted: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure_cause", b"failure_cause", "message", b"message", "preempted", b"preempted", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure_cause", b"failure_cause", "message", b"message", "paused", b"paused", "preempted", b"preempted", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

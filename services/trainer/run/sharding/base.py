@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ContextManager
@@ -81,8 +81,9 @@ class Replicas:
         """While inside, trained parameters are whole in every process; what is written to them is kept."""
         yield
 
-    def add_parts(self, folder: Path) -> None:
-        """Writes into the first process' checkpoint what gathered() cannot make whole."""
+    def parts(self) -> Mapping[str, bytes]:
+        """Files of the first process' checkpoint that hold what gathered() cannot make whole; to be asked inside."""
+        return {}
 
     def load_parts(self, folder: Path) -> None:
-        """Reads what add_parts() wrote."""
+        """Reads what parts() gave from a checkpoint's folder."""

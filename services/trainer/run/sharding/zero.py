@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +54,7 @@ class SharedByZero(Replicas):
                 field="resources.sharding.zero",
             )
         self._config = config
+        self._trains_all = spec.method.kind == "full"
         self._settings = settings(config, spec)
         self._parts: Path | None = None
 
@@ -111,10 +111,11 @@ class SharedByZero(Replicas):
                     folder, tag=_TAG, save_latest=False, exclude_frozen_parameters=True
                 )
                 self.team.collect_folder(self._parts)
-            with self._whole(model, everything) if self._config.stage == 3 else nullcontext():
+            shares = self._config.stage == 3
+            with self._whole(model, everything, self.team.first) if shares else nullcontext():
                 yield
 
-    def _whole(self, model: Any, everything: bool) -> Any:
+    def _whole(self, model: Any, everything: bool, keep: bool) -> Any:
         from deepspeed.zero import GatheredParameters
 
         def gather(shared: Parameter) -> torch.Tensor:
@@ -124,13 +125,30 @@ class SharedByZero(Replicas):
         def wanted(parameter: Parameter) -> bool:
             return everything or parameter.requires_grad
 
-        return swapped(model, wanted, gather, self.team.first)
+        return swapped(model, wanted, gather, keep)
 
-    def add_parts(self, folder: Path) -> None:
+    @contextmanager
+    def loading(self, model: Any) -> Iterator[None]:
+        if self._engine is None or self._config.stage < 3:
+            yield
+            return
+        from deepspeed.zero import GatheredParameters
+
+        with lost_peers(), self._whole(model, self._trains_all, True) as made:
+            yield
+            for shared, whole in made.items():
+                with GatheredParameters([shared], modifier_rank=0), torch.no_grad():
+                    if self.team.first:
+                        shared.copy_(whole)
+
+    def parts(self) -> Mapping[str, bytes]:
         assert self._parts is not None
-        shutil.copytree(self._parts, folder / _PARTS)
+        files = [path for path in self._parts.rglob("*") if path.is_file()]
         about = {"processes": self.team.size, "stage": self._config.stage}
-        (folder / _PARTS / _ABOUT).write_text(json.dumps(about), "utf-8")
+        return {
+            f"{_PARTS}/{path.relative_to(self._parts).as_posix()}": path.read_bytes()
+            for path in files
+        } | {f"{_PARTS}/{_ABOUT}": json.dumps(about).encode()}
 
     def load_parts(self, folder: Path) -> None:
         about = json.loads((folder / _PARTS / _ABOUT).read_text("utf-8"))

@@ -14,11 +14,14 @@ import torch
 from transformers import Trainer
 
 from services.trainer.objectives.base import Run
+from services.trainer.run.manifests import Score
 from services.trainer.run.progress import ProgressCallback
+from services.trainer.run.scoring import score_of
 from services.trainer.run.sharding.base import Replicas
 from services.trainer.run.sharding.choose import choose_sharding
 from services.trainer.run.team import Team
 from services.trainer.run.trainers.pieces import PiecewiseTrainer
+from services.trainer.run.trainers.saving import Schedule, take_snapshot
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
 from services.trainer.spec import JobSpec
 
@@ -50,7 +53,8 @@ class GraftTrainer(PiecewiseTrainer):
     def callback(self) -> ProgressCallback:
         """Reports, evaluates, saves and stops at the ends of steps."""
         run = self.graft_run
-        return ProgressCallback(self, run.progress, run.spec, run.prepared.evaluation is not None)
+        evaluates = run.prepared.evaluation is not None
+        return ProgressCallback(self, run.progress, Schedule(run.spec.checkpointing), evaluates)
 
     def settle(self) -> None:
         """After TRL's constructor: trained numbers are kept in float32.
@@ -195,8 +199,16 @@ class GraftTrainer(PiecewiseTrainer):
         else:
             self.part_ways()
 
+    def begin_step(self) -> None:
+        """Gives a process that is not the first its own dropout: with another's, both would leave out the same.
+
+        By the step, so that a run that goes on draws as one that was never stopped.
+        """
+        self.score = None
+        self.part_ways()
+
     def part_ways(self) -> None:
-        """Gives this process its own dropout: with another's, both would leave out the same."""
+        """The random numbers of a process that is not the first, from the step that begins."""
         if not self.graft_run.team.first:
             run = self.graft_run
             torch.manual_seed((run.spec.seed, run.team.rank, self.state.global_step).__hash__())
@@ -211,26 +223,30 @@ class GraftTrainer(PiecewiseTrainer):
             self.optimizer = self.sharding.share_optimizer(self.optimizer)
         return self.optimizer
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
+    score: Score | None = None
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Notes what the step is worth; one that is among the best gets a checkpoint."""
         run = self.graft_run
+        self.score = score_of(run.spec, metrics)
+        if self.score is None or self.state.global_step >= self.state.max_steps:
+            return False
+        count = run.spec.checkpointing.keep_best
+        best = run.progress.agree(run.team.first and run.writer.among_best(self.score, count))
+        self.control.should_save = self.control.should_save or best
+        return best
 
-        def fill() -> Path:
-            Trainer._save_checkpoint(self, model, trial)
-            written = Path(self.args.output_dir) / f"checkpoint-{step}"
-            run.progress.save(written)
-            self.sharding.add_parts(written)
-            return written
+    def check_checkpoint(self) -> None:
+        """Raises the error of a checkpoint that could not be written beside the training."""
+        self.graft_run.writer.check()
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run = self.graft_run
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         with self.sharding.gathered(self.model, optimizer, run.method.info.makes_base):
             if run.team.first:
-                run.store.write(step, fill)
-                run.progress.checkpoint(step)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        assert output_dir is not None
-        self.graft_run.method.save_checkpoint(self.model, Path(output_dir))
+                snapshot = take_snapshot(self).beside(self.sharding.parts())
+                run.writer.submit(self.state.global_step, snapshot, self.score)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with self.sharding.loading(self.model):

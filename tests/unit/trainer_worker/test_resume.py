@@ -1,0 +1,273 @@
+"""Going on from any checkpoint gives the bits of the run that was never stopped: objective by loading, and by method.
+
+A run writes a checkpoint after every step. Another begins with one of them alone, and must report the same
+figures and leave the same files. Everywhere there is dropout, more than one epoch, an evaluation in each, and a
+report after every second step alone. docs/checkpoints.md has the table of what is exact and what is not.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+from graft.digests import digest_file
+from graft.errors import GraftError
+from graft.spec_file import spec_from_dict
+
+from services.trainer.run.stop import StopSignal
+from services.trainer.spec import parse_spec
+from tests.support.models import make_base
+from tests.unit.trainer_worker.support import COLOURS, Event, Outcome, attempt, merge
+
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
+Change = dict[str, Any]
+STEPS = 7
+LORA: Change = {"lora": {"rank": 4, "dropout": 0.2}}
+OBJECTIVES: dict[str, Change] = {
+    "sft": {},
+    "cpt": {},
+    "dpo": {},
+    "kto": {},
+    "orpo": {},
+    "reward": {},
+    "distillation": {"beta": 0.5, "sft_weight": 0.5},
+    "grpo": {
+        "rewards": [{"regex": {"pattern": "e"}}],
+        "generations": 4,
+        "max_completion_tokens": 4,
+        "beta": 0.1,
+    },
+}
+LOADINGS: dict[str, Change] = {
+    "in random order": {"hyperparameters": {"group_by_length": False}},
+    "by length": {"hyperparameters": {"group_by_length": True}},
+    "packed": {
+        "hyperparameters": {"packing": True, "max_length_tokens": 96, "micro_batch_size": 2}
+    },
+    "accumulated": {
+        "hyperparameters": {"micro_batch_size": 4, "gradient_accumulation_steps": 2},
+    },
+    "streamed": {"dataset": {"streaming": True}},
+    "streamed and packed": {
+        "dataset": {"streaming": True},
+        "hyperparameters": {"packing": True, "max_length_tokens": 96, "micro_batch_size": 2},
+    },
+}
+METHODS: dict[str, Change] = {
+    "lora_plus": {"method": {"lora_plus": {"rank": 4, "dropout": 0.2}}},
+    "lora_plus in 8 bits": {
+        "method": {"lora_plus": {"rank": 4}},
+        "hyperparameters": {"optimizer": "adamw_8bit"},
+    },
+    "qlora": {
+        "method": {"qlora": {"rank": 4, "dropout": 0.2}},
+        "hyperparameters": {"optimizer": "paged_adamw_8bit", "gradient_checkpointing": True},
+    },
+    "dora": {"method": {"dora": {"rank": 4, "dropout": 0.2}}},
+    "pissa": {"method": {"pissa": {"rank": 4, "dropout": 0.2, "svd_iterations": 4}}},
+    "adalora": {
+        "method": {"adalora": {"target_rank": 2, "initial_rank": 4, "dropout": 0.2}},
+    },
+    "ia3": {"method": {"ia3": {}}},
+    "bottleneck": {"method": {"bottleneck": {"size": 8, "dropout": 0.2}}},
+    "prompt_tuning": {"method": {"prompt_tuning": {"virtual_tokens": 4}}},
+    "p_tuning": {"method": {"p_tuning": {"virtual_tokens": 4, "dropout": 0.2}}},
+    "p_tuning_v2": {"method": {"p_tuning_v2": {"virtual_tokens": 4}}},
+    "prefix_tuning": {"method": {"prefix_tuning": {"virtual_tokens": 4}}},
+    "full": {"method": {"full": {}}, "output": {"adapter": "", "base": "made"}},
+}
+
+
+def row(objective: str, number: int) -> Change:
+    """A row of that objective's data; rows have several lengths."""
+    right, wrong = COLOURS[number % 4], COLOURS[(number + 1) % 4]
+    prompt = f"{number} {right * (1 + number % 5)}"
+    good, bad = f"I like {right}", f"No, {wrong} " * (1 + number % 3)
+    if objective == "cpt":
+        return {"text": f"{prompt}: {good}. " * (1 + number % 3)}
+    if objective == "grpo":
+        return {"prompt": prompt}
+    if objective == "kto":
+        label = number % 2 == 0
+        return {"prompt": prompt, "completion": good if label else bad, "label": label}
+    if objective in ("sft", "distillation"):
+        return {"prompt": prompt, "completion": good}
+    return {"prompt": prompt, "chosen": good, "rejected": bad}
+
+
+class Table:
+    """Jobs of a tiny base by their row and column.
+
+    Args:
+        folder: of data and work folders.
+        base: the base model.
+        teacher: of distillation.
+    """
+
+    def __init__(self, folder: Path, base: Path, teacher: Path) -> None:
+        self._folder = folder
+        self._base = base
+        self._teacher = teacher
+
+    def spec(self, objective: str, *changes: Change) -> Change:
+        """The job of an objective with changes; 24 rows, a fourth of which is held out."""
+        data = self._data(f"{objective}.jsonl", objective, 24)
+        settings = dict(OBJECTIVES[objective])
+        if objective == "distillation":
+            settings["teacher"] = str(self._teacher)
+        spec: Change = {
+            "base": {"source": str(self._base)},
+            "dataset": {"path": str(data), "eval_fraction": 0.25},
+            "method": LORA,
+            "objective": {objective: settings},
+            "hyperparameters": {
+                "max_steps": STEPS,
+                "learning_rate": 0.005,
+                "micro_batch_size": 8,
+                "report_every_steps": 2,
+                "warmup_ratio": 0.3,
+                "schedule": "cosine",
+                "packing": False,
+            },
+            "checkpointing": {"every_steps": 1, "keep": 1000},
+            "resources": {"cpu_threads": 1},
+            "output": {"adapter": "bot"},
+            "seed": 7,
+        }
+        for change in changes:
+            if "method" in change:
+                spec = {**spec, "method": {}}
+            if change.get("dataset", {}).get("streaming"):
+                held_out = self._data(f"{objective}-held-out.jsonl", objective, 6)
+                sources = [{"path": str(held_out)}]
+                spec = merge(spec, {"dataset": {"eval_fraction": 0.0, "eval_sources": sources}})
+            spec = merge(spec, change)
+        return spec
+
+    def _data(self, name: str, objective: str, count: int) -> Path:
+        path = self._folder / name
+        if not path.exists():
+            lines = [json.dumps(row(objective, number)) for number in range(count)]
+            path.write_text("\n".join(lines), "utf-8")
+        return path
+
+    def check(self, name: str, spec: Change, steps: list[int]) -> None:
+        """Runs the job whole and from its checkpoints of some steps, and compares."""
+        whole = attempt(spec, self._folder / name)
+        assert whole.code == 0, whole.message
+        for step in steps:
+            work = self._folder / f"{name} from {step}"
+            one = f"checkpoints/step-{step:09d}"
+            shutil.copytree(whole.work_dir / one, work / one)
+            resumed = attempt(spec, work)
+            assert resumed.code == 0, resumed.message
+            assert f"Going on from the checkpoint of step {step}." in resumed.log
+            assert reports(resumed) == [r for r in reports(whole) if int(r["step"]) > step]
+            assert files(resumed) == files(whole)
+            shutil.rmtree(work)
+        shutil.rmtree(whole.work_dir)
+
+
+def reports(outcome: Outcome) -> list[Event]:
+    """All that was reported, less what time it took."""
+    timed = ("tokens_per_second", "remaining_s")
+    return [
+        {name: value for name, value in event["metrics"].items() if name not in timed}
+        for event in outcome.events
+        if "metrics" in event
+    ]
+
+
+def files(outcome: Outcome) -> dict[str, str]:
+    """Digests of the result's files."""
+    result = outcome.work_dir / "result"
+    paths = [path for path in result.iterdir() if path.name != "commit_request.json"]
+    return {path.name: digest_file(path) for path in paths}
+
+
+def is_possible(spec: Change) -> bool:
+    """Whether there is such a job."""
+    try:
+        parse_spec(spec_from_dict(spec))
+    except GraftError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Table]:
+    folder = tmp_path_factory.mktemp("resume")
+    yield Table(folder, tiny_base, make_base(folder / "teacher", layers=1, seed=5))
+    shutil.rmtree(folder)
+
+
+def some_step(name: str) -> int:
+    """A step before the last, which the name alone decides."""
+    return 1 + crc32(name.encode()) % (STEPS - 1)
+
+
+# Every objective and every loading at least once: the short form.
+SHORT = [
+    ("sft", "packed"),
+    ("sft", "streamed"),
+    ("cpt", "streamed and packed"),
+    ("dpo", "accumulated"),
+    ("kto", "in random order"),
+    ("orpo", "by length"),
+    ("reward", "accumulated"),
+    ("distillation", "packed"),
+    ("grpo", "accumulated"),
+]
+
+
+@pytest.mark.parametrize(("objective", "loading"), SHORT)
+def test_an_objective_goes_on_exactly(table: Table, objective: str, loading: str) -> None:
+    name = f"{objective}, {loading}"
+    table.check(name, table.spec(objective, LOADINGS[loading]), [some_step(name)])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("loading", LOADINGS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_goes_on_exactly_from_every_step(
+    table: Table, objective: str, loading: str
+) -> None:
+    spec = table.spec(objective, LOADINGS[loading])
+    if not is_possible(spec):
+        pytest.skip("there is no such job")
+    table.check(f"{objective}, {loading}", spec, list(range(1, STEPS)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_every_method_goes_on_exactly_from_every_step(
+    table: Table, objective: str, method: str
+) -> None:
+    spec = table.spec(objective, METHODS[method], LOADINGS["accumulated"])
+    if not is_possible(spec):
+        pytest.skip("there is no such job")
+    table.check(f"{objective}, {method}", spec, list(range(1, STEPS)))
+
+
+@pytest.mark.soak
+def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = table.spec("sft", LOADINGS["accumulated"])
+    whole = attempt(spec, tmp_path / "whole")
+    draw = random.Random(7)
+    stopped = 0
+    with monkeypatch.context() as stopping:
+        stopping.setattr(StopSignal, "preempted", property(lambda _: draw.random() < 0.4))
+        while (last := attempt(spec, tmp_path / "stopped")).code == 75:
+            stopped += 1
+    assert stopped > 0
+    assert last.code == 0, last.message
+    assert files(last) == files(whole)
