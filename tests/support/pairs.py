@@ -39,7 +39,9 @@ class Processes:
                 cwd=ROOT,
                 env={
                     **os.environ,
-                    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "sdk"), str(ROOT), path])),
+                    "PYTHONPATH": os.pathsep.join(
+                        filter(None, [str(ROOT / "sdk"), str(ROOT), path])
+                    ),
                     "OMP_NUM_THREADS": "1",
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(self._store.port),
@@ -65,7 +67,12 @@ class Processes:
         for rank, process in enumerate(taken):
             assert process.stdin is not None
             variables = {"RANK": str(rank), "WORLD_SIZE": str(len(taken)), **environment}
-            job = {"spec": spec, "work_dir": str(work_dir), "environment": variables, "number": self._jobs}
+            job = {
+                "spec": spec,
+                "work_dir": str(work_dir),
+                "environment": variables,
+                "number": self._jobs,
+            }
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
         outcomes = []
@@ -104,7 +111,7 @@ def main() -> None:
             teams.append(join(rank, size))
         return JoinedTeam(rank, size, PrefixStore(str(job["number"]), teams[0]._store))
 
-    setattr(JoinedTeam, "join", join_once)
+    JoinedTeam.join = join_once
     for line in sys.stdin:
         job = json.loads(line)
         outcome = attempt(job["spec"], Path(job["work_dir"]), environment=job["environment"])

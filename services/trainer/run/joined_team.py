@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from services.trainer.run.exits import PeerLostError
+from services.trainer.run.exits import ExitCode, PeerFailedError, PeerLostError
 from services.trainer.run.team import Team
 
 # Of torchrun. What is not there any more cannot make a library split the work once more.
@@ -26,7 +26,7 @@ _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RAN
 _PATIENCE = timedelta(minutes=30)
 _BUCKET_NUMBERS = 16 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024 * 1024
-_END = "graft/end"
+_END, _FAILED = "graft/end", "graft/failed"
 _END_POLL_S = 0.1
 
 
@@ -132,6 +132,19 @@ class JoinedTeam(Team):
             dist.broadcast(piece, src=source)
         if file is not None and not giving:
             file.write(piece.numpy().tobytes())
+
+    def fail(self, code: int, message: str) -> None:
+        with suppress(RuntimeError):  # A store that is gone tells by that.
+            self._store.set(_FAILED, json.dumps([self.rank, code, message]))
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        with suppress(RuntimeError):
+            if self._store.check([_FAILED]):
+                rank, code, message = json.loads(self._store.get(_FAILED))
+                return PeerFailedError(
+                    ExitCode(code), f"Process {rank} of {self.size} failed: {message}"
+                )
+        return error
 
     def end(self) -> None:
         self._store.set(_END, b"1")

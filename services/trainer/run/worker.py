@@ -21,6 +21,7 @@ from services.trainer.objectives import OBJECTIVES
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.bases import BaseFolder, open_base
 from services.trainer.run.data import read_data, set_opener
+from services.trainer.run.exits import PreemptedError, exit_of
 from services.trainer.run.holding import held_data
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
@@ -62,6 +63,7 @@ class Worker:
         self._adapter = adapter_name(namespace, output.adapter) if output.adapter else ""
         self._output = self._adapter or base_name(namespace, output.base)
         self._all_trained = False
+        self._team = Team()
 
     def run(self) -> str:
         """Trains, or goes on training, and commits; returns the version's name, "" without a registry.
@@ -77,7 +79,18 @@ class Worker:
             every = (one.blob_digest for one in (*dataset.sources, *dataset.eval_sources))
             digests = [digest for digest in every if digest]
             with held_data(digests, self._settings, self._loop, self._reporter):
-                return self._run()
+                return self._together()
+
+    def _together(self) -> str:
+        """The attempt. Why one of several processes fails is heard by all of them."""
+        try:
+            return self._run()
+        except PreemptedError as error:
+            raise self._team.cause_of(error) from error
+        except Exception as error:
+            code, finished = exit_of(error, self._settings.work_dir)
+            self._team.fail(code, finished.message)
+            raise
 
     def _run(self) -> str:
         # A key that cannot be used is refused before any time is spent.
@@ -142,7 +155,7 @@ class Worker:
             return Team()
         from services.trainer.run.joined_team import JoinedTeam
 
-        team = JoinedTeam.join(self._settings.rank, self._settings.processes)
+        self._team = team = JoinedTeam.join(self._settings.rank, self._settings.processes)
         said = team.ask_all([base.record.fingerprint.digest, to_train])
         self._all_trained = not said[0][1]
         for rank, (fingerprint, _) in enumerate(said):

@@ -124,10 +124,14 @@ def check_sharding(spec: JobSpec) -> None:
     if sharding.kind == "replicated":
         return
     if spec.objective.kind in _ALONE_OBJECTIVES:
-        raise _refused(sharding, f"left out with objective {spec.objective.kind}", "its answers are sampled")
+        raise _refused(
+            sharding, f"left out with objective {spec.objective.kind}", "its answers are sampled"
+        )
     if method.kind == "adalora":
         raise _refused(
-            sharding, "left out with AdaLoRA", "its ranks are moved by gradients that each process holds whole"
+            sharding,
+            "left out with AdaLoRA",
+            "its ranks are moved by gradients that each process holds whole",
         )
     if sharding.kind == "ddp":
         return

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,9 @@ def weights(outcome: Outcome) -> Any:
 
 def alone(spec: dict[str, Any], work_dir: Path) -> Outcome:
     """The job in one process, with as many rows per step."""
-    outcome = attempt(merge(spec, {"hyperparameters": {"gradient_accumulation_steps": 2}}), work_dir)
+    outcome = attempt(
+        merge(spec, {"hyperparameters": {"gradient_accumulation_steps": 2}}), work_dir
+    )
     assert outcome.code == 0, outcome.message
     return outcome
 
@@ -66,7 +67,9 @@ def alone(spec: dict[str, Any], work_dir: Path) -> Outcome:
 def same(both: list[Outcome], one: Outcome) -> None:
     assert [outcome.code for outcome in both] == [0, 0], both[0].message + both[1].message
     assert both[0].losses == pytest.approx(one.losses, rel=1e-4)
-    norms = [[e["metrics"]["grad_norm"] for e in o.events if "metrics" in e] for o in (both[0], one)]
+    norms = [
+        [e["metrics"]["grad_norm"] for e in o.events if "metrics" in e] for o in (both[0], one)
+    ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     assert weights(both[0]) == pytest.approx(weights(one), rel=1e-3, abs=2e-5)
 
@@ -79,5 +82,7 @@ def test_both_train_what_one_trains(
     if method == "full":
         small = {**small, "method": {"full": {}}, "output": {"base": "made"}}
     one = alone(small, tmp_path / "one")
-    both = two.train(merge(small, {"resources": {"sharding": SHARDINGS[sharding]}}), tmp_path / "two")
+    both = two.train(
+        merge(small, {"resources": {"sharding": SHARDINGS[sharding]}}), tmp_path / "two"
+    )
     same(both, one)

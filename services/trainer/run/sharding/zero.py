@@ -66,16 +66,18 @@ class SharedByZero(Replicas):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
+        # On CPUs it would compile its own way between processes of one machine, for minutes; gloo is there.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         from services.trainer.run.sharding.ddp import Around
 
-        with _launched(self.team), lost_peers():
+        with _launched(self.team):
             self._engine, *_ = deepspeed.initialize(
                 model=Around(self._model),
                 optimizer=optimizer,
                 config=self._settings,
                 dist_init_required=False,
             )
-        return _EngineStep(self._engine, optimizer)
+        return _EngineStep(self._engine, optimizer, self.team)
 
     def backward(self, usual: Callable[..., None]) -> Callable[..., None]:
         # DeepSpeed takes the processes' mean; a loss is its part of the step's sum.
@@ -84,14 +86,17 @@ class SharedByZero(Replicas):
     @contextmanager
     def passes(self, last: bool) -> Iterator[None]:
         self._engine.set_gradient_accumulation_boundary(last)
-        with lost_peers():
+        with _launched(self.team):
             yield
             if not last:
                 self._engine.step()
 
     def call(self, work: Callable[[], Any]) -> Any:
         # An evaluation may come before the first step, when nothing is shared yet.
-        return work() if self._engine is None else self._engine(work)
+        if self._engine is None:
+            return work()
+        with _launched(self.team):
+            return self._engine(work)
 
     def join(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """They are joined already."""
@@ -104,7 +109,7 @@ class SharedByZero(Replicas):
 
     @contextmanager
     def gathered(self, model: Any, optimizer: Any, everything: bool) -> Iterator[None]:
-        with lost_peers(), tempfile.TemporaryDirectory(prefix="graft-zero-") as folder:
+        with _launched(self.team), tempfile.TemporaryDirectory(prefix="graft-zero-") as folder:
             if optimizer is not None:
                 self._parts = Path(folder)
                 self._engine.save_checkpoint(
@@ -134,7 +139,7 @@ class SharedByZero(Replicas):
             return
         from deepspeed.zero import GatheredParameters
 
-        with lost_peers(), self._whole(model, self._trains_all, True) as made:
+        with _launched(self.team), self._whole(model, self._trains_all, True) as made:
             yield
             for shared, whole in made.items():
                 with GatheredParameters([shared], modifier_rank=0), torch.no_grad():
@@ -160,7 +165,7 @@ class SharedByZero(Replicas):
                 next_step="Run it with as many processes as before; resources.sharding.fsdp goes on with any number.",
                 field="resources.processes_per_node",
             )
-        with lost_peers():
+        with _launched(self.team):
             self._engine.load_checkpoint(
                 str(folder / _PARTS), tag=_TAG, load_module_strict=False,
                 load_lr_scheduler_states=False,
@@ -193,16 +198,17 @@ def settings(config: Zero, spec: JobSpec) -> dict[str, Any]:
 class _EngineStep(torch.optim.Optimizer):
     """The loop's optimizer, whose step is the engine's; its state is kept by SharedByZero."""
 
-    def __init__(self, engine: Any, optimizer: Any) -> None:
+    def __init__(self, engine: Any, optimizer: Any, team: Team) -> None:
         # Not by torch's constructor: the groups are the other's, whose learning rates a schedule sets.
         self._engine = engine
+        self._team = team
         self.param_groups = optimizer.param_groups
         self.defaults = optimizer.defaults
         self.state = optimizer.state
 
     def step(self, closure: Any = None) -> None:
         """The engine's step."""
-        with lost_peers():
+        with _launched(self._team):
             self._engine.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -218,12 +224,17 @@ class _EngineStep(torch.optim.Optimizer):
 
 @contextmanager
 def _launched(team: Team) -> Iterator[None]:
-    """torchrun's variables, which DeepSpeed reads, and which no other library shall find."""
-    own = {"RANK": str(team.rank), "WORLD_SIZE": str(team.size)}
-    # Each process sees its own accelerator alone; asked for at every pass, when all others have looked.
-    os.environ.update(own, LOCAL_RANK="0")
+    """torchrun's variables, which DeepSpeed reads, and by which others would split the work once more."""
+    # Each process sees its own accelerator alone.
+    own = {"RANK": str(team.rank), "WORLD_SIZE": str(team.size), "LOCAL_RANK": "0"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
     try:
-        yield
+        with lost_peers():
+            yield
     finally:
-        for name in own:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -72,7 +72,7 @@ class GraftTrainer(PiecewiseTrainer):
         if self.sharding.lockstep:
             # Each trainer has a loss of its own, and whatever it calls of the model is one pass.
             own = self.compute_loss
-            setattr(self, "compute_loss", partial(self._shared_loss, own))
+            self.compute_loss = partial(self._shared_loss, own)
 
     def _agree_on_pieces(self) -> None:
         """As many sequences at once in every process: they keep step with each other."""
