@@ -24,10 +24,9 @@ class Processes:
 
     Args:
         size: how many.
-        path: further folders of packages.
     """
 
-    def __init__(self, size: int, path: str = "") -> None:
+    def __init__(self, size: int) -> None:
         from torch.distributed import TCPStore
 
         # As torchrun's agent does, which outlives the processes that it starts.
@@ -40,7 +39,7 @@ class Processes:
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(
-                        filter(None, [str(ROOT / "sdk"), str(ROOT), path])
+                        filter(None, [str(ROOT / "sdk"), str(ROOT), os.environ.get("PYTHONPATH")])
                     ),
                     "OMP_NUM_THREADS": "1",
                     "MASTER_ADDR": "127.0.0.1",
@@ -85,12 +84,46 @@ class Processes:
     def close(self) -> None:
         """Ends them."""
         for process in self._processes:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             with suppress(BrokenPipeError):
                 process.stdin.close()
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def alone(spec: dict[str, Any], work_dir: Path) -> Outcome:
+    """The job in this process alone, with as many rows per step as two have."""
+    hyper = spec["hyperparameters"]
+    doubled = {"gradient_accumulation_steps": 2 * hyper.get("gradient_accumulation_steps", 1)}
+    outcome = attempt({**spec, "hyperparameters": {**hyper, **doubled}}, work_dir)
+    assert outcome.code == 0, outcome.message
+    return outcome
+
+
+def same(both: list[Outcome], one: Outcome) -> None:
+    """Checks that several processes came to where one came: losses, gradient norms and weights."""
+    import pytest
+
+    assert not any(outcome.code for outcome in both), [outcome.message for outcome in both]
+    assert both[0].losses == pytest.approx(one.losses, rel=1e-4)
+    norms = [
+        [event["metrics"]["grad_norm"] for event in outcome.events if "metrics" in event]
+        for outcome in (both[0], one)
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert weights(both[0]) == pytest.approx(weights(one), rel=1e-3, abs=2e-5)
+
+
+def weights(outcome: Outcome) -> Any:
+    """All numbers of a result, in the order of their names."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    (path,) = (outcome.work_dir / "result").glob("*.safetensors")
+    tensors = load_file(path)
+    return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
 
 
 def main() -> None:

@@ -55,6 +55,7 @@ class Progress:
         self._told_to_stop = False
         self._in_step = [0.0, 0.0, 0.0]
         self.tokens = 0
+        self.step_batches = 0
         self.last = TrainingMetrics()
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
         self._figures: dict[str, list[float]] = {}
@@ -182,6 +183,7 @@ class Progress:
         """What a resumed run must know, for a checkpoint: also what was counted since the last report."""
         content = {
             "tokens": self.tokens,
+            "step_batches": self.step_batches,
             "pieces": self.pieces.state(),
             "unreported": [self._nats, self._learned],
             "figures": self._figures,
@@ -203,6 +205,11 @@ class Progress:
         """The result is a checkpoint's: the final figures of the evaluation are those of its step."""
         content = json.loads((checkpoint.path / PROGRESS_FILE).read_bytes())
         self._evaluated = content["evaluated"] | {"result_step": float(checkpoint.step)}
+
+
+def batches_of_step(folder: Path) -> int:
+    """Batches that each step of a checkpoint's run had, in all its processes; 0 where it does not say."""
+    return int(json.loads((folder / PROGRESS_FILE).read_bytes()).get("step_batches", 0))
 
 
 class EpochTrainer(Protocol):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import torch
 from graft.digests import digest_bytes
+from graft.errors import GraftError, Reason
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
 from transformers import set_seed
 
@@ -19,7 +21,7 @@ from services.trainer.run.data import Data
 from services.trainer.run.exits import PreemptedError
 from services.trainer.run.memory import Pieces
 from services.trainer.run.models import load_model, longest_input_tokens
-from services.trainer.run.progress import Progress
+from services.trainer.run.progress import Progress, batches_of_step
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, commit_id, library_versions, store_result
 from services.trainer.run.settings import WorkerSettings
@@ -59,6 +61,7 @@ class Training:
         self._reporter = reporter
         self._stop = stop
         self._team = team or Team()
+        self._checkpoint: Checkpoint | None = None
         if spec.resources.cpu_threads:
             torch.set_num_threads(spec.resources.cpu_threads)
 
@@ -72,12 +75,15 @@ class Training:
             GraftError: what is wrong with spec, base or data, or the training has diverged.
             PreemptedError: it was told to stop; a checkpoint holds what was done.
         """
-        spec, team = self._spec, self._team
-        check_together(spec, team)
+        team = self._team
+        check_together(self._spec, team)
+        store = self._checkpoints(data, base)
+        self._checkpoint = self._shared_checkpoint(store)
+        spec = self._spec = self._as_before(self._spec)
         objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
         tokenizer = load_tokenizer(base.folder, spec.dataset.chat_template)
         set_seed(spec.seed)
-        model = objective.load_model(base.folder, spec.base)
+        model = objective.load_model(base.folder, self._held(spec))
         reading = self._reading(base, model, tokenizer, data)
         prepared = objective.prepare(data.training, data.held_out, reading)
         epoch_steps = (
@@ -89,7 +95,7 @@ class Training:
         size = spec.hyperparameters.micro_batch_size
         pieces = Pieces(size, self._reporter.log, self._settings.work_dir)
         progress = Progress(self._reporter, self._stop, team, pieces)
-        store = self._checkpoints(data, base)
+        progress.step_batches = spec.hyperparameters.gradient_accumulation_steps * team.size
         trainer = objective.make_trainer(
             Run(
                 spec=spec,
@@ -116,6 +122,35 @@ class Training:
             lineage = self._lineage(data, prepared, progress)
             request = self._commit_request(base, output, lineage)
             return self._save(method, trainer.model, tokenizer, request)
+
+    def _held(self, spec: JobSpec) -> BaseSpec:
+        """The base as it is loaded: what is cut into parts need not fit a device."""
+        cut = not self._team.alone and spec.resources.sharding.shares_parameters
+        return replace(spec.base, on_host=cut)
+
+    def _as_before(self, spec: JobSpec) -> JobSpec:
+        """The spec with the rows per step of the checkpoint that is gone on from, whose processes may have been more or fewer.
+
+        Raises:
+            GraftError: INVALID_SPEC, when this many processes cannot share them.
+        """
+        wanted = batches_of_step(self._checkpoint.path) if self._checkpoint else 0
+        hyper, processes = spec.hyperparameters, self._team.size
+        if wanted in (0, hyper.gradient_accumulation_steps * processes):
+            return spec
+        if wanted % processes:
+            raise GraftError(
+                Reason.INVALID_SPEC,
+                f"The checkpoint's steps have {wanted} batches, which {processes} processes cannot share",
+                next_step=f"Train with a number of processes that divides {wanted}.",
+                field="resources.processes_per_node",
+            )
+        steps = wanted // processes
+        self._reporter.log(
+            f"The checkpoint's steps have {wanted} batches: each of {processes} processes takes {steps}, instead of "
+            f"{hyper.gradient_accumulation_steps}, and a step's rows stay the same."
+        )
+        return replace(spec, hyperparameters=replace(hyper, gradient_accumulation_steps=steps))
 
     def _reading(self, base: BaseFolder, model: Any, tokenizer: Any, data: Data) -> Reading:
         return Reading(
@@ -180,7 +215,7 @@ class Training:
         )
 
     def _fit(self, trainer: Any, store: CheckpointStore) -> None:
-        checkpoint = self._shared_checkpoint(store)
+        checkpoint = self._checkpoint
         if checkpoint:
             self._reporter.log(f"Going on from the checkpoint of step {checkpoint.step}.")
         with self._stop.checked_by_stage(), trainer.graft_run.writer:

@@ -133,6 +133,13 @@ def check_sharding(spec: JobSpec) -> None:
             "left out with AdaLoRA",
             "its ranks are moved by gradients that each process holds whole",
         )
+    if spec.hyperparameters.torch_compile:
+        raise invalid_field(
+            "hyperparameters.torch_compile",
+            True,
+            f"left out with {sharding.path}, which wraps the model in its own way",
+            f"Leave it out, or leave {_PATH} out.",
+        )
     if sharding.kind == "ddp":
         return
     if method.kind not in _SHARED_METHODS:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ContextManager
+from typing import Any
 
 import torch
 
@@ -23,6 +23,8 @@ class Replicas:
 
     # Whether every process must make the same passes, so that batches of nobody's rows are gone through too.
     lockstep = False
+    # Whether it puts the model where it is computed; nobody else may then move it.
+    places_model = False
 
     def __init__(self, team: Team) -> None:
         self.team = team
@@ -38,7 +40,7 @@ class Replicas:
         """What the loop shall call for a loss' backward pass."""
         return usual
 
-    def passes(self, last: bool) -> ContextManager[None]:
+    def passes(self, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a batch; last: of its step."""
         return nullcontext()
 

@@ -43,6 +43,7 @@ class FullyShared(Replicas):
     """
 
     lockstep = True
+    places_model = True
     _model: Any
 
     def __init__(self, team: Team, config: Fsdp, trains_all: bool) -> None:
@@ -110,9 +111,13 @@ class FullyShared(Replicas):
     @contextmanager
     def gathered(self, model: Any, optimizer: Any, everything: bool) -> Iterator[None]:
         _let_go(model)
-        with lost_peers(), self._whole(model, everything, self.team.first):
-            with swapped_state(optimizer, _whole_or_none, self.team.first):
-                yield
+        keep = self.team.first
+        with (
+            lost_peers(),
+            self._whole(model, everything, keep),
+            swapped_state(optimizer, _whole_or_none, keep),
+        ):
+            yield
 
     @contextmanager
     def loading(self, model: Any) -> Iterator[None]:

@@ -40,6 +40,7 @@ class SharedByZero(Replicas):
     """
 
     lockstep = True
+    places_model = True
     _model: Any
     _engine: Any = None
     _boundary = True

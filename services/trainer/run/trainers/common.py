@@ -67,12 +67,18 @@ class GraftTrainer(PiecewiseTrainer):
 
         self.graft_run.team.begin_alike(self._trained())
         self.sharding.share(self.model)
+        if self.sharding.places_model:
+            self.accelerator.device_placement = False
         self._agree_on_pieces()
         self.accelerator.backward = self.sharding.backward(self.accelerator.backward)
         if self.sharding.lockstep:
             # Each trainer has a loss of its own, and whatever it calls of the model is one pass.
             own = self.compute_loss
             self.compute_loss = partial(self._shared_loss, own)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not self.sharding.places_model:
+            super()._move_model_to_device(model, device)
 
     def _agree_on_pieces(self) -> None:
         """As many sequences at once in every process: they keep step with each other."""

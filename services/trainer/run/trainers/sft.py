@@ -53,7 +53,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         )
         self.settle()
         if batches.packs:
-            check_isolation(self.model)
+            check_isolation(self.model, device=self.args.device)
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch, from 0."""
