@@ -25,6 +25,8 @@ class Replicas:
     lockstep = False
     # Whether it puts the model where it is computed; nobody else may then move it.
     places_model = False
+    # Whether every process must make the same passes of an evaluation as well.
+    evaluates_together = False
 
     def __init__(self, team: Team) -> None:
         self.team = team
@@ -47,6 +49,10 @@ class Replicas:
     def call(self, work: Callable[[], Any]) -> Any:
         """Does work that goes through the model's modules, in whatever way."""
         return work()
+
+    def look(self, work: Callable[[], Any]) -> Any:
+        """Does work that goes through the model's modules and learns nothing."""
+        return self.call(work) if self.evaluates_together else work()
 
     def join(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Makes each parameter's gradient the sum of all processes', at a step's end."""

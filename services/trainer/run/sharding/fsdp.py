@@ -44,6 +44,7 @@ class FullyShared(Replicas):
 
     lockstep = True
     places_model = True
+    evaluates_together = True
     _model: Any
 
     def __init__(self, team: Team, config: Fsdp, trains_all: bool) -> None:
@@ -123,7 +124,8 @@ class FullyShared(Replicas):
     def loading(self, model: Any) -> Iterator[None]:
         _let_go(model)
         with self._whole(model, self._trains_all, True) as made:
-            yield
+            with _unheard(model):
+                yield
             for shared, whole in made.items():
                 shared.to_local().copy_(_cut(whole.data, shared).to_local())
 
@@ -153,6 +155,19 @@ def _let_go(model: torch.nn.Module) -> None:
     """After a pass without a backward one some parameters are whole yet."""
     for module in _shared_modules(model):
         module.reshard()
+
+
+@contextmanager
+def _unheard(model: torch.nn.Module) -> Iterator[None]:
+    """While inside, nobody looks at what is loaded: torch expects shared parameters in their places."""
+    kept = [(module, module._load_state_dict_post_hooks) for module in model.modules()]
+    for module, hooks in kept:
+        module._load_state_dict_post_hooks = type(hooks)()
+    try:
+        yield
+    finally:
+        for module, hooks in kept:
+            module._load_state_dict_post_hooks = hooks
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ class SharedByZero(Replicas):
                 field="resources.sharding.zero",
             )
         self._config = config
+        self.evaluates_together = config.stage == 3
         self._trains_all = spec.method.kind == "full"
         self._settings = settings(config, spec)
         self._parts: Path | None = None
@@ -122,7 +123,7 @@ class SharedByZero(Replicas):
                 yield
 
     def _whole(self, model: Any, everything: bool, keep: bool) -> Any:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         def gather(shared: Parameter) -> torch.Tensor:
             with GatheredParameters([shared]):
@@ -138,7 +139,7 @@ class SharedByZero(Replicas):
         if self._engine is None or self._config.stage < 3:
             yield
             return
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with _launched(self.team), self._whole(model, self._trains_all, True) as made:
             yield

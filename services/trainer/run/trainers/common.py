@@ -88,7 +88,12 @@ class GraftTrainer(PiecewiseTrainer):
     @property
     def evaluation_team(self) -> Team:
         """Who shares an evaluation: where all must make the same passes, each makes all of them."""
-        return Team() if self.sharding.lockstep else self.graft_run.team
+        return Team() if self.sharding.evaluates_together else self.graft_run.team
+
+    def _evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        usual = super()._evaluate
+        found: dict[str, float] = self.sharding.look(lambda: usual(*arguments, **named))
+        return found
 
     def _shared_loss(self, own: Callable[..., Any], *arguments: Any, **named: Any) -> torch.Tensor:
         loss: torch.Tensor = self.sharding.call(lambda: own(*arguments, **named))
@@ -134,10 +139,11 @@ class GraftTrainer(PiecewiseTrainer):
 
     def learn(self, model: Any, batch: Any, num_items: Any) -> Any:
         """Forward and backward passes of a batch; its loss. One that is there to fill up has none."""
-        if _is_idle(batch) and not self.sharding.lockstep:
-            return torch.zeros((), device=self.args.device)
         self._passed = 0
-        loss = super().learn(model, batch, num_items)
+        loss = torch.zeros((), device=self.args.device)
+        if self.sharding.lockstep or not _is_idle(batch):
+            loss = super().learn(model, batch, num_items)
+        # Of those that fill up, too: a step's parts of it are then one whole, however many rows it has.
         extra = self.graft_run.method.extra_loss(self.model)
         if extra is not None:
             share = self.current_gradient_accumulation_steps * self.graft_run.team.size

@@ -249,7 +249,7 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.sharding.lockstep:
+                if self.sharding.evaluates_together:
                     raise
                 why = first_line(error)
             where = f"in the evaluation after step {self.state.global_step}"
