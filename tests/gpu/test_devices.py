@@ -88,4 +88,5 @@ def test_two_devices_train_what_one_trains(
 
 def read(result: Path) -> dict[str, torch.Tensor]:
     (path,) = result.glob("*.safetensors")
-    return load_file(path)
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    return tensors

@@ -27,7 +27,7 @@ class Processes:
     """
 
     def __init__(self, size: int) -> None:
-        from torch.distributed import TCPStore
+        from torch._C._distributed_c10d import TCPStore
 
         # As torchrun's agent does, which outlives the processes that it starts.
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -138,13 +138,13 @@ def main() -> None:
 
     def join_once(rank: int, size: int) -> JoinedTeam:
         """They have found each other for the job before; only its end was its own."""
-        from torch.distributed import PrefixStore
+        from torch.distributed.distributed_c10d import PrefixStore
 
         if not teams:
             teams.append(join(rank, size))
         return JoinedTeam(rank, size, PrefixStore(str(job["number"]), teams[0]._store))
 
-    JoinedTeam.join = join_once
+    type.__setattr__(JoinedTeam, "join", staticmethod(join_once))
     for line in sys.stdin:
         job = json.loads(line)
         outcome = attempt(job["spec"], Path(job["work_dir"]), environment=job["environment"])

@@ -13,7 +13,7 @@ from tests.unit.trainer_worker.support import Outcome, merge
 from tests.unit.trainer_worker.test_comparing import rows_of, write
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
-FSDP = {"resources": {"sharding": {"fsdp": {}}}}
+FSDP: dict[str, Any] = {"resources": {"sharding": {"fsdp": {}}}}
 # Of 14 rows in batches of 4, the last step has one of two rows and one of none.
 COMPARED = 14
 LOADINGS: dict[str, dict[str, Any]] = {

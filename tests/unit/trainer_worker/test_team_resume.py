@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore
+from safetensors.numpy import load_file
+from torch._C._distributed_c10d import HashStore
 
 from services.trainer.run.exits import ExitCode, PeerFailedError, PeerLostError, exit_of
 from services.trainer.run.joined_team import JoinedTeam
-from tests.support.pairs import Processes, same, weights
+from tests.support.pairs import Processes, weights
 from tests.unit.trainer_worker.support import Outcome, attempt, merge
 from tests.unit.trainer_worker.test_devices import CHOICES, SHARDINGS, needs_deepspeed
 
@@ -99,21 +101,24 @@ def first(outcomes: list[Outcome]) -> Outcome:
     return outcomes[0]
 
 
-def test_the_best_checkpoint_is_the_result_of_all(
-    two: Processes, small: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
+def test_the_best_checkpoint_is_the_result(
+    two: Processes, small: dict[str, Any], tmp_path: Path, sharding: str
 ) -> None:
     changes: dict[str, Any] = {
         "dataset": {"eval_fraction": 0.2},
         "checkpointing": {"every_steps": STEP, "keep_best": 1, "use_best": True},
         # So fast that the evaluation grows worse again.
         "hyperparameters": {"epochs": 4, "learning_rate": 0.05, "schedule": "constant"},
+        "resources": {"sharding": SHARDINGS[sharding]},
     }
-    job = merge(small, changes)
-    plain = two.train(job, tmp_path / "plain")
-    shared = two.train(
-        merge(job, {"resources": {"sharding": SHARDINGS["fsdp"]}}), tmp_path / "fsdp"
-    )
-    same(shared, first(plain))
+    outcome = first(two.train(merge(small, changes), tmp_path / "work"))
+    said = re.search(r"The result is the checkpoint of step (\d+)", outcome.log)
+    assert said is not None
+    name = "adapter_model.safetensors"
+    kept = outcome.work_dir / "checkpoints" / f"step-{int(said[1]):09d}" / name
+    result, best = load_file(outcome.work_dir / "result" / name), load_file(kept)
+    assert all((result[key] == best[key]).all() for key in result)
 
 
 def test_why_one_fails_is_what_all_say(tmp_path: Path) -> None:

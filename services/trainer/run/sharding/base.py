@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from graft.errors import GraftError, Reason
 
 from services.trainer.run.team import Team
+
+ZERO_PARTS, ABOUT = "zero", "about.json"
 
 
 class Replicas:
@@ -93,5 +97,31 @@ class Replicas:
         """Files of the first process' checkpoint that hold what gathered() cannot make whole; to be asked inside."""
         return {}
 
+    def check_parts(self, folder: Path) -> None:
+        """Whether load_parts() can read a checkpoint.
+
+        Raises:
+            GraftError: INVALID_SPEC.
+        """
+        if about := parts_of(folder):
+            raise not_of_these(about, self.team.size)
+
     def load_parts(self, folder: Path) -> None:
         """Reads what parts() gave from a checkpoint's folder."""
+
+
+def parts_of(folder: Path) -> dict[str, Any]:
+    """What ZeRO's part of a checkpoint says of itself; nothing where it has none."""
+    path = folder / ZERO_PARTS / ABOUT
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def not_of_these(about: Mapping[str, Any], processes: int) -> GraftError:
+    """The error of a checkpoint that only as many processes can read as have written it."""
+    return GraftError(
+        Reason.INVALID_SPEC,
+        f"The checkpoint is of {about.get('processes', 0)} processes with ZeRO, and {processes} cannot go on from it",
+        next_step="Run it with as many processes as before; resources.sharding.fsdp goes on with any number.",
+        field="resources.processes_per_node",
+    )

@@ -54,7 +54,7 @@ class FullyShared(Replicas):
 
     def share(self, model: Any) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        options = {
+        options: dict[str, Any] = {
             "mesh": init_device_mesh(device, (self.team.size,)),
             "mp_policy": self._precision(device),
             "offload_policy": self._offload(device),
@@ -126,8 +126,9 @@ class FullyShared(Replicas):
         with self._whole(model, self._trains_all, True) as made:
             with _unheard(model):
                 yield
-            for shared, whole in made.items():
-                shared.to_local().copy_(_cut(whole.data, shared).to_local())
+            with torch.no_grad():
+                for shared, whole in made.items():
+                    shared.to_local().copy_(_cut(whole.data, shared).to_local())
 
     def _whole(self, model: Any, everything: bool, keep: bool) -> Any:
         def wanted(parameter: Parameter) -> bool:
@@ -140,7 +141,7 @@ def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers that a model repeats: those of its longest list of modules of one class."""
     lists = [one for one in model.modules() if isinstance(one, torch.nn.ModuleList)]
     alike = [one for one in lists if len({type(each) for each in one}) == 1]
-    return list(max(alike, key=len, default=torch.nn.ModuleList()))
+    return max(map(list, alike), key=len, default=[])
 
 
 def _do(_: Any, work: Callable[[], Any]) -> Any:

@@ -18,13 +18,13 @@ import torch
 from graft.errors import GraftError, Reason
 
 from services.trainer.run.joined_team import lost_peers
-from services.trainer.run.sharding.base import Replicas
+from services.trainer.run.sharding.base import ABOUT, ZERO_PARTS, Replicas, not_of_these, parts_of
 from services.trainer.run.sharding.whole import Parameter, swapped
 from services.trainer.run.team import Team
 from services.trainer.spec import JobSpec
 from services.trainer.spec.sharding import Zero
 
-_PARTS, _TAG, _ABOUT = "zero", "parts", "about.json"
+_TAG = "parts"
 
 
 class SharedByZero(Replicas):
@@ -153,23 +153,19 @@ class SharedByZero(Replicas):
         files = [path for path in self._parts.rglob("*") if path.is_file()]
         about = {"processes": self.team.size, "stage": self._config.stage}
         return {
-            f"{_PARTS}/{path.relative_to(self._parts).as_posix()}": path.read_bytes()
+            f"{ZERO_PARTS}/{path.relative_to(self._parts).as_posix()}": path.read_bytes()
             for path in files
-        } | {f"{_PARTS}/{_ABOUT}": json.dumps(about).encode()}
+        } | {f"{ZERO_PARTS}/{ABOUT}": json.dumps(about).encode()}
+
+    def check_parts(self, folder: Path) -> None:
+        about = parts_of(folder)
+        if about != {"processes": self.team.size, "stage": self._config.stage}:
+            raise not_of_these(about, self.team.size)
 
     def load_parts(self, folder: Path) -> None:
-        about = json.loads((folder / _PARTS / _ABOUT).read_text("utf-8"))
-        if (about["processes"], about["stage"]) != (self.team.size, self._config.stage):
-            raise GraftError(
-                Reason.INVALID_SPEC,
-                f"The checkpoint is of {about['processes']} processes with ZeRO stage {about['stage']}; "
-                f"{self.team.size} with stage {self._config.stage} cannot go on from it",
-                next_step="Run it with as many processes as before; resources.sharding.fsdp goes on with any number.",
-                field="resources.processes_per_node",
-            )
         with _launched(self.team):
             self._engine.load_checkpoint(
-                str(folder / _PARTS), tag=_TAG, load_module_strict=False,
+                str(folder / ZERO_PARTS), tag=_TAG, load_module_strict=False,
                 load_lr_scheduler_states=False,
             )  # fmt: skip
 
@@ -204,11 +200,20 @@ class _EngineStep(torch.optim.Optimizer):
         # Not by torch's constructor: the groups are the other's, whose learning rates a schedule sets.
         self._engine = engine
         self._team = team
-        self.param_groups = optimizer.param_groups
+        self._optimizer = optimizer
         self.defaults = optimizer.defaults
-        self.state = optimizer.state
 
-    def step(self, closure: Any = None) -> None:
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        """The other's, which are new ones when it has read its state."""
+        return self._optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The other's."""
+        return self._optimizer.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """The engine's step."""
         with _launched(self._team):
             self._engine.step()

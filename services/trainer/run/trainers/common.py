@@ -73,8 +73,7 @@ class GraftTrainer(PiecewiseTrainer):
         self.accelerator.backward = self.sharding.backward(self.accelerator.backward)
         if self.sharding.lockstep:
             # Each trainer has a loss of its own, and whatever it calls of the model is one pass.
-            own = self.compute_loss
-            self.compute_loss = partial(self._shared_loss, own)
+            self.__dict__["compute_loss"] = partial(self._shared_loss, self.compute_loss)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         if not self.sharding.places_model:
@@ -266,6 +265,8 @@ class GraftTrainer(PiecewiseTrainer):
         self.graft_run.progress.load(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.sharding.check_parts(Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.sharding.load_parts(Path(checkpoint))

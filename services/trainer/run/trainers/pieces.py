@@ -21,13 +21,12 @@ from services.trainer.run.divergence import (
     diverged_at,
     has_finite_gradients,
 )
-from services.trainer.run.exits import OutOfMemoryError
+from services.trainer.run.exits import OutOfMemoryError, is_out_of_memory
 from services.trainer.run.memory import (
     EVALUATION,
     TRAINING,
     Pieces,
     first_line,
-    is_out_of_memory,
     out_of_memory_words,
     places_of,
     what_helps,
