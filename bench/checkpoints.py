@@ -48,7 +48,7 @@ from services.trainer.run.training import load_other_base
 from services.trainer.spec import JobSpec, parse_spec
 from services.trainer.tokens import TokenRow
 
-_RANK, _TOKENS, _ROWS = 64, 48, 4
+_RANK, _TOKENS, _ROWS = 64, 32, 4
 _MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _VOCABULARY = 4096
 _DELAY = "delay_in_steps"
@@ -56,7 +56,7 @@ _DELAY = "delay_in_steps"
 
 def run(short: bool = False) -> Report:
     """Measures all in turns; short only shows that they run."""
-    window, checkpoints = (2, 1) if short else (6, 5)
+    window, checkpoints = (2, 1) if short else (4, 3)
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as folder:
         jobs = Jobs(Path(folder), window, checkpoints)
         report = compare(
@@ -66,7 +66,7 @@ def run(short: bool = False) -> Report:
                 "graft, waiting": jobs.graft_waiting,
                 "transformers' Trainer": jobs.plain,
             },
-            rounds=1 if short else 5,
+            rounds=1 if short else 4,
             warm_up_rounds=0 if short else 1,
             settings=jobs.settings,
         )

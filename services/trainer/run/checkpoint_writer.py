@@ -17,13 +17,17 @@ from services.trainer.run.checkpoints import CheckpointStore
 from services.trainer.run.manifests import Score
 from services.trainer.run.snapshots import Snapshot
 
+# Limit, use, and where it says how much of the use is a cache of files that the kernel can drop.
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file "),
     (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file ",
     ),
 )
+_CGROUP_FOLDER = Path("/sys/fs/cgroup")
 # Of the memory that is left, how much a copy may take.
 _COPY_SHARE = 0.5
 
@@ -57,7 +61,8 @@ class CheckpointWriter:
                 one where it is too large to be copied.
         """
         self.wait()
-        if snapshot.size_bytes > _COPY_SHARE * self._spare_bytes():
+        too_large = snapshot.size_bytes > _COPY_SHARE * self._spare_bytes()
+        if too_large or not snapshot.can_be_copied:
             self._write(step, snapshot, score)
             return
         copied = snapshot.on_host()
@@ -111,12 +116,14 @@ class CheckpointWriter:
         self._written(step)
 
 
-def spare_memory_bytes() -> int:
+def spare_memory_bytes(cgroup: Path = _CGROUP_FOLDER) -> int:
     """Memory that this process can still have: the machine's, or less where a container has a limit."""
     spare = [psutil.virtual_memory().available]
-    for limit, used in _CGROUPS:
+    for limit, used, stat, field in _CGROUPS:
         try:
-            spare.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            free = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
+            lines = (cgroup / stat).read_text().splitlines()
         except (OSError, ValueError):  # There is no limit, or it is "max".
             continue
+        spare.append(free + sum(int(one.split()[1]) for one in lines if one.startswith(field)))
     return max(0, min(spare))

@@ -116,7 +116,9 @@ class CheckpointStore:
                 raise
             shutil.rmtree(self.partial, ignore_errors=True)
             what = f"checkpoint of step {step}"
-            raise storage_full(self._folder, what, needed_bytes, self._kept_words()) from error
+            raise storage_full(
+                error, self._folder, what, needed_bytes, self._kept_words()
+            ) from error
         finally:
             shutil.rmtree(self.partial, ignore_errors=True)
         self._usable[step] = checkpoint

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from graft.errors import GraftError, Reason
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# As libraries repeat what the system said, in errors of their own.
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+# With the system's words, which libraries repeat in errors of their own.
+_FULL = {
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large",
+}
 _WRITE_WORDS = ("PytorchStreamWriter", "unexpected pos", "file write failed")
 _LITTLE_BYTES = 2**20
 
@@ -26,7 +29,7 @@ def is_disk_full(error: BaseException, folder: Path, needed_bytes: int = 0) -> b
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     words = str(error)
-    if any(part in words for part in _FULL_WORDS):
+    if any(part in words for part in _FULL.values()):
         return True
     wrote = any(part in words for part in _WRITE_WORDS)
     return wrote and free_bytes(folder) < max(_LITTLE_BYTES, needed_bytes)
@@ -40,10 +43,13 @@ def free_bytes(folder: Path) -> int:
         return 0
 
 
-def storage_full(folder: Path, what: str, needed_bytes: int, kept: str) -> GraftError:
+def storage_full(
+    error: BaseException, folder: Path, what: str, needed_bytes: int, kept: str
+) -> GraftError:
     """The error of a disk that is full.
 
     Args:
+        error: by which that was found out.
         folder: that was written to.
         what: was to be written.
         needed_bytes: of it; 0 where that is not known.
@@ -51,10 +57,11 @@ def storage_full(folder: Path, what: str, needed_bytes: int, kept: str) -> Graft
     """
     free = free_bytes(folder)
     needed = f"{needed_bytes:,} bytes are needed" if needed_bytes else "more is needed"
+    said = next((one for one in _FULL.values() if one in str(error)), _FULL[errno.ENOSPC])
     return GraftError(
         Reason.STORAGE_FULL,
-        f"The {what} cannot be written: the disk of {folder} is full, {free:,} bytes are free and {needed}; {kept}",
-        next_step="Make room there, or raise the quota, and resume the job: it goes on from its last checkpoint.",
+        f"The {what} cannot be written to {folder} ({said}): {free:,} bytes are free there and {needed}; {kept}",
+        next_step="Make room there, or raise the limit, and resume the job: it goes on from its last checkpoint.",
         path=str(folder),
         free_bytes=str(free),
         needed_bytes=str(needed_bytes),

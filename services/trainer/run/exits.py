@@ -134,7 +134,7 @@ def _storage_full(error: BaseException, work_dir: Path) -> GraftError | None:
         return error if error.reason is Reason.STORAGE_FULL else None
     if isinstance(error, RegistryRefusedError) or not is_disk_full(error, work_dir):
         return None
-    return storage_full(work_dir, "job's next file", 0, "the last good checkpoint is kept")
+    return storage_full(error, work_dir, "job's next file", 0, "the last good checkpoint is kept")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

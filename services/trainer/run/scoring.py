@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from services.trainer.run.manifests import Score
 from services.trainer.spec import JobSpec
 
-_METRIC = "eval_loss"
+_USUAL = "loss"
 
 
 def score_of(spec: JobSpec, figures: Mapping[str, float]) -> Score | None:
-    """The score in the figures of an evaluation; None where they do not hold the metric."""
-    value = figures.get(_METRIC)
-    return None if value is None else Score(_METRIC, float(value))
+    """The score in the figures of an evaluation, by evaluation.best_metric; None where they do not hold it."""
+    evaluation = getattr(spec, "evaluation", None)
+    metric = f"eval_{getattr(evaluation, 'best_metric', '') or _USUAL}"
+    value = figures.get(metric)
+    if value is None:
+        return None
+    return Score(metric, float(value), bool(getattr(evaluation, "best_is_highest", False)))

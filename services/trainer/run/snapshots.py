@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,19 @@ class Snapshot:
 
     Args:
         files: tensors may be the live ones of the model; see on_host().
+        further: writes what is no file of these, for example an engine's parts; with it there is no copy.
     """
 
-    def __init__(self, files: Mapping[str, Content]) -> None:
+    def __init__(
+        self, files: Mapping[str, Content], further: Callable[[Path], None] | None = None
+    ) -> None:
         self._files = dict(files)
+        self._further = further
+
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether on_host() has everything."""
+        return self._further is None
 
     def beside(self, files: Mapping[str, Content]) -> Snapshot:
         """These files and further ones; names may have folders."""
@@ -67,6 +76,8 @@ class Snapshot:
                 tensors = {key: one.detach().cpu().contiguous() for key, one in content.items()}
                 check_finite(tensors)
                 save_file(tensors, path, metadata={"format": "pt"})
+        if self._further is not None:
+            self._further(folder)
 
 
 def _copied(content: Content) -> Content:

@@ -240,7 +240,11 @@ class Training:
         """Puts the best checkpoint's state into the model, where it is better than the last step's."""
         run, last = trainer.graft_run, trainer.score
         best = store.best() if self._team.first else None
-        if best is not None and (best.score is None or not best.score.beats(last)):
+        if best is not None and (
+            best.score is None
+            or best.step >= trainer.state.global_step
+            or not best.score.beats(last)
+        ):
             best = None
         checkpoint = self._share(best, store)
         if checkpoint is None:

@@ -21,6 +21,7 @@ LossOn = Literal["assistant", "last_turn", "everything"]
 SCHEMES = ("hf://", "s3://")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
+_MOST_LOADERS = 64
 _ONE_SET = ("path", "blob_digest", "blob_name", "format", "max_rows", "columns", "placeholders")
 
 
@@ -51,7 +52,7 @@ class Cleaning:
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """The training data. sources has at least one set; chat_template "" is the base's own."""
+    """The training data. sources has at least one set; chat_template "" is the base's own; loader_processes 0: none."""
 
     sources: tuple[DatasetSource, ...]
     eval_sources: tuple[DatasetSource, ...]
@@ -60,6 +61,7 @@ class DatasetSpec:
     chat_template: str
     loss_on: LossOn
     streaming: bool
+    loader_processes: int = 0
 
 
 def parse_dataset(dataset: pb.DatasetSpec) -> DatasetSpec:
@@ -93,6 +95,9 @@ def parse_dataset(dataset: pb.DatasetSpec) -> DatasetSpec:
         chat_template=_chat_template(dataset.chat_template),
         loss_on=_loss_on(dataset.loss_on),
         streaming=dataset.streaming,
+        loader_processes=integer(
+            "dataset.loader_processes", dataset.loader_processes, 0, 0, _MOST_LOADERS
+        ),
     )
 
 
@@ -103,6 +108,12 @@ def _check_streaming(dataset: pb.DatasetSpec) -> None:
             dataset.eval_fraction,
             "left out with dataset.streaming, where how many rows there are is not known",
             "Name what to evaluate with in dataset.eval_sources.",
+        )
+    if dataset.streaming and dataset.loader_processes:
+        raise invalid_field(
+            "dataset.loader_processes",
+            dataset.loader_processes,
+            "left out with dataset.streaming, where each process would read and tokenize the whole stream",
         )
 
 

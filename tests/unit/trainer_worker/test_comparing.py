@@ -1,4 +1,4 @@
-"""DPO, KTO, ORPO and reward models: their losses are the papers', their reference is the base, and they go on exactly."""
+"""DPO, KTO, ORPO and reward models: their losses are the papers', and their reference is the base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 
 from services.trainer.run import training
 from services.trainer.run.exits import PreemptedError
-from services.trainer.run.stop import StopSignal
 from services.trainer.run.trainers.common import without_dropout
 from tests.unit.trainer_worker.support import COLOURS, Outcome, attempt, merge
 
@@ -296,30 +295,6 @@ def test_a_bases_own_dropout_does_not_blur_the_reference(
     assert outcome.code == 0, outcome.message
     # A new adapter is the base, so the first loss is that of who cannot tell them apart.
     assert outcome.losses[0] == pytest.approx(bar, abs=1e-5)
-
-
-@pytest.mark.parametrize("kind", OBJECTIVES)
-def test_a_stopped_run_goes_on_to_the_same_numbers(
-    kind: str, compare: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes: Change = {
-        "method": {"lora": {"rank": 4, "dropout": 0.2}},
-        "hyperparameters": {
-            "max_steps": 3,
-            "gradient_accumulation_steps": 2,
-            "micro_batch_size": 2,
-        },
-    }
-    undisturbed = compare(kind, "a", **changes)
-    assert undisturbed.code == 0, undisturbed.message
-    with monkeypatch.context() as stopping:
-        stopping.setattr(StopSignal, "preempted", True)
-        assert compare(kind, "b", **changes).code == 75
-    resumed = compare(kind, "b", **changes)
-    assert resumed.code == 0, resumed.message
-    assert "Going on from the checkpoint of step 1." in resumed.log
-    assert resumed.losses == undisturbed.losses[1:]
-    assert resumed.weights_digest == undisturbed.weights_digest
 
 
 @pytest.mark.parametrize("kind", ["dpo", "orpo", "reward"])

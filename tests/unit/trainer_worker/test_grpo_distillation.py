@@ -1,4 +1,4 @@
-"""GRPO and distillation on a tiny base: they learn, are saved and loaded elsewhere, go on, and refuse."""
+"""GRPO and distillation on a tiny base: they learn, are saved and loaded elsewhere, and refuse."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from services.trainer.methods.lora import Lora
 from services.trainer.preflight.check import check_base
 from services.trainer.run.fused import fuse_lora
-from services.trainer.run.stop import StopSignal
 from services.trainer.run.trainers.group_order import GroupOrder
 from services.trainer.run.trainers.heads import Head
 from services.trainer.spec import parse_spec
@@ -221,48 +220,6 @@ def test_the_saved_adapters_answer_the_same_in_a_fresh_process(
     for name, (_, logits) in trained.items():
         np.testing.assert_allclose(np.array(found[results[name]]), logits, atol=1e-4, rtol=1e-4)
     assert found["divergence"] < 0.05
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    grpo: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes: Spec = {
-        "objective": {"grpo": {"beta": 0.1}},
-        "hyperparameters": {
-            "max_steps": 4,
-            "micro_batch_size": 16,
-            "gradient_accumulation_steps": 2,
-        },
-        "method": {"lora": {"dropout": 0.2}},
-    }
-    undisturbed = grpo("a", **changes)
-    assert undisturbed.code == 0, undisturbed.message
-    with monkeypatch.context() as stopping:
-        stopping.setattr(StopSignal, "preempted", True)
-        stopped = grpo("b", **changes)
-    assert stopped.code == 75
-    assert [e["checkpoint_step"] for e in stopped.events if "checkpoint_step" in e] == ["1"]
-    resumed = grpo("b", **changes)
-    assert resumed.code == 0, resumed.message
-    assert "Going on from the checkpoint of step 1." in resumed.log
-    assert resumed.weights_digest == undisturbed.weights_digest
-
-
-def test_distillation_goes_on_from_its_checkpoint(
-    distil: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes: Spec = {
-        "objective": {"distillation": {"beta": 0.5, "temperature": 2, "sft_weight": 0.5}},
-        "hyperparameters": {"max_steps": 3},
-    }
-    undisturbed = distil("a", **changes)
-    assert undisturbed.code == 0, undisturbed.message
-    with monkeypatch.context() as stopping:
-        stopping.setattr(StopSignal, "preempted", True)
-        assert distil("b", **changes).code == 75
-    assert distil("b", **changes).weights_digest == undisturbed.weights_digest
-    divergence, sft = figures(undisturbed, "divergence")[0], figures(undisturbed, "sft_loss")[0]
-    assert undisturbed.losses[0] == pytest.approx(divergence + 0.5 * sft, rel=1e-4)
 
 
 def test_rewards_are_summed_by_weight_and_the_divergence_from_the_base_is_counted(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from graft.digests import digest_file
 from graft.errors import GraftError
 from graft.spec_file import spec_from_dict
 
+from services.trainer.run.progress import Progress
 from services.trainer.run.stop import StopSignal
 from services.trainer.spec import parse_spec
 from tests.support.models import make_base
-from tests.unit.trainer_worker.support import COLOURS, Event, Outcome, attempt, merge
+from tests.unit.trainer_worker.support import COLOURS, Event, Outcome, WorkerProcess, attempt, merge
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
 Change = dict[str, Any]
@@ -52,6 +55,10 @@ LOADINGS: dict[str, Change] = {
     },
     "accumulated": {
         "hyperparameters": {"micro_batch_size": 4, "gradient_accumulation_steps": 2},
+    },
+    "by two processes": {
+        "dataset": {"loader_processes": 2},
+        "hyperparameters": {"micro_batch_size": 4},
     },
     "streamed": {"dataset": {"streaming": True}},
     "streamed and packed": {
@@ -114,6 +121,15 @@ class Table:
         self._folder = folder
         self._base = base
         self._teacher = teacher
+        self._whole: Outcome | None = None
+
+    def whole(self) -> tuple[Change, Outcome]:
+        """A job and its run that was never stopped; treat it as read-only."""
+        spec = self.spec("sft")
+        if self._whole is None:
+            self._whole = attempt(spec, self._folder / "whole")
+            assert self._whole.code == 0, self._whole.message
+        return spec, self._whole
 
     def spec(self, objective: str, *changes: Change) -> Change:
         """The job of an objective with changes; 24 rows, a fourth of which is held out."""
@@ -217,7 +233,7 @@ SHORT = [
     ("sft", "packed"),
     ("sft", "streamed"),
     ("cpt", "streamed and packed"),
-    ("dpo", "accumulated"),
+    ("dpo", "by two processes"),
     ("kto", "in random order"),
     ("orpo", "by length"),
     ("reward", "accumulated"),
@@ -235,13 +251,14 @@ def test_an_objective_goes_on_exactly(table: Table, objective: str, loading: str
 @pytest.mark.soak
 @pytest.mark.parametrize("loading", LOADINGS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_goes_on_exactly_from_every_step(
+def test_every_objective_goes_on_exactly_from_first_last_and_some_step(
     table: Table, objective: str, loading: str
 ) -> None:
     spec = table.spec(objective, LOADINGS[loading])
     if not is_possible(spec):
         pytest.skip("there is no such job")
-    table.check(f"{objective}, {loading}", spec, list(range(1, STEPS)))
+    name = f"{objective}, {loading}"
+    table.check(name, spec, sorted({1, some_step(name), STEPS - 1}))
 
 
 @pytest.mark.soak
@@ -254,6 +271,17 @@ def test_every_method_goes_on_exactly_from_every_step(
     if not is_possible(spec):
         pytest.skip("there is no such job")
     table.check(f"{objective}, {method}", spec, list(range(1, STEPS)))
+
+
+@pytest.mark.soak
+def test_batches_are_the_same_whatever_process_makes_them(table: Table, tmp_path: Path) -> None:
+    one = table.spec("dpo", LOADINGS["by two processes"])
+    runs = [
+        attempt(merge(one, {"dataset": {"loader_processes": count}}), tmp_path / str(count))
+        for count in (0, 2)
+    ]
+    assert reports(runs[0]) == reports(runs[1])
+    assert files(runs[0]) == files(runs[1])
 
 
 @pytest.mark.soak
@@ -271,3 +299,113 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(
     assert stopped > 0
     assert last.code == 0, last.message
     assert files(last) == files(whole)
+
+
+def flip(path: Path) -> None:
+    """Changes one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_one_before_a_damaged_checkpoint_is_used_and_with_none_it_begins_anew(
+    table: Table, tmp_path: Path
+) -> None:
+    spec, whole = table.whole()
+    both = tmp_path / "one/checkpoints"
+    for name in ("step-000000005", "step-000000006"):
+        shutil.copytree(whole.work_dir / "checkpoints" / name, both / name)
+    flip(both / "step-000000006/optimizer.pt")
+    none = shutil.copytree(both, tmp_path / "none/checkpoints")
+    (none / "step-000000005/rng_state.pth").unlink()
+
+    one = attempt(spec, tmp_path / "one")
+    assert "step 6 is not used: its file optimizer.pt is damaged." in one.log
+    assert "Going on from the checkpoint of step 5." in one.log
+    anew = attempt(spec, tmp_path / "none")
+    assert "step 5 is not used: its file rng_state.pth is missing." in anew.log
+    assert "No checkpoint can be used: the training begins anew." in anew.log
+    assert files(one) == files(anew) == files(whole)
+
+
+def test_a_full_disk_pauses_the_job_and_with_room_it_goes_on_exactly(
+    table: Table, tmp_path: Path
+) -> None:
+    spec, whole = table.whole()
+    first = "checkpoints/step-000000001"
+    shutil.copytree(whole.work_dir / first, tmp_path / "full" / first)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file of this process may be larger: the system itself refuses what checkpoints write.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
+    try:
+        paused = attempt(spec, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert paused.code == 74
+    assert paused.finished["paused"] is True
+    assert paused.message.startswith("The checkpoint of step 2 cannot be written to ")
+    for words in ("(File too large)", "bytes are free there", "step 1 is kept", "Make room there"):
+        assert words in paused.message
+    assert not (tmp_path / "full/checkpoints/partial").exists()
+    last = attempt(spec, tmp_path / "full")
+    assert "Going on from the checkpoint of step 1." in last.log
+    assert files(last) == files(whole)
+
+
+def test_the_result_is_the_best_checkpoints_where_that_is_wanted(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = table.spec(
+        "sft",
+        # What is learned by heart makes other rows less likely.
+        {"hyperparameters": {"max_steps": 12, "learning_rate": 0.1, "schedule": "constant"}},
+        {"checkpointing": {"every_steps": 5, "keep": 1, "use_best": True}},
+    )
+    whole = attempt(spec, tmp_path / "whole")
+    assert whole.code == 0, whole.message
+    losses = {int(r["step"]): r["eval_loss"] for r in reports(whole) if "eval_loss" in r}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12, "the task must get worse"
+    assert f"The result is the checkpoint of step {best}: its eval_loss is " in whole.log
+    checkpoint = whole.work_dir / f"checkpoints/step-{best:09d}"
+    assert (checkpoint / "adapter_model.safetensors").read_bytes() == (
+        whole.work_dir / "result/adapter_model.safetensors"
+    ).read_bytes()
+    request = json.loads((whole.work_dir / "result/commit_request.json").read_text())
+    assert request["lineage"]["metrics"]["eval_loss"] == losses[best]
+    assert request["lineage"]["metrics"]["result_step"] == best
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Progress, "told_to_stop", property(lambda one: one.last.step > best))
+        assert attempt(spec, tmp_path / "stopped").code == 75
+    assert files(attempt(spec, tmp_path / "stopped")) == files(whole)
+
+
+@pytest.mark.soak
+def test_two_processes_with_dropout_go_on_exactly(table: Table, tmp_path: Path) -> None:
+    spec = table.spec("sft", LOADINGS["accumulated"])
+
+    def both(folder: str) -> Outcome:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = str(taken.getsockname()[1])
+        here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        pair = [
+            WorkerProcess(spec, tmp_path / f"{folder}-{rank}", {**here, "RANK": str(rank)})
+            for rank in range(2)
+        ]
+        outcomes = [one.outcome() for one in pair]
+        for one in pair:
+            one.close()
+        # Without torchrun the other one may find the first one gone at the very end.
+        assert outcomes[0].code == 0, pair[0].errors()
+        return outcomes[0]
+
+    whole = both("whole")
+    for step in (1, 4):
+        name = f"checkpoints/step-{step:09d}"
+        shutil.copytree(whole.work_dir / name, tmp_path / f"from {step}-0" / name)
+        resumed = both(f"from {step}")
+        assert f"Going on from the checkpoint of step {step}." in resumed.log
+        assert reports(resumed) == [one for one in reports(whole) if int(one["step"]) > step]
+        assert files(resumed) == files(whole)

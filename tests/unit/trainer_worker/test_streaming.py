@@ -1,4 +1,4 @@
-"""Streaming: sets larger than memory are trained on with few rows at hand, and go on where they stopped."""
+"""Streaming: sets larger than memory are trained on with few rows at hand, and a batch does not depend on those before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from services.trainer.formats import Place
-from services.trainer.run.stop import StopSignal
 from services.trainer.run.streams import StreamedRows
 from services.trainer.tokens import TokenRow
 from tests.unit.trainer_worker.support import Outcome
@@ -100,23 +99,6 @@ def test_a_streamed_job_learns_and_evaluates(train: Train, task: Path, packing: 
     ]
     assert float(evaluated[-1]) < 1.0
     assert "rows" in outcome.log
-
-
-def test_a_stopped_stream_goes_on_as_if_it_had_not_been(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes: dict[str, Any] = {
-        "dataset": STREAM,
-        "hyperparameters": {"max_steps": 4, "gradient_accumulation_steps": 2, "packing": True},
-    }
-    undisturbed = train("a", **changes)
-    assert undisturbed.code == 0, undisturbed.message
-    with monkeypatch.context() as stopping:
-        stopping.setattr(StopSignal, "preempted", True)
-        assert train("b", **changes).code == 75
-    resumed = train("b", **changes)
-    assert "Going on from the checkpoint of step 1." in resumed.log
-    assert resumed.weights_digest == undisturbed.weights_digest
 
 
 def test_a_stream_without_a_number_of_steps_is_refused(train: Train) -> None:

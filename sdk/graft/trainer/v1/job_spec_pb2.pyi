@@ -350,6 +350,7 @@ class DatasetSpec(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     LOSS_ON_FIELD_NUMBER: _builtins.int
     STREAMING_FIELD_NUMBER: _builtins.int
+    LOADER_PROCESSES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Where the set is: a file (.json, .jsonl, .csv, .parquet, .arrow), a folder of them, a hub id
     ("hf://owner/name", optionally "@revision" and "/path"), or an object's or prefix's URI ("s3://bucket/key").
@@ -371,6 +372,10 @@ class DatasetSpec(_message.Message):
     """What is learned of a row."""
     streaming: _builtins.bool
     """Read, tokenize and pack while training, for sets larger than memory; needs max_steps."""
+    loader_processes: _builtins.int
+    """Processes that make batches beside the training; 0 makes them in it, which costs little unless batches are
+    large and an accelerator is fast. Batches and their order are the same with any number. Not with streaming.
+    """
     @_builtins.property
     def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the format's fields are called in the file: {"instruction": "question", "output": "answer"}."""
@@ -408,10 +413,11 @@ class DatasetSpec(_message.Message):
         chat_template: _builtins.str = ...,
         loss_on: Global___LossOn.ValueType = ...,
         streaming: _builtins.bool = ...,
+        loader_processes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cleaning", b"cleaning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "chat_template", b"chat_template", "cleaning", b"cleaning", "columns", b"columns", "eval_fraction", b"eval_fraction", "eval_sources", b"eval_sources", "format", b"format", "loss_on", b"loss_on", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "sources", b"sources", "streaming", b"streaming"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_digest", b"blob_digest", "blob_name", b"blob_name", "chat_template", b"chat_template", "cleaning", b"cleaning", "columns", b"columns", "eval_fraction", b"eval_fraction", "eval_sources", b"eval_sources", "format", b"format", "loader_processes", b"loader_processes", "loss_on", b"loss_on", "max_rows", b"max_rows", "path", b"path", "placeholders", b"placeholders", "sources", b"sources", "streaming", b"streaming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

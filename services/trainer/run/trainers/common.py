@@ -333,6 +333,7 @@ def training_arguments(
         "fp16": False,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
+        "dataloader_num_workers": spec.dataset.loader_processes,
         "remove_unused_columns": False,
     }
     return config(**(usual | further))

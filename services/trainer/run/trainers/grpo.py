@@ -219,19 +219,25 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         )
         return loss
 
+    def after_step(self, step: int) -> None:
+        """Takes the step's figures out of TRL, whose counts are in no checkpoint."""
+        super().after_step(step)
+        self.graft_run.progress.add_figures(self._figures())
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Reports a step's figures, rewards among them."""
-        if "loss" in logs:
-            self.graft_run.progress.add_figures(self._figures())
         self._metrics["train"].clear()
         super().log(logs, start_time)
 
     def _figures(self) -> dict[str, float]:
+        """Means of what TRL noted since the step before."""
         metrics = self._metrics["train"]
         names = dict(_FIGURES)
         if len(self.reward_func_names) > 1:
             names |= {f"rewards/{name}/mean": f"reward_{name}" for name in self.reward_func_names}
-        return {ours: fmean(metrics[theirs]) for theirs, ours in names.items() if metrics[theirs]}
+        found = {ours: fmean(metrics[theirs]) for theirs, ours in names.items() if metrics[theirs]}
+        metrics.clear()
+        return found
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
