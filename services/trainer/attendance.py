@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.trainer.jobs import Attempt
 from services.trainer.launchers.base import Worker
-from services.trainer.session import Cancel, Link, Preempt
+from services.trainer.session import Cancel, EndStalled, Link, Preempt
+from services.trainer.stall import Beat, StallLimits
 
 # A worker may end right after its last report; the report is still read from its stream.
 _LAST_WORDS_S = 2.0
@@ -25,12 +26,14 @@ class Limits:
         timeout_s: between two signs of life.
         cancel_grace_s: from being told to cancel until it has ended.
         exit_grace_s: from its last report until it has ended.
+        stall: for a step, while it gives signs of life.
     """
 
     start_timeout_s: float = 600.0
     timeout_s: float = 60.0
     cancel_grace_s: float = 10.0
     exit_grace_s: float = 10.0
+    stall: StallLimits = field(default_factory=StallLimits)
 
 
 class Attendance:
@@ -58,12 +61,23 @@ class Attendance:
         self._cancel: Cancel | None = None
         self._deadline_changed = asyncio.Event()
 
-    def seen(self) -> None:
-        """Something was heard from the worker."""
+    def seen(self, beat: Beat | None = None) -> None:
+        """Something was heard from the worker; a sign of life says whether it gets on."""
         self._silent_since_s = time.monotonic()
         if self._silence_s != self._limits.timeout_s:
             self._silence_s = self._limits.timeout_s
             self._deadline_changed.set()
+        if beat is not None and (reason := self._limits.stall.stalled(beat)):
+            self._end_stalled(reason)
+
+    def _end_stalled(self, reason: str) -> None:
+        """Has a worker that hangs leave word of where, and ends it if it does not."""
+        if self.killed_because:
+            return
+        self.killed_because = f"{reason}; the stacks of its threads are in its log"
+        if self._link is not None:
+            self._link.send(EndStalled(reason))
+        self._must_end(self._limits.exit_grace_s, self.killed_because)
 
     def connect(self) -> Link:
         """A new stream of the worker; an older one, whose end was not noticed yet, is closed."""

@@ -75,6 +75,20 @@ class TrainerSettings(ServiceSettings):
     worker_timeout_s: float = Field(
         default=60.0, gt=0, description="silence after which a worker is taken for lost"
     )
+    worker_stall_factor: float = Field(
+        default=20.0,
+        ge=0,
+        description="a step that takes so many times the attempt's longest is taken for a stall, although the "
+        "worker gives signs of life: it is ended and goes on from its checkpoint; 0: never",
+    )
+    worker_stall_least_s: float = Field(
+        default=300.0, gt=0, description="but no step is taken for a stall before that"
+    )
+    worker_stall_first_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="how long an attempt's first steps may take, which warm up",
+    )
     cancel_grace_s: float = Field(
         default=10.0,
         ge=0,

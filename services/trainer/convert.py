@@ -36,6 +36,7 @@ from services.trainer.jobs import (
 from services.trainer.lifecycle import now
 from services.trainer.plan.accelerators import find_accelerator
 from services.trainer.spec import JobSpec, parse_spec
+from services.trainer.stall import Beat
 from services.trainer.states import FailureCause, JobState
 from services.trainer.store.base import RequestKey
 
@@ -250,12 +251,12 @@ def hello(request: worker_service_pb2.SessionRequest) -> Hello:
     return Hello(request.hello.job, request.hello.attempt, request.hello.token)
 
 
-def report(request: worker_service_pb2.SessionRequest) -> tuple[int, Report | None]:
-    """A worker's report with its number; None for a mere sign of life."""
+def report(request: worker_service_pb2.SessionRequest) -> tuple[int, Report | Beat]:
+    """A worker's report with its number; a mere sign of life has none."""
     return request.report_number, _report(request)
 
 
-def _report(request: worker_service_pb2.SessionRequest) -> Report | None:
+def _report(request: worker_service_pb2.SessionRequest) -> Report | Beat:
     match request.WhichOneof("report"):
         case "started":
             given = request.started
@@ -273,7 +274,8 @@ def _report(request: worker_service_pb2.SessionRequest) -> Report | None:
         case "finished":
             return _finished(request.finished)
         case _:
-            return None
+            beat = request.heartbeat
+            return Beat(beat.step, beat.quiet_s, beat.longest_step_s)
 
 
 def answer(answer: session.Answer) -> worker_service_pb2.SessionResponse:
@@ -288,6 +290,10 @@ def answer(answer: session.Answer) -> worker_service_pb2.SessionResponse:
         case session.Preempt(reason):
             return worker_service_pb2.SessionResponse(
                 preempt=worker_service_pb2.Preempt(reason=reason)
+            )
+        case session.EndStalled(reason):
+            return worker_service_pb2.SessionResponse(
+                end_stalled=worker_service_pb2.EndStalled(reason=reason)
             )
 
 

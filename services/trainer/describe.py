@@ -90,6 +90,7 @@ def _objective(objective: type[Objective[Any]]) -> pb.ObjectiveDescription:
         packing=info.packing,
         packs_by_default=info.packs_by_default,
         streaming=info.streaming,
+        neftune_note=info.neftune_note,
         refused_methods=[
             pb.Refusal(kind=kind, reason=why) for kind, why in info.refused_methods.items()
         ],

@@ -32,6 +32,7 @@ from services.trainer.preflight.process import Surveyor
 from services.trainer.scheduler import Scheduler
 from services.trainer.servicer import TrainerServicer, WorkerServicer
 from services.trainer.slots import Slots, default_slots, visible_devices
+from services.trainer.stall import StallLimits
 from services.trainer.store.sqlite import SqliteJobStore
 from services.trainer.supervisor import Supervisor
 
@@ -200,6 +201,11 @@ def _limits(settings: TrainerSettings) -> Limits:
         timeout_s=settings.worker_timeout_s,
         cancel_grace_s=settings.cancel_grace_s,
         exit_grace_s=settings.exit_grace_s,
+        stall=StallLimits(
+            settings.worker_stall_factor,
+            settings.worker_stall_least_s,
+            settings.worker_stall_first_s,
+        ),
     )
 
 

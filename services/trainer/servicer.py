@@ -20,6 +20,7 @@ from services.trainer.journal import Journal
 from services.trainer.plan.process import Planning
 from services.trainer.preflight.process import Surveyor
 from services.trainer.scheduler import Scheduler
+from services.trainer.stall import Beat
 from services.trainer.supervisor import Supervisor
 
 
@@ -152,6 +153,6 @@ class WorkerServicer(WorkerServiceServicer):
 
 async def _reports(
     requests: AsyncIterator[SessionRequest],
-) -> AsyncIterator[tuple[int, Report | None]]:
+) -> AsyncIterator[tuple[int, Report | Beat]]:
     async for request in requests:
         yield convert.report(request)

@@ -35,12 +35,20 @@ class Preempt:
 
 
 @dataclass(frozen=True, slots=True)
+class EndStalled:
+    """Write what every thread is at to the log, and end at once: the steps do not get on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Closed:
     pass
 
 
 NumberedReport = tuple[int, Report]
-Answer = Acknowledged | Cancel | Preempt
+Command = Cancel | Preempt | EndStalled
+Answer = Acknowledged | Command
 Record = Callable[[Sequence[NumberedReport]], Awaitable[None]]
 
 
@@ -48,14 +56,14 @@ class Link:
     """What is on its way between the trainer and one stream of a worker."""
 
     def __init__(self) -> None:
-        self._inbox: asyncio.Queue[NumberedReport | Cancel | Preempt | _Closed] = asyncio.Queue()
+        self._inbox: asyncio.Queue[NumberedReport | Command | _Closed] = asyncio.Queue()
         self._closed = asyncio.Event()
 
     def receive(self, number: int, report: Report) -> None:
         """A report has arrived."""
         self._inbox.put_nowait((number, report))
 
-    def send(self, command: Cancel | Preempt) -> None:
+    def send(self, command: Command) -> None:
         """A command is to go to the worker."""
         self._inbox.put_nowait(command)
 
@@ -80,7 +88,7 @@ class Link:
                     await record(reports)
                     yield Acknowledged(max(number for number, _report in reports))
                 for item in items:
-                    if isinstance(item, Cancel | Preempt):
+                    if isinstance(item, Command):
                         yield item
                 if any(isinstance(item, _Closed) for item in items):
                     return

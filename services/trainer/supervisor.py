@@ -30,6 +30,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.notices import Notices
 from services.trainer.session import Acknowledged, Answer, NumberedReport
 from services.trainer.slots import Slots
+from services.trainer.stall import Beat
 from services.trainer.states import ACTIVE, JobState
 from services.trainer.verdict import judge
 
@@ -121,9 +122,9 @@ class Supervisor:
                 attendance.preempt("The trainer is at another address now")
 
     async def session(
-        self, hello: Hello, reports: AsyncIterator[tuple[int, Report | None]]
+        self, hello: Hello, reports: AsyncIterator[tuple[int, Report | Beat]]
     ) -> AsyncIterator[Answer]:
-        """One stream of a worker. A report of None is a sign of life.
+        """One stream of a worker, with its reports and its signs of life.
 
         Raises:
             GraftError: PERMISSION_DENIED for another token; JOB_ENDED for an attempt that is over.
@@ -133,9 +134,11 @@ class Supervisor:
 
         async def read() -> None:
             async for number, report in reports:
+                if isinstance(report, Beat):
+                    attendance.seen(report)
+                    continue
                 attendance.seen()
-                if report is not None:
-                    link.receive(number, report)
+                link.receive(number, report)
 
         async def record(batch: Sequence[NumberedReport]) -> None:
             await self._journal.change(hello.job, reported(hello.attempt, batch))

@@ -10,6 +10,7 @@ from services.trainer.states import FailureCause, JobState
 
 EXIT_PREEMPTED = 75
 EXIT_CANCELLED = 79
+EXIT_STALLED = 76
 # sysexits.h where it has a fitting one; the contract names them at graft.common.v1.FailureCause.
 CAUSE_BY_EXIT_CODE = {
     64: FailureCause.BAD_CONFIG,
@@ -102,6 +103,8 @@ def _lost(job: Job, how: str, log_tail: str) -> Verdict:
 def _how(exit_code: int | None) -> str:
     if exit_code is None:
         return "its process vanished"
+    if exit_code == EXIT_STALLED:
+        return "its steps did not get on; the stacks of its threads are in its log"
     if exit_code >= 0:
         return f"it ended with code {exit_code} and reported no result"
     try:

@@ -20,7 +20,7 @@ from graft.files import write_atomic
 from graft.trainer.v1 import worker_service_pb2 as pb
 from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-from services.trainer.verdict import EXIT_CANCELLED, EXIT_PREEMPTED
+from services.trainer.verdict import EXIT_CANCELLED, EXIT_PREEMPTED, EXIT_STALLED
 
 _RETRY_S = 0.05
 # Whoever preempts goes away soon, and the exit code says the same.
@@ -43,6 +43,7 @@ class Script:
         repeat: sends every report twice.
         version: what it says that it made.
         heartbeat_s: seconds between two signs of life.
+        stalled_s: its heartbeats say so long that it does not get on in its step.
     """
 
     steps: int = 3
@@ -55,6 +56,7 @@ class Script:
     repeat: bool = False
     version: str = "namespaces/default/adapters/bot/versions/1"
     heartbeat_s: float = 0.2
+    stalled_s: float = 0.0
 
 
 class ScriptedWorker:
@@ -136,6 +138,8 @@ class ScriptedWorker:
         return 0
 
     def _stopped(self, code: int) -> int:
+        if code == EXIT_STALLED:  # What hangs says nothing more.
+            return code
         self._say(
             pb.SessionRequest(
                 finished=pb.Finished(
@@ -188,7 +192,10 @@ class ScriptedWorker:
                 await asyncio.wait_for(self._changed.wait(), self._script.heartbeat_s)
             except TimeoutError:
                 if not self._script.silent:
-                    yield pb.SessionRequest(heartbeat=pb.Heartbeat())
+                    yield pb.SessionRequest(heartbeat=self._heartbeat())
+
+    def _heartbeat(self) -> pb.Heartbeat:
+        return pb.Heartbeat(step=self._step, quiet_s=self._script.stalled_s, longest_step_s=0.01)
 
     def _obey(self, answer: pb.SessionResponse) -> None:
         self._accepted.set()
@@ -198,5 +205,7 @@ class ScriptedWorker:
                 self._unacknowledged.popleft()
             if not self._unacknowledged:
                 self._all_heard.set()
+        elif answer.HasField("end_stalled"):
+            self._stop_code = None if self._script.stubborn else EXIT_STALLED
         elif not self._script.stubborn:
             self._stop_code = EXIT_CANCELLED if answer.HasField("cancel") else EXIT_PREEMPTED

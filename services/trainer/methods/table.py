@@ -100,10 +100,11 @@ def _reading(objectives: Iterable[pb.ObjectiveDescription]) -> str:
             f"`{one.kind}`",
             "by default" if one.packs_by_default else _yes(one.packing),
             _yes(one.streaming),
+            f"no: {one.neftune_note}" if one.neftune_note else "yes",
         )
         for one in objectives
     ]
-    return _table(("objective", "packing", "streaming"), rows)
+    return _table(("objective", "packing", "streaming", "NEFTune"), rows)
 
 
 def _pairs(

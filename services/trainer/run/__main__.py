@@ -23,6 +23,7 @@ from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentRe
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
 from services.trainer.run.stop import StopSignal
+from services.trainer.run.watchdog import watch_over
 from services.trainer.run.worker import Worker
 from services.trainer.sources import is_elsewhere
 from services.trainer.spec import JobSpec, local_path, parse_spec
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
     stop.listen()
     loop = BackgroundLoop()
     reporter = _reporter(settings, loop, stop)
+    if not settings.trainer_address:
+        watch_over(reporter.pulse, settings.stall)
     code, finished = attempt(spec_path, settings, loop, reporter, stop, kind)
     leave_report(settings.end_file, code, finished)
     with suppress(PreemptedError):  # Told to stop while it only waits to be heard.

@@ -19,15 +19,9 @@ SOURCE = "graft_source"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a batch was made of.
-
-    Args:
-        items: a sequence's rows each.
-        make: makes a batch of some of them.
-    """
+    """What a batch was made of: each item is a sequence's rows. Nothing looks into it on a batch's way to the device."""
 
     items: Sequence[Any]
-    make: Callable[[Sequence[Any]], dict[str, Any]]
 
 
 class RowOrder(torch.utils.data.Sampler[int]):
@@ -87,9 +81,10 @@ class PaddedRows:
         return [len(row) for row in self.rows]
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
-        return with_source([self.rows[one["row"]] for one in features], self._make)
+        return with_source([self.rows[one["row"]] for one in features], self.make)
 
-    def _make(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+    def make(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        """A batch of rows."""
         return padded_batch(rows, self._pad_id)
 
 
@@ -110,9 +105,10 @@ class PackedRows:
 
     def __call__(self, features: Sequence[dict[str, int]]) -> dict[str, Any]:
         packs = [[self.rows[row] for row in self._packs[one["row"]]] for one in features]
-        return with_source(packs, self._make)
+        return with_source(packs, self.make)
 
-    def _make(self, packs: Sequence[list[TokenRow]]) -> dict[str, Any]:
+    def make(self, packs: Sequence[list[TokenRow]]) -> dict[str, Any]:
+        """A batch of packs."""
         return packed_batch(packs, self._pad_id)
 
 
@@ -120,7 +116,7 @@ def with_source(
     items: Sequence[Any], make: Callable[[Sequence[Any]], dict[str, Any]]
 ) -> dict[str, Any]:
     """The batch of items, and what it was made of."""
-    return make(items) | {SOURCE: Source(items, make)}
+    return make(items) | {SOURCE: Source(items)}
 
 
 def padded_batch(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:

@@ -17,8 +17,12 @@ class NotFiniteError(Exception):
 
 def culprits(items: Sequence[Any], is_fine: Callable[[Any], bool]) -> list[Any]:
     """Those items that are not fine by themselves; all of them, where each one alone is."""
-    bad = [item for item in items if not is_fine(item)]
-    return bad or list(items)
+    bad = [item for item in items if not is_fine(item)] or list(items)
+    if not any(isinstance(item, list) for item in bad):
+        return bad
+    # Rows of one pack are apart in attention, but a number that is none times nothing is none.
+    rows = [[row] for pack in bad for row in pack]
+    return [row for row in rows if not is_fine(row)] or bad
 
 
 def has_finite_gradients(parameters: Sequence[torch.nn.Parameter]) -> bool:

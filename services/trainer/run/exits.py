@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     INTERNAL = 70
     PAUSED = 74
     PREEMPTED = 75
+    STALLED = 76
     CANCELLED = 79
 
 

@@ -44,6 +44,8 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     wide: torch.Tensor = layer.base_layer(rows)
     narrow = linear(layer.lora_dropout["default"](rows), layer.lora_A["default"].weight)
     narrow = narrow * layer.scaling["default"]
-    # In place: the base's product is nobody else's, and its backward pass does not need it.
-    wide = wide.addmm_(narrow, layer.lora_B["default"].weight.t())
+    up = layer.lora_B["default"].weight.t()
+    # In place: the base's product is nobody else's, and its backward pass does not need it. Autocast leaves out
+    # what works in place, so there the types are made alike here.
+    wide = wide.addmm_(narrow.to(wide.dtype), up.to(wide.dtype))
     return wide.reshape(*x.shape[:-1], wide.shape[-1])

@@ -125,7 +125,8 @@ class Planner:
             checkpointing=hyper.gradient_checkpointing,
             passes=hyper.gradient_accumulation_steps,
             own_forward=method.uses_own_forward() or spec.objective.kind in _ALL_LOGITS,
-            autocast=self.hardware.cuda,
+            autocast=hyper.precision in ("bf16", "fp16")
+            or (hyper.precision == "auto" and self.hardware.cuda),
         )
         quantized = spec.base.quantization != "none"
         kept = 0
@@ -381,6 +382,8 @@ def plan_prepared(
     if spec.objective.kind == "grpo":
         notes.append("Memory is that of learning: what sampling the answers holds is not in it.")
     hyper = spec.hyperparameters
+    if hyper.torch_compile or hyper.kernels != "none":
+        notes.append("Memory and time by the table are those without compiled layers and kernels.")
     per_step = figures.tokens / max(1, steps_per_epoch(spec, figures.sequences))
     seconds = steps * per_step / speed if speed else 0.0
     if hyper.packing and spec.objective.kind == "sft":

@@ -14,7 +14,6 @@ from graft.trainer.v1.worker_service_pb2 import Started
 from transformers import TrainerCallback
 
 from services.trainer.run.memory import Pieces
-from services.trainer.run.pulse import Pulse
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.team import Team
@@ -35,7 +34,6 @@ class Progress:
         stop: asked at each step's end.
         team: the processes whose figures these are; this one alone when left out.
         pieces: how many sequences are taken at once; all of a batch when left out.
-        pulse: hears of each step's beginning and end.
     """
 
     def __init__(
@@ -44,13 +42,12 @@ class Progress:
         stop: StopSignal,
         team: Team | None = None,
         pieces: Pieces | None = None,
-        pulse: Pulse | None = None,
     ) -> None:
         self._reporter = reporter
         self._stop = stop
         self._team = team or Team()
         self.pieces = pieces or Pieces(sys.maxsize, reporter.log)
-        self.pulse = pulse or Pulse()
+        self.pulse = reporter.pulse
         self.last_checkpoint = 0
         self._told_to_stop = False
         self._in_step = [0.0, 0.0, 0.0]

@@ -1,26 +1,12 @@
-"""Whether a worker gets on: how long its step has taken by now, beside how long its steps take."""
+"""How long a worker's step has taken by now, beside how long its steps take: what its heartbeat says."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """Where a worker stands.
-
-    Args:
-        step: optimizer steps done.
-        quiet_s: how long nothing has got on in a step; 0 outside of steps, which may take long.
-        longest_step_s: of this attempt's steps; 0 before the first is done.
-    """
-
-    step: int
-    quiet_s: float
-    longest_step_s: float
+from services.trainer.stall import Beat
 
 
 class Pulse:

@@ -6,15 +6,23 @@ import json
 import sys
 import threading
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TextIO
 
 from google.protobuf.json_format import MessageToDict
 from graft.common.v1.common_pb2 import TrainingMetrics
 from graft.trainer.v1.worker_service_pb2 import Finalizing, Finished, SessionRequest, Started
 
+from services.trainer.run.pulse import Pulse
+
 
 class Reporter(ABC):
     """Takes reports without making the training wait."""
+
+    @cached_property
+    def pulse(self) -> Pulse:
+        """Hears of each step's beginning and end; what the signs of life tell."""
+        return Pulse()
 
     @abstractmethod
     def send(self, report: SessionRequest) -> None:

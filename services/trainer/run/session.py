@@ -28,6 +28,7 @@ from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.exits import ExitCode
 from services.trainer.run.reporters import Reporter
+from services.trainer.run.watchdog import end_stalled
 
 _HEARTBEAT_S = 2.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
@@ -153,7 +154,11 @@ class SessionReporter(Reporter):
             try:
                 await asyncio.wait_for(self._news.wait(), _HEARTBEAT_S)
             except TimeoutError:
-                yield SessionRequest(heartbeat=Heartbeat())
+                yield SessionRequest(heartbeat=self._heartbeat())
+
+    def _heartbeat(self) -> Heartbeat:
+        beat = self.pulse.beat()
+        return Heartbeat(step=beat.step, quiet_s=beat.quiet_s, longest_step_s=beat.longest_step_s)
 
     def _obey(self, answer: SessionResponse) -> None:
         command = answer.WhichOneof("command")
@@ -162,6 +167,8 @@ class SessionReporter(Reporter):
         elif command == "preempt":
             _say(f"Told to write a checkpoint and stop: {answer.preempt.reason}")
             os.kill(os.getpid(), signal.SIGTERM)
+        elif command == "end_stalled":
+            end_stalled(answer.end_stalled.reason)
         elif command == "cancel":
             _say(f"Told to cancel: {answer.cancel.reason or 'no reason was given'}")
             threading.Thread(target=self._die, args=(answer.cancel.reason,), daemon=True).start()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from graft.errors import GraftError, Reason
 from graft.names import parse_name
+
+from services.trainer.stall import StallLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class WorkerSettings:
         processes: how many those are.
         end_file: where the worker's last report is left for whoever ran it; None for nowhere.
         kubernetes_every_s: at most so often figures are written on the Job that this worker is the pod of.
+        stall: how long a step may take where no trainer watches.
     """
 
     job: str
@@ -43,6 +46,7 @@ class WorkerSettings:
     processes: int = 1
     end_file: Path | None = None
     kubernetes_every_s: float = 5.0
+    stall: StallLimits = field(default_factory=StallLimits)
 
     @property
     def namespace(self) -> str:
@@ -80,12 +84,18 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         registry_patience_s = float(value("REGISTRY_PATIENCE_S", "600"))
         trainer_patience_s = float(value("TRAINER_PATIENCE_S", "300"))
         every_s = float(value("KUBERNETES_EVERY_S", "5"))
+        usual = StallLimits()
+        stall = StallLimits(
+            float(value("STALL_FACTOR", str(usual.factor))),
+            float(value("STALL_LEAST_S", str(usual.least_s))),
+            float(value("STALL_FIRST_S", str(usual.first_s))),
+        )
         rank, processes = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     except ValueError as error:
         raise GraftError(
             Reason.INVALID_REQUEST,
             f"A variable of the worker is not a number ({error})",
-            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S and KUBERNETES_EVERY_S; torchrun sets RANK and WORLD_SIZE.",
+            next_step="Check ATTEMPT, REGISTRY_PATIENCE_S, TRAINER_PATIENCE_S, KUBERNETES_EVERY_S and STALL_*; torchrun sets RANK and WORLD_SIZE.",
         ) from None
     work_dir = Path(value("DIR") or spec_path.parent / f"{spec_path.stem}-work").absolute()
     return WorkerSettings(
@@ -102,4 +112,5 @@ def read_settings(environment: Mapping[str, str], spec_path: Path) -> WorkerSett
         processes=processes,
         end_file=Path(value("END_FILE")) if value("END_FILE") else None,
         kubernetes_every_s=every_s,
+        stall=stall,
     )

@@ -68,9 +68,10 @@ class StreamedRows:
         self._next = first + len(features)
         if self._next >= self.sequences:
             self._done()
-        return with_source(taken, self._make)
+        return with_source(taken, self.make)
 
-    def _make(self, taken: Sequence[Rows]) -> dict[str, Any]:
+    def make(self, taken: Sequence[Rows]) -> dict[str, Any]:
+        """A batch of sequences that were taken from the stream."""
         if self.packs:
             return packed_batch(taken, self._pad_id)
         return padded_batch([row for one in taken for row in one], self._pad_id)

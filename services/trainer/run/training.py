@@ -21,6 +21,7 @@ from services.trainer.run.data import Data
 from services.trainer.run.exits import PreemptedError
 from services.trainer.run.memory import Pieces
 from services.trainer.run.models import load_model, longest_input_tokens
+from services.trainer.run.precision import check_machine, quicken
 from services.trainer.run.progress import Progress, batches_of_step
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, commit_id, library_versions, store_result
@@ -77,6 +78,7 @@ class Training:
         """
         team = self._team
         check_together(self._spec, team)
+        check_machine(self._spec.hyperparameters, torch.cuda.is_available())
         store = self._checkpoints(data, base)
         self._checkpoint = self._shared_checkpoint(store)
         spec = self._spec = self._as_before(self._spec)
@@ -96,10 +98,12 @@ class Training:
         pieces = Pieces(size, self._reporter.log, self._settings.work_dir)
         progress = Progress(self._reporter, self._stop, team, pieces)
         progress.step_batches = spec.hyperparameters.gradient_accumulation_steps * team.size
+        model = method.apply(model)
+        quicken(model, spec.hyperparameters)
         trainer = objective.make_trainer(
             Run(
                 spec=spec,
-                model=method.apply(model),
+                model=model,
                 tokenizer=tokenizer,
                 prepared=prepared,
                 total_steps=steps,

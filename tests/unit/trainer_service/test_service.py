@@ -304,6 +304,36 @@ async def test_a_silent_worker_is_killed_and_started_again(tmp_path: Path) -> No
         assert t.launcher.running == 0
 
 
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_worker_whose_steps_do_not_get_on_is_ended_and_started_again(
+    tmp_path: Path, stubborn: bool
+) -> None:
+    def play(launch: Launch) -> Script:
+        hangs = Script(
+            steps=100_000, step_s=0.05, heartbeat_s=0.02, stalled_s=500, stubborn=stubborn
+        )
+        return hangs if launch.attempt == 1 else Script()
+
+    async with trainer(tmp_path, play, exit_grace_s=0.3) as t:
+        name = (await t.stub.CreateJob(job_request())).name
+        events = await follow(t.stub, name)
+        assert states(events)[-1] == "SUCCEEDED"
+        said = next(e.state_change.message for e in events if "lost" in e.state_change.message)
+        assert "has not ended in 500 s although it gives signs of life" in said
+        assert "the longest before took 0.01 s" in said
+        assert "the stacks of its threads are in its log" in said
+        assert "goes on from the last checkpoint" in said
+        assert t.launcher.running == 0
+
+
+async def test_a_worker_that_works_long_between_steps_is_left_alone(tmp_path: Path) -> None:
+    script = Script(steps=3, step_s=0.05, heartbeat_s=0.02)
+    async with trainer(tmp_path, script, worker_stall_least_s=0.001) as t:
+        name = (await t.stub.CreateJob(job_request())).name
+        events = await follow(t.stub, name)
+        assert states(events).count("QUEUED") == 1
+
+
 @pytest.mark.parametrize(
     ("script", "cause"),
     [

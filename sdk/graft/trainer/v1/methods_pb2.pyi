@@ -240,6 +240,7 @@ class ObjectiveDescription(_message.Message):
     PACKS_BY_DEFAULT_FIELD_NUMBER: _builtins.int
     STREAMING_FIELD_NUMBER: _builtins.int
     REFUSED_METHODS_FIELD_NUMBER: _builtins.int
+    NEFTUNE_NOTE_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """Its field's name in ObjectiveSpec."""
     title: _builtins.str
@@ -262,6 +263,8 @@ class ObjectiveDescription(_message.Message):
     """Whether they do where the spec says nothing."""
     streaming: _builtins.bool
     """Whether it can read its data while it trains."""
+    neftune_note: _builtins.str
+    """Why hyperparameters.neftune_alpha does not go with it; empty where it does."""
     @_builtins.property
     def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingDescription]:
         """Its own settings."""
@@ -286,10 +289,11 @@ class ObjectiveDescription(_message.Message):
         packs_by_default: _builtins.bool = ...,
         streaming: _builtins.bool = ...,
         refused_methods: _abc.Iterable[Global___Refusal] | None = ...,
+        neftune_note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_learning_rate", b"_adapter_learning_rate", "_full_learning_rate", b"_full_learning_rate", "adapter_learning_rate", b"adapter_learning_rate", "full_learning_rate", b"full_learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_learning_rate", b"_adapter_learning_rate", "_full_learning_rate", b"_full_learning_rate", "adapter_learning_rate", b"adapter_learning_rate", "full_learning_rate", b"full_learning_rate", "kind", b"kind", "learning_rate_source", b"learning_rate_source", "needs", b"needs", "packing", b"packing", "packs_by_default", b"packs_by_default", "refused_methods", b"refused_methods", "settings", b"settings", "source", b"source", "streaming", b"streaming", "summary", b"summary", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_learning_rate", b"_adapter_learning_rate", "_full_learning_rate", b"_full_learning_rate", "adapter_learning_rate", b"adapter_learning_rate", "full_learning_rate", b"full_learning_rate", "kind", b"kind", "learning_rate_source", b"learning_rate_source", "needs", b"needs", "neftune_note", b"neftune_note", "packing", b"packing", "packs_by_default", b"packs_by_default", "refused_methods", b"refused_methods", "settings", b"settings", "source", b"source", "streaming", b"streaming", "summary", b"summary", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter_learning_rate: _TypeAlias = _typing.Literal["adapter_learning_rate"]  # noqa: Y015
     _WhichOneofArgType__adapter_learning_rate: _TypeAlias = _typing.Literal["_adapter_learning_rate", b"_adapter_learning_rate"]  # noqa: Y015

@@ -115,7 +115,7 @@ class Fsdp(_message.Message):
     """
     compute_dtype: _builtins.str
     """Type that layers are gathered and computed in: "auto" or empty, "float32", "bfloat16". "auto" is bfloat16 for
-    full fine-tuning on accelerators that have it, else as the parameters are. Gradients are summed in float32.
+    full fine-tuning whose precision that is, else as the parameters are. Gradients are summed in float32.
     """
     def __init__(
         self,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from graft.common.v1 import common_pb2 as graft_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%graft/trainer/v1/worker_service.proto\x12\x10graft.trainer.v1\x1a\x1cgraft/common/v1/common.proto\"\xfe\x02\n\x0eSessionRequest\x12\x15\n\rreport_number\x18\x01 \x01(\x03\x12(\n\x05hello\x18\x02 \x01(\x0b\x32\x17.graft.trainer.v1.HelloH\x00\x12\x30\n\theartbeat\x18\x03 \x01(\x0b\x32\x1b.graft.trainer.v1.HeartbeatH\x00\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.graft.trainer.v1.StartedH\x00\x12\x33\n\x07metrics\x18\x05 \x01(\x0b\x32 .graft.common.v1.TrainingMetricsH\x00\x12\r\n\x03log\x18\x06 \x01(\tH\x00\x12\x19\n\x0f\x63heckpoint_step\x18\x07 \x01(\x03H\x00\x12\x32\n\nfinalizing\x18\x08 \x01(\x0b\x32\x1c.graft.trainer.v1.FinalizingH\x00\x12.\n\x08\x66inished\x18\t \x01(\x0b\x32\x1a.graft.trainer.v1.FinishedH\x00\x42\x08\n\x06report\"4\n\x05Hello\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05token\x18\x03 \x01(\t\"\x0b\n\tHeartbeat\"d\n\x07Started\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x1c\n\x14trainable_parameters\x18\x03 \x01(\x03\x12\x18\n\x10total_parameters\x18\x04 \x01(\x03\"\x0c\n\nFinalizing\"\x98\x01\n\x08\x46inished\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x34\n\rfailure_cause\x18\x02 \x01(\x0e\x32\x1d.graft.common.v1.FailureCause\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tcancelled\x18\x04 \x01(\x08\x12\x11\n\tpreempted\x18\x05 \x01(\x08\x12\x0e\n\x06paused\x18\x06 \x01(\x08\"\x9c\x01\n\x0fSessionResponse\x12$\n\x1a\x61\x63knowledged_report_number\x18\x01 \x01(\x03H\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.graft.trainer.v1.CancelH\x00\x12,\n\x07preempt\x18\x03 \x01(\x0b\x32\x19.graft.trainer.v1.PreemptH\x00\x42\t\n\x07\x63ommand\"\x18\n\x06\x43\x61ncel\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x19\n\x07Preempt\x12\x0e\n\x06reason\x18\x01 \x01(\t2c\n\rWorkerService\x12R\n\x07Session\x12 .graft.trainer.v1.SessionRequest\x1a!.graft.trainer.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%graft/trainer/v1/worker_service.proto\x12\x10graft.trainer.v1\x1a\x1cgraft/common/v1/common.proto\"\xfe\x02\n\x0eSessionRequest\x12\x15\n\rreport_number\x18\x01 \x01(\x03\x12(\n\x05hello\x18\x02 \x01(\x0b\x32\x17.graft.trainer.v1.HelloH\x00\x12\x30\n\theartbeat\x18\x03 \x01(\x0b\x32\x1b.graft.trainer.v1.HeartbeatH\x00\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.graft.trainer.v1.StartedH\x00\x12\x33\n\x07metrics\x18\x05 \x01(\x0b\x32 .graft.common.v1.TrainingMetricsH\x00\x12\r\n\x03log\x18\x06 \x01(\tH\x00\x12\x19\n\x0f\x63heckpoint_step\x18\x07 \x01(\x03H\x00\x12\x32\n\nfinalizing\x18\x08 \x01(\x0b\x32\x1c.graft.trainer.v1.FinalizingH\x00\x12.\n\x08\x66inished\x18\t \x01(\x0b\x32\x1a.graft.trainer.v1.FinishedH\x00\x42\x08\n\x06report\"4\n\x05Hello\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05token\x18\x03 \x01(\t\"B\n\tHeartbeat\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0f\n\x07quiet_s\x18\x02 \x01(\x01\x12\x16\n\x0elongest_step_s\x18\x03 \x01(\x01\"d\n\x07Started\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x02 \x01(\x03\x12\x1c\n\x14trainable_parameters\x18\x03 \x01(\x03\x12\x18\n\x10total_parameters\x18\x04 \x01(\x03\"\x0c\n\nFinalizing\"\x98\x01\n\x08\x46inished\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x34\n\rfailure_cause\x18\x02 \x01(\x0e\x32\x1d.graft.common.v1.FailureCause\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tcancelled\x18\x04 \x01(\x08\x12\x11\n\tpreempted\x18\x05 \x01(\x08\x12\x0e\n\x06paused\x18\x06 \x01(\x08\"\xd1\x01\n\x0fSessionResponse\x12$\n\x1a\x61\x63knowledged_report_number\x18\x01 \x01(\x03H\x00\x12*\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x18.graft.trainer.v1.CancelH\x00\x12,\n\x07preempt\x18\x03 \x01(\x0b\x32\x19.graft.trainer.v1.PreemptH\x00\x12\x33\n\x0b\x65nd_stalled\x18\n \x01(\x0b\x32\x1c.graft.trainer.v1.EndStalledH\x00\x42\t\n\x07\x63ommand\"\x18\n\x06\x43\x61ncel\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1c\n\nEndStalled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x19\n\x07Preempt\x12\x0e\n\x06reason\x18\x01 \x01(\t2c\n\rWorkerService\x12R\n\x07Session\x12 .graft.trainer.v1.SessionRequest\x1a!.graft.trainer.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,19 +37,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=474
   _globals['_HELLO']._serialized_end=526
   _globals['_HEARTBEAT']._serialized_start=528
-  _globals['_HEARTBEAT']._serialized_end=539
-  _globals['_STARTED']._serialized_start=541
-  _globals['_STARTED']._serialized_end=641
-  _globals['_FINALIZING']._serialized_start=643
-  _globals['_FINALIZING']._serialized_end=655
-  _globals['_FINISHED']._serialized_start=658
-  _globals['_FINISHED']._serialized_end=810
-  _globals['_SESSIONRESPONSE']._serialized_start=813
-  _globals['_SESSIONRESPONSE']._serialized_end=969
-  _globals['_CANCEL']._serialized_start=971
-  _globals['_CANCEL']._serialized_end=995
-  _globals['_PREEMPT']._serialized_start=997
-  _globals['_PREEMPT']._serialized_end=1022
-  _globals['_WORKERSERVICE']._serialized_start=1024
-  _globals['_WORKERSERVICE']._serialized_end=1123
+  _globals['_HEARTBEAT']._serialized_end=594
+  _globals['_STARTED']._serialized_start=596
+  _globals['_STARTED']._serialized_end=696
+  _globals['_FINALIZING']._serialized_start=698
+  _globals['_FINALIZING']._serialized_end=710
+  _globals['_FINISHED']._serialized_start=713
+  _globals['_FINISHED']._serialized_end=865
+  _globals['_SESSIONRESPONSE']._serialized_start=868
+  _globals['_SESSIONRESPONSE']._serialized_end=1077
+  _globals['_CANCEL']._serialized_start=1079
+  _globals['_CANCEL']._serialized_end=1103
+  _globals['_ENDSTALLED']._serialized_start=1105
+  _globals['_ENDSTALLED']._serialized_end=1133
+  _globals['_PREEMPT']._serialized_start=1135
+  _globals['_PREEMPT']._serialized_end=1160
+  _globals['_WORKERSERVICE']._serialized_start=1162
+  _globals['_WORKERSERVICE']._serialized_end=1261
 # @@protoc_insertion_point(module_scope)

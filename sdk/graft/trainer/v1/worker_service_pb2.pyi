@@ -117,16 +117,29 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
-    """Sign of life."""
+    """Sign of life, and whether the steps get on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    STEP_FIELD_NUMBER: _builtins.int
+    QUIET_S_FIELD_NUMBER: _builtins.int
+    LONGEST_STEP_S_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Optimizer steps done."""
+    quiet_s: _builtins.float
+    """Seconds that the step takes by now which is worked on; 0 outside of steps, while reading, evaluating, saving."""
+    longest_step_s: _builtins.float
+    """Seconds of this attempt's longest step; 0 before there is one to go by."""
     def __init__(
         self,
+        *,
+        step: _builtins.int = ...,
+        quiet_s: _builtins.float = ...,
+        longest_step_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["longest_step_s", b"longest_step_s", "quiet_s", b"quiet_s", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,6 +249,7 @@ class SessionResponse(_message.Message):
     ACKNOWLEDGED_REPORT_NUMBER_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     PREEMPT_FIELD_NUMBER: _builtins.int
+    END_STALLED_FIELD_NUMBER: _builtins.int
     acknowledged_report_number: _builtins.int
     """Every report up to this number is stored. 0 comes first: the hello is accepted, report now."""
     @_builtins.property
@@ -246,18 +260,23 @@ class SessionResponse(_message.Message):
     def preempt(self) -> Global___Preempt:
         """Write a checkpoint and stop."""
 
+    @_builtins.property
+    def end_stalled(self) -> Global___EndStalled:
+        """Write what every thread is at to the log and end at once."""
+
     def __init__(
         self,
         *,
         acknowledged_report_number: _builtins.int = ...,
         cancel: Global___Cancel | None = ...,
         preempt: Global___Preempt | None = ...,
+        end_stalled: Global___EndStalled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report_number", b"acknowledged_report_number", "cancel", b"cancel", "command", b"command", "preempt", b"preempt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report_number", b"acknowledged_report_number", "cancel", b"cancel", "command", b"command", "end_stalled", b"end_stalled", "preempt", b"preempt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report_number", b"acknowledged_report_number", "cancel", b"cancel", "command", b"command", "preempt", b"preempt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report_number", b"acknowledged_report_number", "cancel", b"cancel", "command", b"command", "end_stalled", b"end_stalled", "preempt", b"preempt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["acknowledged_report_number", "cancel", "preempt"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["acknowledged_report_number", "cancel", "preempt", "end_stalled"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -284,6 +303,28 @@ class Cancel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
+
+@_typing.final
+class EndStalled(_message.Message):
+    """The worker's steps do not get on: end with the stacks of all threads in the log, and with exit code 76."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndStalled: _TypeAlias = EndStalled  # noqa: Y015
 
 @_typing.final
 class Preempt(_message.Message):

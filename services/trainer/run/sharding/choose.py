@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from services.trainer.run.precision import precision_of
 from services.trainer.run.sharding.base import Replicas
 from services.trainer.run.team import Team
 from services.trainer.spec import JobSpec
@@ -20,7 +23,8 @@ def choose_sharding(spec: JobSpec, team: Team) -> Replicas:
     if isinstance(config, Fsdp):
         from services.trainer.run.sharding.fsdp import FullyShared
 
-        return FullyShared(team, config, trains_all)
+        bfloat16 = precision_of(spec.hyperparameters, torch.cuda.is_available()) == "bf16"
+        return FullyShared(team, config, trains_all, bfloat16)
     if isinstance(config, Zero):
         from services.trainer.run.sharding.zero import SharedByZero
 

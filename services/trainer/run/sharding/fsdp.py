@@ -40,6 +40,7 @@ class FullyShared(Replicas):
         team: the processes.
         config: what the spec says.
         trains_all: whether the base's own numbers are trained.
+        bfloat16: whether the job computes in it.
     """
 
     lockstep = True
@@ -47,16 +48,17 @@ class FullyShared(Replicas):
     evaluates_together = True
     _model: Any
 
-    def __init__(self, team: Team, config: Fsdp, trains_all: bool) -> None:
+    def __init__(self, team: Team, config: Fsdp, trains_all: bool, bfloat16: bool) -> None:
         super().__init__(team)
         self._config = config
         self._trains_all = trains_all
+        self._bfloat16 = bfloat16
 
     def share(self, model: Any) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options: dict[str, Any] = {
             "mesh": init_device_mesh(device, (self.team.size,)),
-            "mp_policy": self._precision(device),
+            "mp_policy": self._precision(),
             "offload_policy": self._offload(device),
         }
         with lost_peers():
@@ -73,11 +75,10 @@ class FullyShared(Replicas):
         register_fsdp_forward_method(model, _WORK)
         self._model = model
 
-    def _precision(self, device: str) -> MixedPrecisionPolicy:
+    def _precision(self) -> MixedPrecisionPolicy:
         wanted = self._config.compute_dtype
         if wanted == "auto":
-            bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported() and self._trains_all
-            wanted = "bfloat16" if bfloat16 else ""
+            wanted = "bfloat16" if self._bfloat16 and self._trains_all else ""
         dtype = getattr(torch, wanted) if wanted else None
         return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
 

@@ -18,6 +18,7 @@ import torch
 from graft.errors import GraftError, Reason
 
 from services.trainer.run.joined_team import lost_peers
+from services.trainer.run.precision import precision_of
 from services.trainer.run.sharding.base import ABOUT, ZERO_PARTS, Replicas, not_of_these, parts_of
 from services.trainer.run.sharding.whole import Parameter, swapped
 from services.trainer.run.team import Team
@@ -178,7 +179,7 @@ def settings(config: Zero, spec: JobSpec) -> dict[str, Any]:
         sharing["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if config.offload_parameters:
         sharing["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    bfloat16 = precision_of(hyper, torch.cuda.is_available()) == "bf16"
     return {
         "train_micro_batch_size_per_gpu": hyper.micro_batch_size,
         # The loop says which batch is a step's last.

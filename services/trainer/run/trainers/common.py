@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from services.trainer.objectives.base import Run
 from services.trainer.run.manifests import Score
+from services.trainer.run.precision import precision_of
 from services.trainer.run.progress import ProgressCallback
 from services.trainer.run.scoring import score_of
 from services.trainer.run.sharding.base import Replicas
@@ -24,6 +25,7 @@ from services.trainer.run.trainers.pieces import PiecewiseTrainer
 from services.trainer.run.trainers.saving import Schedule, take_snapshot
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
 from services.trainer.spec import JobSpec
+from services.trainer.spec.hyperparameters import Hyperparameters
 
 _OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -308,14 +310,15 @@ def training_arguments(
     """
     hyper = spec.hyperparameters
     cuda = torch.cuda.is_available()
+    precision = precision_of(hyper, cuda)
     usual = {
         "output_dir": os.fspath(output_dir),
         "per_device_train_batch_size": hyper.micro_batch_size,
         "gradient_accumulation_steps": hyper.gradient_accumulation_steps,
         "max_steps": steps,
         "learning_rate": hyper.learning_rate,
-        "lr_scheduler_type": _SCHEDULES[hyper.schedule],
-        "warmup_steps": math.ceil(hyper.warmup_ratio * steps),
+        **_schedule(hyper),
+        "warmup_steps": hyper.warmup_of(steps),
         "weight_decay": hyper.weight_decay,
         "max_grad_norm": hyper.max_grad_norm,
         "gradient_checkpointing": hyper.gradient_checkpointing,
@@ -329,14 +332,23 @@ def training_arguments(
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "bf16": cuda and torch.cuda.is_bf16_supported(),
-        "fp16": False,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "neftune_noise_alpha": hyper.neftune_alpha or None,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "dataloader_num_workers": spec.dataset.loader_processes,
         "remove_unused_columns": False,
     }
     return config(**(usual | further))
+
+
+def _schedule(hyper: Hyperparameters) -> dict[str, Any]:
+    """The schedule as transformers names it; its least learning rate as a share, since a method may have several."""
+    if not hyper.min_learning_rate:
+        return {"lr_scheduler_type": _SCHEDULES[hyper.schedule]}
+    least = {"min_lr_rate": hyper.min_learning_rate / hyper.learning_rate}
+    return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": least}
 
 
 @contextmanager

@@ -51,15 +51,17 @@ class ComparingTrainer(GraftTrainer):
     def collator(self, theirs: Callable[[list[Row]], Row]) -> Callable[[list[Row]], Row]:
         """TRL's collator on the rows of those numbers."""
         rows: Sequence[Row] = self.graft_run.prepared.train
-
-        def make(items: Sequence[Row]) -> Row:
-            return theirs(list(items))
+        self._theirs = theirs
 
         def collate(features: list[dict[str, int]]) -> Row:
-            return with_source([rows[one["row"]] for one in features], make)
+            return with_source([rows[one["row"]] for one in features], lambda all_: theirs([*all_]))
 
         collated: Callable[[list[Row]], Row] = self.shared_collator(collate)
         return collated
+
+    def make_batch(self, items: Sequence[Row]) -> Row:
+        """A batch of some of another's rows."""
+        return self._theirs(list(items))
 
     def reference(self) -> Any | None:
         """A copy of the base as the reference; None where the adapter can be turned off instead."""

@@ -38,6 +38,8 @@ _FIGURES = {
 }
 
 
+# What torch says when it shall draw from numbers that are none.
+_NOT_FINITE = "probability tensor contains"
 _MOST_TOKENS = "objective.grpo.max_completion_tokens"
 
 
@@ -112,7 +114,12 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         prompts, *rest = arguments
         begun = torch.get_rng_state()
         while True:
-            found, why = out_of_memory_words(lambda: self._sample(prompts, rest, named))
+            try:
+                found, why = out_of_memory_words(lambda: self._sample(prompts, rest, named))
+            except RuntimeError as error:
+                if _NOT_FINITE not in str(error):
+                    raise
+                raise self._diverged("What the model says", (), self._has_logits) from None
             if not why:
                 return found
             torch.set_rng_state(begun)
@@ -169,11 +176,17 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
         return [self._rows[row] for row in dict.fromkeys(one["prompt"] for one in batch)]
 
     def _diverged(self, what: str, items: Any, is_fine: Any) -> Exception:
-        # An answer is not a row: the prompts of the step are named, whose answers are judged together.
-        prompts = {
-            row.place: row for one in self._graft_step.batches for row in self.source_of(one)
-        }
-        return super()._diverged(what, list(prompts.values()), lambda _: False)
+        # An answer is no row: of the step's prompts those are named that the model cannot go on from, else all.
+        rows = [row for batch in self._graft_step.batches for row in self.source_of(batch)]
+        return super()._diverged(
+            what, list({row.place: row for row in rows}.values()), self._has_logits
+        )
+
+    @torch.no_grad()
+    def _has_logits(self, row: PromptRow) -> bool:
+        ids = torch.tensor([row.ids], device=self.args.device)
+        with without_dropout(self.model), self.accelerator.autocast():
+            return bool(torch.isfinite(self.model(input_ids=ids).logits).all())
 
     def _reward_functions(self) -> list[Callable[..., list[float]]]:
         kinds = Counter(one.reward.name for one in self._config.rewards)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import Trainer
@@ -21,12 +21,11 @@ from services.trainer.run.divergence import (
     diverged_at,
     has_finite_gradients,
 )
-from services.trainer.run.exits import OutOfMemoryError, is_out_of_memory
+from services.trainer.run.exits import OutOfMemoryError
 from services.trainer.run.memory import (
     EVALUATION,
     TRAINING,
     Pieces,
-    first_line,
     out_of_memory_words,
     places_of,
     what_helps,
@@ -36,6 +35,7 @@ from services.trainer.run.team import Team
 
 # So often in a row the scaler of fp16 may find a gradient that is not finite: by then it multiplies by nothing.
 _MOST_SKIPPED = 30
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -102,11 +102,15 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
             step.learned += 1
         return loss
 
+    @property
+    def steps_together(self) -> bool:
+        """Whether the processes speak to each other in the middle of a step: then none can do it again alone."""
+        return self.sharding.lockstep
+
     def _shrink(self, why: str) -> None:
         where = f"in step {self.state.global_step + 1}"
         advice = what_helps(self.graft_run.spec)
-        if self.sharding.lockstep:
-            # The other processes wait in the middle of the step.
+        if self.steps_together:
             self.in_pieces.restart(where, why, advice)
         most = max(_sequences(batch) for batch in self._graft_step.batches)
         self.in_pieces.halve(TRAINING, where, why, advice, most)
@@ -130,7 +134,11 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
             return
         for items in self.in_pieces.cut(source.items):
             self._graft_step.items = items
-            yield source.make(items)
+            yield self.make_batch(items)
+
+    def make_batch(self, items: Sequence[Any]) -> dict[str, Any]:
+        """A batch of some of another's items."""
+        raise AssertionError("its trainer has one")
 
     def forward_backward(self, model: Any, piece: Any, num_items: Any) -> Any:
         """One forward and backward pass."""
@@ -216,8 +224,7 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
         return has_finite_gradients(list(self.model.parameters()))
 
     def _alone(self, item: Any, work: Callable[[Any, Any], Any]) -> None:
-        source = next(one[SOURCE] for one in self._graft_step.batches if SOURCE in one)
-        inputs = source.make([item])
+        inputs = self.make_batch([item])
         work(inputs, self._get_num_items_in_batch([inputs], self.args.device))
 
     def compute_loss_alone(self, inputs: Any, count: Any) -> None:
@@ -239,31 +246,35 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
             yield from (part[at : at + size] for at in range(0, len(part), size))
 
     def _evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
-        """The evaluation, in smaller batches when memory runs out; without it, when one row is too many."""
+        usual = super()._evaluate
+        found = self.evaluate_with_room(lambda: usual(*arguments, **named))
+        self.control.should_evaluate = False
+        return found or {}
+
+    def evaluate_with_room(self, work: Callable[[], T]) -> T | None:
+        """An evaluation, in smaller batches when memory runs out; None, in words, when one row is too many.
+
+        It is begun again from its beginning; evaluation_batches() gives less at a time.
+        """
+        where = f"in the evaluation after step {self.state.global_step}"
         while True:
-            try:
-                with self.accelerator.autocast():
-                    found: dict[str, float] = super()._evaluate(*arguments, **named)
+            with self.accelerator.autocast():
+                found, why = out_of_memory_words(work)
+            if not why:
                 return found
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.sharding.evaluates_together:
-                    raise
-                why = first_line(error)
-            where = f"in the evaluation after step {self.state.global_step}"
+            if self.sharding.evaluates_together:
+                # Nor can one process make its passes again while the others wait.
+                raise OutOfMemoryError(f"Memory ran out {where} ({why}).")
             try:
-                now = self.evaluation_batch_size
-                self.in_pieces.halve(EVALUATION, where, why, "", now)
+                self.in_pieces.halve(EVALUATION, where, why, "", self.evaluation_batch_size)
             except OutOfMemoryError as error:
                 if not self.graft_run.team.alone:
                     raise
-                self.control.should_evaluate = False
                 self.graft_run.progress.say(
                     f"{error}It is left out; the training goes on, and its result is not lost. "
                     f"{what_helps(self.graft_run.spec)}"
                 )
-                return {}
+                return None
 
 
 def _sequences(batch: Any) -> int:

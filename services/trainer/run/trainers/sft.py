@@ -30,6 +30,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         self.begin(run)
         batches: PaddedRows | PackedRows | StreamedRows = run.prepared.train
         self._order = _order(batches, run.spec)
+        self._batches = batches
         super().__init__(
             model=run.model,
             args=training_arguments(
@@ -54,6 +55,10 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         self.settle()
         if batches.packs:
             check_isolation(self.model, device=self.args.device)
+
+    def make_batch(self, items: Any) -> dict[str, Any]:
+        """A batch of some of another's items."""
+        return self._batches.make(items)
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the order of rows to that of an epoch, from 0."""
