@@ -24,21 +24,42 @@ SHARDINGS: dict[str, dict[str, Any]] = {
     "zero2": {"zero": {"offload_optimizer": True}},
     "zero3": {"zero": {"stage": 3, "offload_parameters": True}},
 }
-CHOICES = [
-    pytest.param(name, marks=needs_deepspeed if name.startswith("zero") else ())
-    for name in SHARDINGS
-]
+# What make soak tells apart further.
+LONG = {"fsdp_offloaded"}
 
 
-@pytest.mark.parametrize("sharding", CHOICES)
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_both_train_what_one_trains(
-    two: Processes, small: dict[str, Any], tmp_path: Path, sharding: str, method: str
-) -> None:
+def choices(*long: str) -> list[Any]:
+    """The ways of sharing; some of them only in a soak, or where DeepSpeed is."""
+    return [
+        pytest.param(
+            name,
+            marks=[
+                *([needs_deepspeed] if name.startswith("zero") else []),
+                *([pytest.mark.soak] if name in LONG | set(long) else []),
+            ],
+        )
+        for name in SHARDINGS
+    ]
+
+
+def job_of(small: dict[str, Any], sharding: str, method: str) -> dict[str, Any]:
+    """The job with a method, shared so."""
     if method == "full":
         small = {**small, "method": {"full": {}}, "output": {"base": "made"}}
-    one = alone(small, tmp_path / "one")
-    both = two.train(
-        merge(small, {"resources": {"sharding": SHARDINGS[sharding]}}), tmp_path / "two"
-    )
-    same(both, one)
+    return merge(small, {"resources": {"sharding": SHARDINGS[sharding]}})
+
+
+@pytest.mark.parametrize("sharding", choices())
+def test_both_train_the_adapter_that_one_trains(
+    two: Processes, small: dict[str, Any], tmp_path: Path, sharding: str
+) -> None:
+    job = job_of(small, sharding, "lora")
+    same(two.train(job, tmp_path / "two"), alone(job, tmp_path / "one"))
+
+
+@pytest.mark.parametrize("sharding", choices("replicated", "ddp"))
+def test_both_train_the_whole_model_that_one_trains(
+    two: Processes, small: dict[str, Any], tmp_path: Path, sharding: str
+) -> None:
+    job = job_of(small, sharding, "full")
+    same(two.train(job, tmp_path / "two"), alone(job, tmp_path / "one"))

@@ -28,6 +28,11 @@ LOADINGS: dict[str, dict[str, Any]] = {
 }
 
 
+def soaked(*names: str) -> list[Any]:
+    """What only make soak looks at."""
+    return [pytest.param(name, marks=pytest.mark.soak) for name in names]
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("teacher") / "teacher", layers=1, seed=5)
@@ -43,7 +48,7 @@ def compared(spec: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
     return merge(spec, changes)
 
 
-@pytest.mark.parametrize("kind", ["dpo", "kto", "orpo", "reward"])
+@pytest.mark.parametrize("kind", ["kto", *soaked("dpo", "orpo", "reward")])
 def test_two_compare_answers_as_one_does(
     two: Processes, small: dict[str, Any], tmp_path: Path, kind: str
 ) -> None:
@@ -51,7 +56,7 @@ def test_two_compare_answers_as_one_does(
     same(two.train(job, tmp_path / "two"), alone(job, tmp_path / "one"))
 
 
-@pytest.mark.parametrize("kind", ["dpo", "distillation"])
+@pytest.mark.parametrize("kind", ["dpo", *soaked("distillation")])
 def test_two_that_share_parameters_learn_from_a_reference_as_one_does(
     two: Processes, small: dict[str, Any], tmp_path: Path, teacher: Path, kind: str
 ) -> None:
@@ -62,6 +67,7 @@ def test_two_that_share_parameters_learn_from_a_reference_as_one_does(
     same(two.train(merge(job, FSDP), tmp_path / "two"), alone(job, tmp_path / "one"))
 
 
+@pytest.mark.soak
 def test_two_distil_as_one_does(
     two: Processes, small: dict[str, Any], tmp_path: Path, teacher: Path
 ) -> None:
@@ -69,7 +75,9 @@ def test_two_distil_as_one_does(
     same(two.train(job, tmp_path / "two"), alone(job, tmp_path / "one"))
 
 
-@pytest.mark.parametrize("loading", LOADINGS)
+@pytest.mark.parametrize(
+    "loading", ["adalora", "streamed", *soaked("packed", "accumulated", "evaluated")]
+)
 def test_two_take_their_rows_as_one_does(
     two: Processes, small: dict[str, Any], tmp_path: Path, loading: str
 ) -> None:
@@ -81,7 +89,7 @@ def test_two_take_their_rows_as_one_does(
     assert figures(both[0]) == pytest.approx(figures(one), rel=1e-4)
 
 
-@pytest.mark.parametrize("loading", ["packed", "accumulated", "evaluated"])
+@pytest.mark.parametrize("loading", ["accumulated", "evaluated", *soaked("packed")])
 def test_two_that_share_parameters_take_their_rows_as_one_does(
     two: Processes, small: dict[str, Any], tmp_path: Path, loading: str
 ) -> None:

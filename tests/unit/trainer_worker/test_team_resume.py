@@ -15,7 +15,7 @@ from services.trainer.run.exits import ExitCode, PeerFailedError, PeerLostError,
 from services.trainer.run.joined_team import JoinedTeam
 from tests.support.pairs import Processes, weights
 from tests.unit.trainer_worker.support import Outcome, attempt, merge
-from tests.unit.trainer_worker.test_devices import CHOICES, SHARDINGS, needs_deepspeed
+from tests.unit.trainer_worker.test_devices import SHARDINGS, choices, needs_deepspeed
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
 STEP = 5
@@ -38,7 +38,7 @@ def goes_on(whole: Path, work: Path) -> Path:
     return work
 
 
-@pytest.mark.parametrize("sharding", CHOICES)
+@pytest.mark.parametrize("sharding", choices("ddp"))
 def test_two_that_go_on_end_with_the_very_same_weights(
     two: Processes, stopped: dict[str, Any], tmp_path: Path, sharding: str
 ) -> None:
@@ -50,8 +50,15 @@ def test_two_that_go_on_end_with_the_very_same_weights(
     assert resumed.weights_digest == whole.weights_digest
 
 
-@pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("sharding", "method"),
+    [
+        ("fsdp", "lora"),
+        pytest.param("fsdp", "full", marks=pytest.mark.soak),
+        pytest.param("replicated", "lora", marks=pytest.mark.soak),
+        pytest.param("replicated", "full", marks=pytest.mark.soak),
+    ],
+)
 def test_one_goes_on_where_two_stopped_and_two_where_one_did(
     two: Processes, small: dict[str, Any], tmp_path: Path, sharding: str, method: str
 ) -> None:
@@ -101,7 +108,7 @@ def first(outcomes: list[Outcome]) -> Outcome:
     return outcomes[0]
 
 
-@pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
+@pytest.mark.parametrize("sharding", [pytest.param("replicated", marks=pytest.mark.soak), "fsdp"])
 def test_the_best_checkpoint_is_the_result(
     two: Processes, small: dict[str, Any], tmp_path: Path, sharding: str
 ) -> None:
