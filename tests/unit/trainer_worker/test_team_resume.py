@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -112,11 +113,13 @@ def first(outcomes: list[Outcome]) -> Outcome:
 def test_the_best_checkpoint_is_the_result(
     two: Processes, small: dict[str, Any], tmp_path: Path, sharding: str
 ) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    # What is learned by heart makes other answers less likely.
+    held_out.write_text(json.dumps({"instruction": "red", "output": "0 1 2 3"}) + "\n", "utf-8")
     changes: dict[str, Any] = {
-        "dataset": {"eval_fraction": 0.2},
+        "dataset": {"eval_sources": [{"path": str(held_out)}]},
         "checkpointing": {"every_steps": STEP, "keep_best": 1, "use_best": True},
-        # So fast that the evaluation grows worse again.
-        "hyperparameters": {"epochs": 4, "learning_rate": 0.05, "schedule": "constant"},
+        "hyperparameters": {"epochs": 3, "learning_rate": 0.05, "schedule": "constant"},
         "resources": {"sharding": SHARDINGS[sharding]},
     }
     outcome = first(two.train(merge(small, changes), tmp_path / "work"))
