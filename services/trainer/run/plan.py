@@ -301,7 +301,9 @@ def probe(spec: JobSpec, data: Data) -> tuple[float, int]:
     small = replace(
         spec,
         hyperparameters=hyper,
-        checkpointing=replace(spec.checkpointing, every_steps=1_000_000_000),
+        checkpointing=replace(
+            spec.checkpointing, every_steps=1_000_000_000, every_s=0.0, use_best=False
+        ),
     )
     reporter = _Probing()
     if torch.cuda.is_available():

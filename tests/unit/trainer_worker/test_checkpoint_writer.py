@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from services.trainer.run.checkpoint_writer import CheckpointWriter, spare_memory_bytes
 from services.trainer.run.checkpoints import CheckpointStore, Keep
 from services.trainer.run.snapshots import Snapshot, State
+from services.trainer.run.trainers.saving import Schedule
+from services.trainer.spec import Checkpointing
 from tests.support.waiting import eventually
 
 PATIENCE_S = 20.0
@@ -156,3 +158,16 @@ def test_a_containers_limit_is_seen_and_a_cache_of_files_counts_as_free(tmp_path
     assert spare_memory_bytes(tmp_path) == 400_000
     (tmp_path / "memory.max").write_text("max\n")
     assert spare_memory_bytes(tmp_path) > 400_000
+
+
+def test_one_is_due_after_so_many_steps_or_so_much_time_since_the_last() -> None:
+    now = [0.0]
+    schedule = Schedule(Checkpointing(every_steps=10, keep=1, every_s=60.0), lambda: now[0])
+    assert [step for step in range(1, 31) if schedule.due(step)] == [10, 20, 30]
+    now[0] = 61.0
+    assert schedule.due(31)
+    schedule.begin()
+    assert not schedule.due(32)
+    never = Schedule(Checkpointing(every_steps=10, keep=1), lambda: now[0])
+    now[0] = 1e6
+    assert not never.due(33)

@@ -51,6 +51,19 @@ def test_alpha_is_twice_the_rank_unless_given() -> None:
     assert lora_with(rank=4, alpha=3).alpha == 3.0
 
 
+def test_checkpoints_by_time_are_in_place_of_those_by_steps_unless_both_are_asked_for() -> None:
+    alone = spec_with(checkpointing={"every_s": 600}).checkpointing
+    assert (alone.every_steps, alone.every_s) == (0, 600.0)
+    both = spec_with(checkpointing={"every_s": 600, "every_steps": 100}).checkpointing
+    assert (both.every_steps, both.every_s) == (100, 600.0)
+
+
+def test_to_use_the_best_checkpoint_is_to_keep_one() -> None:
+    held_out = {"path": "data.jsonl", "eval_fraction": 0.1}
+    spec = spec_with(dataset=held_out, checkpointing={"use_best": True})
+    assert spec.checkpointing.keep_best == 1
+
+
 def test_no_restarts_is_not_the_default_number_of_restarts() -> None:
     assert spec_with(resources={"max_restarts": 0}).resources.max_restarts == 0
 
@@ -83,6 +96,16 @@ def test_no_restarts_is_not_the_default_number_of_restarts() -> None:
         ("hyperparameters.micro_batch_size", {"hyperparameters": {"micro_batch_size": -8}}),
         ("resources.max_restarts", {"resources": {"max_restarts": -1}}),
         ("checkpointing.keep", {"checkpointing": {"keep": -1}}),
+        ("checkpointing.every_s", {"checkpointing": {"every_s": -1}}),
+        ("checkpointing.keep_best", {"checkpointing": {"keep_best": 2}}),
+        ("checkpointing.use_best", {"checkpointing": {"use_best": True}}),
+        (
+            "dataset.loader_processes",
+            {
+                "dataset": {"path": "d.jsonl", "streaming": True, "loader_processes": 2},
+                "hyperparameters": {"max_steps": 9},
+            },
+        ),
         ("output.adapter", {"output": {}}),
         ("output.adapter", {"output": {"adapter": "Bot!"}}),
         ("output.alias", {"output": {"adapter": "bot", "alias": "a/b"}}),
