@@ -64,6 +64,16 @@ class TrainOptions(TypedDict, total=False):
     packing: bool
     schedule: str
     warmup_ratio: float
+    warmup_steps: int
+    min_learning_rate: float
+    """Where schedule cosine ends."""
+    precision: str
+    """auto, fp32, bf16 or fp16."""
+    neftune_alpha: float
+    """Noise on the embeddings while training."""
+    torch_compile: bool
+    kernels: str
+    """none or liger."""
     weight_decay: float
     max_grad_norm: float
     gradient_checkpointing: bool

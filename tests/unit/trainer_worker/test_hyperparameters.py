@@ -91,7 +91,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(
     trainer = trainer_of(hyperparameters={"weight_decay": 0.1})
     trainer.create_optimizer()
     names = {id(one): name for name, one in trainer.model.named_parameters()}
-    decayed, left = set(), set()
+    decayed, left = set[str](), set[str]()
     for group in trainer.optimizer.param_groups:
         (decayed if group["weight_decay"] else left).update(names[id(p)] for p in group["params"])
     assert decayed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from services.trainer.run.exits import OutOfMemoryError, PreemptedError, is_out_
 from services.trainer.run.memory import Pieces
 from services.trainer.run.trainers.sft import SupervisedTrainer
 from tests.support.models import make_base
-from tests.unit.trainer_worker.support import COLOURS, Outcome, attempt, merge
+from tests.unit.trainer_worker.support import COLOURS, Outcome, WorkerProcess, attempt, merge
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
 Train = Callable[..., Outcome]
@@ -345,3 +346,27 @@ def test_where_a_step_cannot_be_done_again_the_next_attempt_takes_less(tmp_path:
             Pieces(8, said.append, tmp_path).restart("in step 3", "CUDA out of memory.", "")
     with pytest.raises(OutOfMemoryError, match="Buy more"):
         Pieces(8, said.append, tmp_path).restart("in step 3", "CUDA out of memory.", "Buy more.")
+
+
+@pytest.mark.soak
+def test_a_process_that_gets_no_more_memory_from_the_system_goes_on_in_smaller_pieces(
+    start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    data = tmp_path / "long.jsonl"
+    rows = [{"prompt": f"{n}", "completion": "red blue " * 150} for n in range(96)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    worker = start(
+        dataset={"path": str(data)},
+        hyperparameters={"micro_batch_size": 96, "max_length_tokens": 512, "max_steps": 4},
+    )
+    worker.until_step(1)
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    held = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize"))
+    _, most = resource.prlimit(worker.process.pid, resource.RLIMIT_AS)
+    limit = 1024 * held + 150 * 2**20
+    resource.prlimit(worker.process.pid, resource.RLIMIT_AS, (limit, most))
+    outcome = worker.outcome()
+    assert outcome.code == 0, worker.errors()
+    assert "can't allocate memory" in outcome.log
+    assert len(outcome.losses) == 4
+    assert figures(outcome)["micro_batch_size"] < 96
