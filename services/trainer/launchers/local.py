@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,12 +38,19 @@ class LocalLauncher(Launcher):
         environment: what every worker inherits.
         devices: the GPUs behind the slots, as CUDA_VISIBLE_DEVICES names them; each worker sees those
             of its own slots, and none where there are none.
+        team_command: torchrun's command line, to which its options and the spec file are added, for a job of
+            several processes.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], devices: Sequence[str] = ()
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        devices: Sequence[str] = (),
+        team_command: Sequence[str] = (sys.executable, "-m", "services.trainer.run.torchrun"),
     ) -> None:
         self._command = tuple(command)
+        self._team_command = tuple(team_command)
         # Another worker's identity must not be inherited, where this trainer leaves one of these out.
         self._environment = {
             name: value for name, value in environment.items() if name not in _IDENTITY
@@ -56,10 +65,15 @@ class LocalLauncher(Launcher):
         return _LocalWorker(psutil.Process(process.pid), launch.token, process)
 
     def _spawn(self, launch: Launch, spec_path: Path) -> subprocess.Popen[bytes]:
-        kind = () if launch.kind == "train" else (launch.kind,)
+        processes = process_count(launch, self._devices) if launch.kind == "train" else 1
+        command = self._command if launch.kind == "train" else (*self._command, launch.kind)
+        if processes > 1:
+            # They find each other on this machine, at a port that is free.
+            options = ("--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}")
+            command = (*self._team_command, *options)
         with launch.log_path.open("ab") as log:
             return subprocess.Popen(
-                [*self._command, *kind, str(spec_path)],
+                [*command, str(spec_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -76,6 +90,18 @@ class LocalLauncher(Launcher):
         return None if process is None else _LocalWorker(process, launch.token, None)
 
 
+def process_count(launch: Launch, devices: Sequence[str]) -> int:
+    """How many processes train a job: as its spec says, else one for each of its GPUs."""
+    resources = json.loads(launch.spec_json or "{}").get("resources", {})
+    said = resources.get("processesPerNode") or resources.get("processes_per_node") or 0
+    return int(said) or max(1, len(_own_devices(launch, devices)))
+
+
+def _own_devices(launch: Launch, devices: Sequence[str]) -> list[str]:
+    """The GPUs behind a job's slots; more slots than GPUs share them in turn."""
+    return list(dict.fromkeys(devices[slot % len(devices)] for slot in launch.slots if devices))
+
+
 def worker_environment(launch: Launch, devices: Sequence[str]) -> dict[str, str]:
     """The variables that a worker reads, as its contract names them."""
     variables = {
@@ -85,15 +111,13 @@ def worker_environment(launch: Launch, devices: Sequence[str]) -> dict[str, str]
         "GRAFT_WORKER_TRAINER": launch.trainer_address,
         "GRAFT_WORKER_REGISTRY": launch.registry_address,
         "GRAFT_WORKER_DIR": str(launch.work_dir.absolute()),
-        "OMP_NUM_THREADS": str(launch.cpu_threads),
+        "OMP_NUM_THREADS": str(max(1, launch.cpu_threads // process_count(launch, devices))),
         # Workers share the cores: threads that spin for each other would keep the awaited one out.
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         "PYTHONUNBUFFERED": "1",
     }
     told = {name: value for name, value in variables.items() if value}
-    # More slots than GPUs share them in turn.
-    own = dict.fromkeys(devices[slot % len(devices)] for slot in launch.slots) if devices else ()
-    return told | {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+    return told | {"CUDA_VISIBLE_DEVICES": ",".join(_own_devices(launch, devices))}
 
 
 class _LocalWorker(Worker):
@@ -115,7 +139,7 @@ class _LocalWorker(Worker):
 
     async def _wait(self) -> int | None:
         await _until_gone(self._process)
-        # What it started (data loader processes) shares its session and must not outlive it.
+        # What it started (data loader processes, a team's) must not outlive it.
         self._kill_members()
         return None if self._child is None else self._child.wait()
 
@@ -130,7 +154,7 @@ class _LocalWorker(Worker):
             self._kill_members()
 
     def _kill_members(self) -> None:
-        for process in _members(self._process.pid, self._token):
+        for process in _members(self._token):
             _signal(process, signal.SIGKILL)
 
 
@@ -169,19 +193,21 @@ def _living(pid: int, create_time: float) -> psutil.Process | None:
 
 def _leader(token: str) -> psutil.Process | None:
     """The session leader with this token: a worker whose number the trainer could not store."""
-    for process in psutil.process_iter():
-        if _has_token(process, token) and _session(process.pid) == process.pid:
-            return process
-    return None
+    leaders = [process for process in _members(token) if _session(process.pid) == process.pid]
+    # torchrun gives each of a team's processes a session of its own, and is older than they are.
+    return min(leaders, key=_age, default=None)
 
 
-def _members(session: int, token: str) -> list[psutil.Process]:
-    """Processes of a worker's session; the token keeps out those of a later session of that number."""
-    return [
-        process
-        for process in psutil.process_iter()
-        if _session(process.pid) == session and _has_token(process, token)
-    ]
+def _age(process: psutil.Process) -> float:
+    try:
+        return float(process.create_time())
+    except psutil.NoSuchProcess:
+        return math.inf
+
+
+def _members(token: str) -> list[psutil.Process]:
+    """A worker's processes: its token is in the environment of all that it started."""
+    return [process for process in psutil.process_iter() if _has_token(process, token)]
 
 
 def _session(pid: int) -> int:

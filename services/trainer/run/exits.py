@@ -35,6 +35,19 @@ class PeerLostError(PreemptedError):
     """Another process of the job has ended: all go on from the last checkpoint together, or not at all."""
 
 
+class PeerFailedError(Exception):
+    """Another process of the job has ended by a fault of its own, which is the job's.
+
+    Args:
+        code: its exit code.
+        message: why, in words.
+    """
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class OutOfMemoryError(Exception):
     """Memory ran out and nothing smaller is left to try; says what to do."""
 
@@ -79,17 +92,25 @@ _OUT_OF_MEMORY = (
 
 def exit_of(error: BaseException, work_dir: Path) -> tuple[ExitCode, Finished]:
     """The exit code of an error, and the last report of an attempt that it ends."""
+    if isinstance(error, PeerLostError):
+        # Nobody asked for it: an end that comes again and again is not gone on from for ever.
+        lost = common.FAILURE_CAUSE_NODE_LOST
+        return ExitCode.PREEMPTED, Finished(failure_cause=lost, message=str(error))
     if isinstance(error, PreemptedError):
         return ExitCode.PREEMPTED, Finished(preempted=True, message=str(error))
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.CANCELLED, Finished(cancelled=True, message="Interrupted")
     if (full := _storage_full(error, work_dir)) is not None:
         return ExitCode.PAUSED, Finished(paused=True, message=str(full))
+    if isinstance(error, PeerFailedError) and error.code is ExitCode.PAUSED:
+        return ExitCode.PAUSED, Finished(paused=True, message=str(error))
     code, message = _classify(error, work_dir)
     return code, Finished(failure_cause=_CAUSES[code], message=message)
 
 
 def _classify(error: BaseException, work_dir: Path) -> tuple[ExitCode, str]:
+    if isinstance(error, PeerFailedError):
+        return error.code, str(error)
     if isinstance(error, RegistryRefusedError):
         return ExitCode.REFUSED, str(error)
     if isinstance(error, GraftError):

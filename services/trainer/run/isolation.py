@@ -21,12 +21,13 @@ _MOST_DEVIATION = 0.1  # Of the logits' spread; 16-bit arithmetic gives some.
 
 
 @torch.no_grad()
-def check_isolation(model: Any, who: str = "base") -> None:
+def check_isolation(model: Any, who: str = "base", device: torch.device | None = None) -> None:
     """Checks that a row has the same logits behind another row as alone.
 
     Args:
         model: a causal language model.
         who: what the error calls it.
+        device: where it is computed; the model's own when left out.
 
     Raises:
         GraftError: INVALID_SPEC, when it has not.
@@ -42,7 +43,7 @@ def check_isolation(model: Any, who: str = "base") -> None:
         def logits(*rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             ids = torch.cat(rows).remainder(vocabulary)
             given = {"input_ids": ids[None], "position_ids": positions[None]}
-            on_device = {name: tensor.to(model.device) for name, tensor in given.items()}
+            on_device = {name: tensor.to(device or model.device) for name, tensor in given.items()}
             try:
                 outputs = model(**on_device, use_cache=False)
             except TypeError:

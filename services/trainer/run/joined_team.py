@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from services.trainer.run.exits import PeerLostError
+from services.trainer.run.exits import ExitCode, PeerFailedError, PeerLostError
 from services.trainer.run.team import Team
 
 # Of torchrun. What is not there any more cannot make a library split the work once more.
@@ -26,7 +26,7 @@ _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RAN
 _PATIENCE = timedelta(minutes=30)
 _BUCKET_NUMBERS = 16 * 1024 * 1024
 _PIECE_BYTES = 64 * 1024 * 1024
-_END = "graft/end"
+_END, _FAILED = "graft/end", "graft/failed"
 _END_POLL_S = 0.1
 
 
@@ -50,7 +50,7 @@ class JoinedTeam(Team):
         Raises:
             PeerLostError: they did not come.
         """
-        with _lost_peers():
+        with lost_peers():
             store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=_PATIENCE)))
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(
@@ -62,12 +62,12 @@ class JoinedTeam(Team):
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         tensor = torch.tensor(numbers, dtype=torch.float64)
-        with _lost_peers():
+        with lost_peers():
             dist.all_reduce(tensor)
         return [float(number) for number in tensor]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
-        with _lost_peers():
+        with lost_peers():
             for bucket in _buckets(parameters):
                 flat = torch.cat([_gradient(one).reshape(-1) for one in bucket])
                 dist.all_reduce(flat)
@@ -78,7 +78,7 @@ class JoinedTeam(Team):
                     at += one.numel()
 
     def begin_alike(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        with _lost_peers():
+        with lost_peers():
             for parameter in parameters:
                 dist.broadcast(parameter.data, src=0)
 
@@ -92,7 +92,7 @@ class JoinedTeam(Team):
         """What one process says. As JSON: torch's own call for objects would unpickle it."""
         said = json.dumps(what).encode() if self.rank == source else b""
         size = torch.tensor([len(said)])
-        with _lost_peers():
+        with lost_peers():
             dist.broadcast(size, src=source)
             text = torch.zeros(int(size), dtype=torch.uint8)
             if said:
@@ -101,29 +101,56 @@ class JoinedTeam(Team):
         return json.loads(text.numpy().tobytes())
 
     def share_folder(self, folder: Path) -> None:
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if self.first else []
-        listing = self.tell([(str(p.relative_to(folder)), p.stat().st_size) for p in files])
-        for name, size_bytes in listing:
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("rb" if self.first else "wb") as file:
-                for start in range(0, size_bytes, _PIECE_BYTES):
-                    self._share_piece(file, min(_PIECE_BYTES, size_bytes - start))
+        self._spread(folder, 0)
 
-    def _share_piece(self, file: Any, size_bytes: int) -> None:
+    def collect_folder(self, folder: Path) -> None:
+        for source in range(1, self.size):
+            self._spread(folder, source, 0)
+
+    def _spread(self, folder: Path, source: int, taker: int | None = None) -> None:
+        """Writes one process' files to another's folder, or to every other's."""
+        giving = self.rank == source
+        takes = not giving and taker in (None, self.rank)
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if giving else []
+        own = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
+        for name, size_bytes in self._hear(own, source):
+            path = folder / name
+            with ExitStack() as opened:
+                file = None
+                if giving or takes:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file = opened.enter_context(path.open("rb" if giving else "wb"))
+                for start in range(0, size_bytes, _PIECE_BYTES):
+                    self._spread_piece(file, min(_PIECE_BYTES, size_bytes - start), source)
+
+    def _spread_piece(self, file: Any, size_bytes: int, source: int) -> None:
         piece = torch.empty(size_bytes, dtype=torch.uint8)
-        if self.first:
+        giving = self.rank == source
+        if giving:
             piece = torch.frombuffer(bytearray(file.read(size_bytes)), dtype=torch.uint8)
-        with _lost_peers():
-            dist.broadcast(piece, src=0)
-        if not self.first:
+        with lost_peers():
+            dist.broadcast(piece, src=source)
+        if file is not None and not giving:
             file.write(piece.numpy().tobytes())
+
+    def fail(self, code: int, message: str) -> None:
+        with suppress(RuntimeError):  # A store that is gone tells by that.
+            self._store.set(_FAILED, json.dumps([self.rank, code, message]))
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        with suppress(RuntimeError):
+            if self._store.check([_FAILED]):
+                rank, code, message = json.loads(self._store.get(_FAILED))
+                return PeerFailedError(
+                    ExitCode(code), f"Process {rank} of {self.size} failed: {message}"
+                )
+        return error
 
     def end(self) -> None:
         self._store.set(_END, b"1")
 
     def wait_for_end(self) -> None:
-        with _lost_peers():
+        with lost_peers():
             # Not by a blocking call, in which no signal would be heard.
             while not self._store.check([_END]):
                 time.sleep(_END_POLL_S)
@@ -148,7 +175,7 @@ def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 @contextmanager
-def _lost_peers() -> Iterator[None]:
+def lost_peers() -> Iterator[None]:
     """Errors of the connections between the processes, as what they mean."""
     try:
         yield

@@ -60,7 +60,7 @@ def _load(model_class: Any, folder: Path, spec: BaseSpec, **further: Any) -> Any
         ) from None
     model.config.use_cache = False
     if spec.quantization == "none":
-        return model.to(device)
+        return model if spec.on_host else model.to(device)
     keep_layout(model)
     return model
 

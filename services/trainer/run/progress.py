@@ -63,6 +63,7 @@ class Progress:
         self._told_to_stop = False
         self._in_step = [0.0, 0.0, 0.0]
         self.tokens = 0
+        self.step_batches = 0
         self.last = TrainingMetrics()
         self._nats, self._learned, self._new_tokens = 0.0, 0, 0
         self._figures: dict[str, list[float]] = {}
@@ -93,6 +94,11 @@ class Progress:
         self._figures = {
             name: all_[: lengths[name]] for name, all_ in self._figures.items() if name in lengths
         }
+
+    @property
+    def nats_in_step(self) -> float:
+        """The summed loss of this step by now; after join(), of all processes."""
+        return self._in_step[0]
 
     def say(self, line: str) -> None:
         """Reports a line for people."""
@@ -198,6 +204,7 @@ class Progress:
         """What a resumed run must know, for a checkpoint: also what was counted since the last report."""
         content = {
             "tokens": self.tokens,
+            "step_batches": self.step_batches,
             "unreported": [self._nats, self._learned],
             "figures": self._figures,
             "evaluated": self._evaluated,
@@ -225,6 +232,11 @@ class Progress:
         """The result is a checkpoint's: the final figures of the evaluation are those of its step."""
         content = json.loads((checkpoint.path / PROGRESS_FILE).read_bytes())
         self._evaluated = content["evaluated"] | {"result_step": float(checkpoint.step)}
+
+
+def batches_of_step(folder: Path) -> int:
+    """Batches that each step of a checkpoint's run had, in all its processes; 0 where it does not say."""
+    return int(json.loads((folder / PROGRESS_FILE).read_bytes()).get("step_batches", 0))
 
 
 class EpochTrainer(Protocol):

@@ -44,6 +44,10 @@ class Snapshot:
         """Whether on_host() has everything."""
         return self._further is None
 
+    def beside(self, files: Mapping[str, Content]) -> Snapshot:
+        """These files and further ones; names may have folders."""
+        return Snapshot({**self._files, **files})
+
     @property
     def size_bytes(self) -> int:
         """About how large its files are."""
@@ -63,6 +67,7 @@ class Snapshot:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
             path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):
                 path.write_bytes(content)
             elif isinstance(content, State):

@@ -59,6 +59,16 @@ class Team:
     def share_folder(self, folder: Path) -> None:
         """Writes what is in the first process' folder to every other's; the path may differ."""
 
+    def collect_folder(self, folder: Path) -> None:
+        """Writes what is in every other process' folder to the first one's; the path may differ."""
+
+    def fail(self, code: int, message: str) -> None:
+        """Tells the others why this process ends, before it does: they would only see that it is gone."""
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        """What an error that comes of another process' end comes of; the error itself, where nobody said."""
+        return error
+
     def end(self) -> None:
         """Says that all is done: what the others wait for."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import torch
 from graft.digests import digest_bytes
+from graft.errors import GraftError, Reason
 from graft.registry.v1.registry_service_pb2 import CommitVersionRequest, Lineage
 from graft.trainer.v1 import stages_pb2 as stages
 from transformers import set_seed
@@ -22,10 +24,11 @@ from services.trainer.run.exits import PreemptedError
 from services.trainer.run.memory import Pieces
 from services.trainer.run.models import load_model, longest_input_tokens
 from services.trainer.run.precision import check_machine, quicken
-from services.trainer.run.progress import Progress
+from services.trainer.run.progress import Progress, batches_of_step
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, commit_id, library_versions, store_result
 from services.trainer.run.settings import WorkerSettings
+from services.trainer.run.sharding.choose import choose_sharding
 from services.trainer.run.stop import StopSignal
 from services.trainer.run.team import Team
 from services.trainer.run.trainers.common import steps_per_epoch, total_steps
@@ -64,6 +67,7 @@ class Training:
         self._reporter = reporter
         self._stop = stop
         self._team = team or Team()
+        self._checkpoint: Checkpoint | None = None
         if spec.resources.cpu_threads:
             torch.set_num_threads(spec.resources.cpu_threads)
 
@@ -77,13 +81,16 @@ class Training:
             GraftError: what is wrong with spec, base or data, or the training has diverged.
             PreemptedError: it was told to stop; a checkpoint holds what was done.
         """
-        spec, team = self._spec, self._team
-        check_together(spec, team)
-        check_machine(spec.hyperparameters, torch.cuda.is_available())
+        team = self._team
+        check_together(self._spec, team)
+        check_machine(self._spec.hyperparameters, torch.cuda.is_available())
+        store = self._checkpoints(data, base)
+        self._checkpoint = self._shared_checkpoint(store)
+        spec = self._spec = self._as_before(self._spec)
         objective = OBJECTIVES[spec.objective.kind].make(spec.objective)
         tokenizer = load_tokenizer(base.folder, spec.dataset.chat_template)
         set_seed(spec.seed)
-        model = objective.load_model(base.folder, spec.base)
+        model = objective.load_model(base.folder, self._held(spec))
         reading = self._reading(base, model, tokenizer, data)
         prepared = objective.prepare(data.training, data.held_out, reading)
         epoch_steps = (
@@ -95,12 +102,18 @@ class Training:
         size = spec.hyperparameters.micro_batch_size
         pieces = Pieces(size, self._reporter.log, self._settings.work_dir)
         progress = Progress(self._reporter, self._stop, team, pieces)
-        store = self._checkpoints(data, base)
         taken = spec.method.input_tokens
+        # Where all must make the same passes, each measures everything.
+        alike = choose_sharding(spec, team).evaluates_together
         evaluator = make_evaluator(
-            reading, data, longest_input_tokens(model, _UNBOUNDED, taken), team, self._stop.check
+            reading,
+            data,
+            longest_input_tokens(model, _UNBOUNDED, taken),
+            Team() if alike else team,
+            self._stop.check,
         )
         progress.keep("evaluation", evaluator)
+        progress.step_batches = spec.hyperparameters.gradient_accumulation_steps * team.size
         model = method.apply(model)
         quicken(model, spec.hyperparameters)
         trainer = objective.make_trainer(
@@ -126,11 +139,41 @@ class Training:
             self._take_best(trainer, store)
         trainer.measure_after()
         progress.report_end(evaluator.figures())
-        if not team.first:
-            return None
-        lineage = self._lineage(data, prepared, progress)
-        request = self._commit_request(base, output, lineage)
-        return self._save(method, trainer.model, tokenizer, request, evaluator.report())
+        with trainer.sharding.gathered(trainer.model, None, method.info.makes_base):
+            if not team.first:
+                return None
+            lineage = self._lineage(data, prepared, progress)
+            request = self._commit_request(base, output, lineage)
+            return self._save(method, trainer.model, tokenizer, request, evaluator.report())
+
+    def _held(self, spec: JobSpec) -> BaseSpec:
+        """The base as it is loaded: what is cut into parts need not fit a device."""
+        cut = not self._team.alone and spec.resources.sharding.shares_parameters
+        return replace(spec.base, on_host=cut)
+
+    def _as_before(self, spec: JobSpec) -> JobSpec:
+        """The spec with the rows per step of the checkpoint that is gone on from, whose processes may have been more or fewer.
+
+        Raises:
+            GraftError: INVALID_SPEC, when this many processes cannot share them.
+        """
+        wanted = batches_of_step(self._checkpoint.path) if self._checkpoint else 0
+        hyper, processes = spec.hyperparameters, self._team.size
+        if wanted in (0, hyper.gradient_accumulation_steps * processes):
+            return spec
+        if wanted % processes:
+            raise GraftError(
+                Reason.INVALID_SPEC,
+                f"The checkpoint's steps have {wanted} batches, which {processes} processes cannot share",
+                next_step=f"Train with a number of processes that divides {wanted}.",
+                field="resources.processes_per_node",
+            )
+        steps = wanted // processes
+        self._reporter.log(
+            f"The checkpoint's steps have {wanted} batches: each of {processes} processes takes {steps}, instead of "
+            f"{hyper.gradient_accumulation_steps}, and a step's rows stay the same."
+        )
+        return replace(spec, hyperparameters=replace(hyper, gradient_accumulation_steps=steps))
 
     def _reading(self, base: BaseFolder, model: Any, tokenizer: Any, data: Data) -> Reading:
         return Reading(
@@ -195,7 +238,7 @@ class Training:
         )
 
     def _fit(self, trainer: Any, store: CheckpointStore) -> None:
-        checkpoint = self._shared_checkpoint(store)
+        checkpoint = self._checkpoint
         if checkpoint and checkpoint.step >= trainer.args.max_steps:
             self._reporter.log(
                 f"All {checkpoint.step} steps are trained; the result is saved again."
@@ -214,7 +257,10 @@ class Training:
 
     def _shared_checkpoint(self, store: CheckpointStore) -> Checkpoint | None:
         """The first process' last good checkpoint, in every process: their disks need not be one."""
-        own = store.last_good() if self._team.first else None
+        return self._share(store.last_good() if self._team.first else None, store)
+
+    def _share(self, own: Checkpoint | None, store: CheckpointStore) -> Checkpoint | None:
+        """The first process' checkpoint, in every process."""
         step = self._team.tell(own.step if own else 0)
         if not step:
             return None
@@ -223,20 +269,23 @@ class Training:
         return checkpoint
 
     def _take_best(self, trainer: Any, store: CheckpointStore) -> None:
-        """Puts the best checkpoint's state into the model of every process, where it is better than the last step's."""
-        if self._team.first:
-            self._load_best(trainer, store)
-        self._team.begin_alike(one for one in trainer.model.parameters() if one.requires_grad)
-
-    def _load_best(self, trainer: Any, store: CheckpointStore) -> None:
+        """Puts the best checkpoint's state into the model, where it is better than the last step's."""
         run, last = trainer.graft_run, trainer.score
-        best = store.best()
-        if best is None or best.score is None or best.step >= trainer.state.global_step:
+        best = store.best() if self._team.first else None
+        if best is not None and (
+            best.score is None
+            or best.step >= trainer.state.global_step
+            or not best.score.beats(last)
+        ):
+            best = None
+        checkpoint = self._share(best, store)
+        if checkpoint is None:
             return
-        if not best.score.beats(last):
+        with trainer.sharding.loading(trainer.model):
+            run.method.load_checkpoint(trainer.model, checkpoint.path)
+        run.progress.use_result(checkpoint)
+        if best is None or best.score is None:
             return
-        run.method.load_checkpoint(trainer.model, best.path)
-        run.progress.use_result(best)
         after = f", and the last step's {last.value:.6g}" if last else ""
         self._reporter.log(
             f"The result is the checkpoint of step {best.step}: its {best.score.metric} is "

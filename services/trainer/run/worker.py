@@ -22,6 +22,7 @@ from services.trainer.objectives import OBJECTIVES
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.bases import BaseFolder, open_base
 from services.trainer.run.data import read_data, set_opener
+from services.trainer.run.exits import PreemptedError, exit_of
 from services.trainer.run.holding import held_data
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
@@ -65,6 +66,7 @@ class Worker:
         self._all_trained = False
         # What to know of a job that succeeded: why the alias stays where it is, for example.
         self.note = ""
+        self._team = Team()
 
     def run(self) -> str:
         """Trains, or goes on training, and commits; returns the version's name, "" without a registry.
@@ -83,7 +85,18 @@ class Worker:
             )
             digests = [digest for digest in every if digest]
             with held_data(digests, self._settings, self._loop, self._reporter):
-                return self._run()
+                return self._together()
+
+    def _together(self) -> str:
+        """The attempt. Why one of several processes fails is heard by all of them."""
+        try:
+            return self._run()
+        except PreemptedError as error:
+            raise self._team.cause_of(error) from error
+        except Exception as error:
+            code, finished = exit_of(error, self._settings.work_dir)
+            self._team.fail(code, finished.message)
+            raise
 
     def _run(self) -> str:
         # A key that cannot be used is refused before any time is spent.
@@ -156,7 +169,7 @@ class Worker:
             return Team()
         from services.trainer.run.joined_team import JoinedTeam
 
-        team = JoinedTeam.join(self._settings.rank, self._settings.processes)
+        self._team = team = JoinedTeam.join(self._settings.rank, self._settings.processes)
         said = team.ask_all([base.record.fingerprint.digest, to_train])
         self._all_trained = not said[0][1]
         for rank, (fingerprint, _) in enumerate(said):

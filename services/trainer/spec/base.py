@@ -17,13 +17,17 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True)
 class BaseSpec:
-    """The base model: a folder or a hub id, its name in the registry, and how it is held in memory."""
+    """The base model: a folder or a hub id, its name in the registry, and how it is held in memory.
+
+    on_host: whether it is loaded into the machine's memory, from where it is cut into parts.
+    """
 
     source: str
     name: str
     quantization: Quantization
     dtype: str
     double_quantization: bool = True
+    on_host: bool = False
 
 
 def parse_base(base: pb.BaseSpec, default_quantization: Quantization) -> BaseSpec:

@@ -20,6 +20,7 @@ from services.trainer.spec.dataset import DatasetSpec, parse_dataset
 from services.trainer.spec.evaluation import Evaluation, check_evaluation, parse_evaluation
 from services.trainer.spec.hyperparameters import Hyperparameters, parse_hyperparameters
 from services.trainer.spec.reporting import Reporting, parse_reporting
+from services.trainer.spec.sharding import Sharding, check_sharding, parse_sharding
 
 MAX_NODES = 1024
 _EVERY_STEPS, _MOST_STEPS = 50, 1_000_000_000
@@ -37,6 +38,7 @@ class Resources:
     max_restarts: int
     nodes: int = 1
     processes_per_node: int = 0
+    sharding: Sharding = field(default_factory=Sharding)
 
     @property
     def processes(self) -> int:
@@ -120,6 +122,7 @@ def parse_spec(spec: pb.JobSpec) -> JobSpec:
     )
     check_combinations(parsed)
     check_evaluation(parsed)
+    check_sharding(parsed)
     return parsed
 
 
@@ -158,6 +161,7 @@ def _resources(given: pb.Resources) -> Resources:
         processes_per_node=integer(
             "resources.processes_per_node", given.processes_per_node, 0, 0, 64
         ),
+        sharding=parse_sharding(given.sharding),
     )
 
 

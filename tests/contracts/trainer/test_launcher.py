@@ -19,7 +19,7 @@ from graft.kubernetes.pod_policy import PodPolicies
 from services.trainer.launchers.base import Launch, Launcher, Worker
 from services.trainer.launchers.fake import FakeLauncher
 from services.trainer.launchers.kubernetes import KubernetesLauncher
-from services.trainer.launchers.local import LocalLauncher, worker_environment
+from services.trainer.launchers.local import LocalLauncher, process_count, worker_environment
 from services.trainer.launchers.scripted import Script
 from tests.support.kube_api import ScriptedRun, kube_cluster
 from tests.support.processes import process_environment
@@ -204,6 +204,49 @@ class TestLocalLauncher:
     async def test_a_command_that_does_not_exist_is_an_error(self, launch: Launch) -> None:
         with pytest.raises(OSError, match="no-such-program"):
             await LocalLauncher(("no-such-program",), {}).start(launch)
+
+    async def test_several_processes_are_started_by_torchrun_and_share_the_threads(
+        self, launch: Launch, start: Start
+    ) -> None:
+        code = "import os, sys; print(sys.argv[1:-1], os.environ['OMP_NUM_THREADS'])"
+        launcher = LocalLauncher(
+            ("no-such-program",), process_environment(), team_command=(sys.executable, "-c", code)
+        )
+        team = replace(launch, spec_json='{"resources": {"processesPerNode": 2}}', cpu_threads=4)
+        assert await ended(await start(launcher, team)) == 0
+        said = launch.log_path.read_text()
+        assert "'--standalone'" in said
+        assert "'--nproc-per-node=2'" in said
+        assert said.endswith(" 2\n")
+
+    async def test_a_team_is_found_again_by_its_token_and_ends_as_a_whole(
+        self, launch: Launch, start: Start
+    ) -> None:
+        # As torchrun does, which gives each of its processes a session of its own.
+        code = (
+            "import pathlib, subprocess, time; "
+            "child = subprocess.Popen(['sleep', '600'], start_new_session=True); "
+            f"file = pathlib.Path({str(launch.work_dir)!r}); "
+            "(file / 'part').write_text(str(child.pid)); (file / 'part').rename(file / 'child'); "
+            "time.sleep(600)"
+        )
+        launcher = LocalLauncher((), process_environment(), (), (sys.executable, "-c", code))
+        team = replace(launch, spec_json='{"resources": {"processesPerNode": 2}}')
+        worker = await start(launcher, team)
+        await until(lambda: (launch.work_dir / "child").exists())
+        found = await launcher.find(team, "")
+        assert found is not None
+        assert found.handle == worker.handle
+        worker.kill()
+        await ended(worker)
+        child = int((launch.work_dir / "child").read_text())
+        await until(lambda: not alive(child))
+
+    def test_slots_that_are_accelerators_have_a_process_each(self, launch: Launch) -> None:
+        assert process_count(replace(launch, slots=(1, 3)), "4567") == 2
+        assert process_count(replace(launch, slots=(1, 3)), "") == 1
+        one = replace(launch, slots=(1, 3), spec_json='{"resources": {"processesPerNode": 1}}')
+        assert process_count(one, "4567") == 1
 
     def test_a_worker_is_told_who_it_is_and_sees_its_own_devices(self, launch: Launch) -> None:
         told = worker_environment(replace(launch, slots=(1, 3), trainer_address="h:1"), "4567")

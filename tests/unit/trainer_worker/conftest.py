@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.pairs import Processes
 from tests.unit.trainer_worker.support import COLOURS, Outcome, WorkerProcess, attempt, merge
 
 
@@ -68,3 +69,24 @@ def start(spec: dict[str, Any], tmp_path: Path) -> Iterator[Callable[..., Worker
     yield run
     for process in started:
         process.close()
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Processes]:
+    """Two processes that train jobs together."""
+    processes = Processes(2)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def small(spec: dict[str, Any]) -> dict[str, Any]:
+    """A job without dropout, which is another in each process."""
+    changes: dict[str, Any] = {
+        "method": {"lora": {"dropout": 0.0}},
+        # The last step of an epoch has fewer batches than there are processes.
+        "dataset": {"max_rows": 36},
+        "hyperparameters": {"epochs": 2, "max_grad_norm": 0.5},
+        "checkpointing": {"every_steps": 100},
+    }
+    return merge(spec, changes)

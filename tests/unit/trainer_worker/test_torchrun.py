@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import secrets
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,16 +17,20 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from graft.digests import canonical_json
 from graft.errors import GraftError
 from graft.kubernetes.manual_jobs import ManualJob, render_job
 from graft.kubernetes.pod_policy import PodPolicy
 from graft.spec_file import spec_from_dict
 
+from services.trainer.launchers.base import Launch
+from services.trainer.launchers.local import LocalLauncher
 from services.trainer.run.batches import RowOrder
 from services.trainer.run.torchrun import telling_code
 from services.trainer.run.trainers.shares import Share
 from services.trainer.spec import parse_spec
 from tests.support.pod_processes import PodProcess
+from tests.support.processes import ROOT, process_environment
 from tests.support.waiting import eventually
 from tests.unit.trainer_worker.support import Outcome, merge
 
@@ -177,3 +186,66 @@ def test_two_processes_measure_what_one_does(
     )
     assert both["figures"] == pytest.approx(one["figures"], rel=1e-3, abs=1e-3)
     assert both["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sharding", [{}, {"fsdp": {}}], ids=["replicated", "fsdp"])
+async def test_the_local_launcher_trains_a_job_with_two_processes(
+    spec: dict[str, Any], tmp_path: Path, sharding: dict[str, Any]
+) -> None:
+    resources = {"processes_per_node": 2, "sharding": sharding}
+    job = spec_from_dict(merge(spec, {"resources": resources}))
+    launch = Launch(
+        job="namespaces/default/jobs/bot-1",
+        attempt=1,
+        token=secrets.token_hex(8),
+        spec_json=canonical_json(job).decode(),
+        work_dir=tmp_path / "job",
+        trainer_address="",
+        registry_address="",
+        slots=(0,),
+        cpu_threads=2,
+    )
+    command = (sys.executable, "-m", "services.trainer.run")
+    launcher = LocalLauncher(command, process_environment())
+    worker = await launcher.start(launch)
+    try:
+        assert await asyncio.wait_for(worker.wait(), 200) == 0, launch.log_path.read_text("utf-8")
+    finally:
+        worker.kill()
+    assert (launch.work_dir / "result/adapter_model.safetensors").is_file()
+    assert (launch.work_dir / "rank-1").is_dir()
+
+
+@pytest.mark.soak
+async def test_a_team_that_is_killed_on_one_machine_ends_within_a_bound(
+    spec: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "spec.json"
+    long = merge(spec, {"hyperparameters": {"epochs": 500}})
+    path.write_text(json.dumps(long), "utf-8")
+    team = start_team(path, tmp_path / "out")
+    try:
+        told = tmp_path / "out"
+        await eventually(lambda: '"step": "2"' in told.read_text("utf-8"), "step 2", within_s=90)
+        psutil.Process(team.pid).children()[-1].kill()
+        assert team.wait(60) == 137
+    finally:
+        for process in [*psutil.Process(team.pid).children(True)] if team.poll() is None else []:
+            process.kill()
+        team.kill()
+
+
+def start_team(spec: Path, output: Path) -> subprocess.Popen[bytes]:
+    """Two processes of this machine, as one starts them by hand."""
+    with output.open("wb") as out:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "services.trainer.run.torchrun", "--standalone"),
+                *("--local-addr=127.0.0.1", "--nproc-per-node=2", str(spec)),
+            ],
+            cwd=ROOT,
+            env=process_environment() | {"OMP_NUM_THREADS": "1"},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )

@@ -11,6 +11,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from graft.trainer.v1 import evaluation_pb2 as _evaluation_pb2
 from graft.trainer.v1 import nodes_pb2 as _nodes_pb2
 from graft.trainer.v1 import reporting_pb2 as _reporting_pb2
+from graft.trainer.v1 import sharding_pb2 as _sharding_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1632,6 +1633,7 @@ class Resources(_message.Message):
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     PROCESSES_PER_NODE_FIELD_NUMBER: _builtins.int
+    SHARDING_FIELD_NUMBER: _builtins.int
     NODES_AS_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     """Accelerator slots; 1 when left out."""
@@ -1649,6 +1651,10 @@ class Resources(_message.Message):
     """
     nodes_as: _nodes_pb2.NodesAs.ValueType
     """What several nodes are together on Kubernetes; the trainer's operator decides when left out."""
+    @_builtins.property
+    def sharding(self) -> _sharding_pb2.Sharding:
+        """What each of several processes holds of the model. Everything when left out."""
+
     def __init__(
         self,
         *,
@@ -1657,11 +1663,12 @@ class Resources(_message.Message):
         max_restarts: _builtins.int | None = ...,
         nodes: _builtins.int = ...,
         processes_per_node: _builtins.int = ...,
+        sharding: _sharding_pb2.Sharding | None = ...,
         nodes_as: _nodes_pb2.NodesAs.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "max_restarts", b"max_restarts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "max_restarts", b"max_restarts", "sharding", b"sharding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "cpu_threads", b"cpu_threads", "max_restarts", b"max_restarts", "nodes", b"nodes", "nodes_as", b"nodes_as", "processes_per_node", b"processes_per_node", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "cpu_threads", b"cpu_threads", "max_restarts", b"max_restarts", "nodes", b"nodes", "nodes_as", b"nodes_as", "processes_per_node", b"processes_per_node", "sharding", b"sharding", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ from services.trainer.run.manifests import Score
 from services.trainer.run.precision import precision_of
 from services.trainer.run.progress import ProgressCallback
 from services.trainer.run.scoring import score_of
+from services.trainer.run.sharding.base import Replicas
+from services.trainer.run.sharding.choose import choose_sharding
+from services.trainer.run.team import Team
 from services.trainer.run.trainers.pieces import PiecewiseTrainer
 from services.trainer.run.trainers.saving import Schedule, take_snapshot
 from services.trainer.run.trainers.shares import IDLE, Share, idle_aware
@@ -41,12 +45,14 @@ class GraftTrainer(PiecewiseTrainer):
     """
 
     steps_per_epoch: int
+    sharding: Replicas
     optimizer: Any
 
     def begin(self, run: Run) -> None:
         """Takes what the run is made of; comes before TRL's constructor."""
         self.graft_run = run
         self.steps_per_epoch = run.steps_per_epoch
+        self.sharding = choose_sharding(run.spec, run.team)
 
     def callback(self) -> ProgressCallback:
         """Reports, evaluates, saves and stops at the ends of steps."""
@@ -66,6 +72,37 @@ class GraftTrainer(PiecewiseTrainer):
                 parameter.data = parameter.data.float()
 
         self.graft_run.team.begin_alike(self._trained())
+        self.sharding.share(self.model)
+        if self.sharding.places_model:
+            self.accelerator.device_placement = False
+        self._agree_on_pieces()
+        self.accelerator.backward = self.sharding.backward(self.accelerator.backward)
+        if self.sharding.lockstep:
+            # Each trainer has a loss of its own, and whatever it calls of the model is one pass.
+            self.__dict__["compute_loss"] = partial(self._shared_loss, self.compute_loss)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not self.sharding.places_model:
+            super()._move_model_to_device(model, device)
+
+    def _agree_on_pieces(self) -> None:
+        """As many sequences at once in every process: they keep step with each other."""
+        for state in self.graft_run.team.ask_all(self.in_pieces.state()):
+            self.in_pieces.restore(state)
+
+    @property
+    def evaluation_team(self) -> Team:
+        """Who shares an evaluation: where all must make the same passes, each makes all of them."""
+        return Team() if self.sharding.evaluates_together else self.graft_run.team
+
+    def _evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        usual = super()._evaluate
+        found: dict[str, float] = self.sharding.look(lambda: usual(*arguments, **named))
+        return found
+
+    def _shared_loss(self, own: Callable[..., Any], *arguments: Any, **named: Any) -> torch.Tensor:
+        loss: torch.Tensor = self.sharding.call(lambda: own(*arguments, **named))
+        return loss * self._loss_factor
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -93,11 +130,13 @@ class GraftTrainer(PiecewiseTrainer):
 
     def measure_before(self) -> None:
         """Measures the untrained model, where that is asked for and not known."""
-        self.evaluate_with_room(lambda: self.graft_run.evaluations.begin(self))
+        begin = self.graft_run.evaluations.begin
+        self.sharding.look(lambda: self.evaluate_with_room(lambda: begin(self)))
 
     def measure_after(self) -> None:
         """Measures the result, and compares it with before."""
-        self.evaluate_with_room(lambda: self.graft_run.evaluations.end(self))
+        end = self.graft_run.evaluations.end
+        self.sharding.look(lambda: self.evaluate_with_room(lambda: end(self)))
 
     def held_out(self) -> tuple[float, Mapping[str, float]]:
         """The loss on the held-out rows, and the objective's further figures of them."""
@@ -121,7 +160,8 @@ class GraftTrainer(PiecewiseTrainer):
         """Reports a step's figures."""
         if "loss" in logs:
             progress = self.graft_run.progress
-            progress.report(self.state, logs.get("grad_norm", 0.0), logs["learning_rate"])
+            norm = self.sharding.last_norm(logs.get("grad_norm", 0.0))
+            progress.report(self.state, norm, logs["learning_rate"])
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         """A forward and backward pass, and that of what the method adds to the loss; the team's at a step's end."""
@@ -132,21 +172,63 @@ class GraftTrainer(PiecewiseTrainer):
 
     def learn(self, model: Any, batch: Any, num_items: Any) -> Any:
         """Forward and backward passes of a batch; its loss. One that is there to fill up has none."""
-        if _is_idle(batch):
-            return torch.zeros((), device=self.args.device)
-        loss = super().learn(model, batch, num_items)
+        self._passed = 0
+        loss = torch.zeros((), device=self.args.device)
+        if self.sharding.lockstep or not _is_idle(batch):
+            loss = super().learn(model, batch, num_items)
+        # Of those that fill up, too: a step's parts of it are then one whole, however many rows it has.
         extra = self.graft_run.method.extra_loss(self.model)
         if extra is not None:
             share = self.current_gradient_accumulation_steps * self.graft_run.team.size
             self.accelerator.backward(extra / share)
         return loss
 
+    _passed = 0
+
+    @property
+    def _passes_per_batch(self) -> int:
+        return -(-self.in_pieces.wanted // self.in_pieces.size())
+
+    def pieces(self, batch: Any) -> Iterator[Any]:
+        """The batch in pieces; as many as every other process has, where they must keep step."""
+        given, piece = 0, batch
+        for piece in super().pieces(batch):
+            yield dict(piece)
+            given += 1
+        if self.sharding.lockstep:
+            for _ in range(given, self._passes_per_batch):
+                yield dict(piece) | {IDLE: True}
+
+    def forward_backward(self, model: Any, piece: Any, num_items: Any) -> Any:
+        """One forward and backward pass."""
+        if not self.sharding.lockstep:
+            return super().forward_backward(model, piece, num_items)
+        self._passed += 1
+        last = self.accelerator.sync_gradients and self._passed == self._passes_per_batch
+        # What is nobody's goes through the model all the same, for the others' sake.
+        idle = piece.pop(IDLE, False)
+        self._loss_factor = 0.0 if idle else 1.0
+        progress = self.graft_run.progress
+        mark = progress.mark()
+        with self.sharding.passes(last):
+            loss = super().forward_backward(model, piece, num_items)
+        if idle:
+            progress.go_back(mark)
+        return loss
+
+    _loss_factor = 1.0
+
     def _join_step(self) -> None:
         """Makes of each process' gradients those of the whole step."""
         live = sum(1 for batch in self._graft_step.batches if not _is_idle(batch))
         self.graft_run.progress.join(live)
         # Each process' losses are parts of the sum over everybody's rows.
-        self.graft_run.team.sum_gradients(self._trained(), 1.0)
+        self.sharding.join(self._trained())
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        usual = super()._clip_grad_norm
+        norm = self.sharding.clip(lambda: usual(model), self._trained(), self.args.max_grad_norm)
+        return norm if math.isfinite(self.graft_run.progress.nats_in_step) else math.nan
 
     def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> Any:
         """Learned tokens of the step, in all processes."""
@@ -182,7 +264,9 @@ class GraftTrainer(PiecewiseTrainer):
             cls, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
             options = {**options, "weight_decay": self.args.weight_decay}
             self.optimizer = self.graft_run.method.optimizer(self.model, cls, options)
-        return super().create_optimizer(*arguments, **named)
+            super().create_optimizer(*arguments, **named)
+            self.optimizer = self.sharding.share_optimizer(self.optimizer)
+        return self.optimizer
 
     score: Score | None = None
 
@@ -202,18 +286,29 @@ class GraftTrainer(PiecewiseTrainer):
         self.graft_run.writer.check()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.graft_run.team.first:
-            snapshot = take_snapshot(self)
-            self.graft_run.writer.submit(self.state.global_step, snapshot, self.score)
+        run = self.graft_run
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        with self.sharding.gathered(self.model, optimizer, run.method.info.makes_base):
+            if run.team.first:
+                snapshot = take_snapshot(self).beside(self.sharding.parts())
+                run.writer.submit(self.state.global_step, snapshot, self.score)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.graft_run.method.load_checkpoint(self.model, Path(resume_from_checkpoint))
+        with self.sharding.loading(self.model):
+            self.graft_run.method.load_checkpoint(self.model, Path(resume_from_checkpoint))
         self.graft_run.progress.load(Path(resume_from_checkpoint))
 
     def restore(self, checkpoint: Path) -> None:
         """Becomes what it was when the checkpoint was written, without training any further."""
         self._load_from_checkpoint(os.fspath(checkpoint))
         self.state = TrainerState.load_from_json(os.fspath(checkpoint / TRAINER_STATE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.sharding.check_parts(Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.sharding.load_parts(Path(checkpoint))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes none: the version's lineage says more."""

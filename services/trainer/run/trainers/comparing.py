@@ -120,7 +120,7 @@ class ComparingTrainer(GraftTrainer):
         """Mean loss of the held-out sequences, and the means of their figures."""
         rows: Sequence[Row] = self.graft_run.prepared.evaluation or ()
         total, figures, seen = 0.0, dict[str, float](), dict[str, float]()
-        team = self.graft_run.team
+        team = self.evaluation_team
         with without_dropout(self.model):
             for part in self.evaluation_batches(rows):
                 inputs = self._prepare_inputs(self.eval_collator(part))

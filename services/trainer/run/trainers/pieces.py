@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from services.trainer.objectives.base import Run
@@ -31,6 +30,8 @@ from services.trainer.run.memory import (
     places_of,
     what_helps,
 )
+from services.trainer.run.sharding.base import Replicas
+from services.trainer.run.team import Team
 
 # So often in a row the scaler of fp16 may find a gradient that is not finite: by then it multiplies by nothing.
 _MOST_SKIPPED = 30
@@ -52,9 +53,15 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
     """To be mixed in before another trainer."""
 
     graft_run: Run
+    sharding: Replicas
     model: Any
     _graft_step: _Step
     _skipped = 0
+
+    @property
+    def evaluation_team(self) -> Team:
+        """The processes that share an evaluation."""
+        return self.graft_run.team
 
     @property
     def in_pieces(self) -> Pieces:
@@ -98,9 +105,7 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
     @property
     def steps_together(self) -> bool:
         """Whether the processes speak to each other in the middle of a step: then none can do it again alone."""
-        kind = self.accelerator.distributed_type
-        sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        return sharded or bool(getattr(getattr(self, "sharding", None), "lockstep", False))
+        return self.sharding.lockstep
 
     def _shrink(self, why: str) -> None:
         where = f"in step {self.state.global_step + 1}"
@@ -188,7 +193,9 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
         self, what: str, items: Sequence[Any], is_fine: Callable[[Any], bool]
     ) -> Exception:
         """The error that names the rows which it comes from."""
-        bad, why = out_of_memory_words(lambda: culprits(items, is_fine))
+        bad, why = None, ""
+        if not self.sharding.lockstep:  # One process cannot look for itself.
+            bad, why = out_of_memory_words(lambda: culprits(items, is_fine))
         places = [str(place) for place in places_of(items if why or bad is None else bad)]
         everybodys = [place for one in self.graft_run.team.ask_all(places) for place in one]
         progress = self.graft_run.progress
@@ -232,7 +239,7 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
 
     def evaluation_batches(self, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """This process' held-out rows, as many at a time as memory allows; which they are does not depend on that."""
-        whole, team = self.graft_run.spec.hyperparameters.micro_batch_size, self.graft_run.team
+        whole, team = self.graft_run.spec.hyperparameters.micro_batch_size, self.evaluation_team
         size = self.evaluation_batch_size
         for start in range(team.rank * whole, len(rows), team.size * whole):
             part = rows[start : start + whole]
@@ -255,6 +262,9 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
                 found, why = out_of_memory_words(work)
             if not why:
                 return found
+            if self.sharding.evaluates_together:
+                # Nor can one process make its passes again while the others wait.
+                raise OutOfMemoryError(f"Memory ran out {where} ({why}).")
             try:
                 self.in_pieces.halve(EVALUATION, where, why, "", self.evaluation_batch_size)
             except OutOfMemoryError as error:

@@ -54,7 +54,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
         )
         self.settle()
         if batches.packs:
-            check_isolation(self.model)
+            check_isolation(self.model, device=self.args.device)
 
     def make_batch(self, items: Any) -> dict[str, Any]:
         """A batch of some of another's items."""
@@ -119,7 +119,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
             for inputs in self._eval_inputs(batches):
                 nats += float(self.eval_loss(inputs))
                 learned += int((inputs["labels"][:, 1:] != IGNORED).sum())
-        nats, learned = self.graft_run.team.sum([nats, learned])
+        nats, learned = self.evaluation_team.sum([nats, learned])
         return nats / max(learned, 1), {}
 
     def _eval_inputs(self, batches: PaddedRows) -> Iterator[dict[str, torch.Tensor]]:
