@@ -146,7 +146,6 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
                     for name in names:
                         attempts += check_events(await asyncio.wait_for(follow(stub, name), 40))
                     check_cluster(cluster, ran, attempts)
-                    assert ran.done == set(names), "a job ended well that no worker did"
                     return
 
 
