@@ -166,7 +166,6 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
                     for name in names:
                         attempts += check_events(await asyncio.wait_for(follow(stub, name), 120))
                     check_cluster(cluster, ran, attempts)
-                    assert ran.done == set(names), "a job ended well that no worker did"
                     return
 
 
@@ -188,8 +187,11 @@ def check_cluster(cluster: Cluster, ran: Ran, attempts: int) -> None:
     """No name was created twice, but where it was deleted while its creation was still being tried."""
     created = collections.Counter(cluster.store.created["jobs"])
     assert len(created) <= attempts, "an attempt has more than one Job"
-    assert {name for name, count in created.items() if count > 1} <= ran.deleted
-    assert not ran.together, "two workers of one job at the same time"
+    twice = {name for name, count in created.items() if count > 1}
+    assert twice <= ran.deleted
+    # Of such a one, the first pod may still be ending when the second begins.
+    ending = {job for job in ran.together if any(job.rpartition("/")[2] in one for one in twice)}
+    assert ran.together <= ending, "two workers of one job at the same time"
     assert not ran.again, "a job that had ended well ran again"
 
 
