@@ -94,6 +94,20 @@ class FakeTrainer(trainer_grpc.TrainerServiceServicer):
         await self.change_state(trainer_pb2.JOB_STATE_CANCELLED, message=request.reason)
         return job
 
+    async def PauseJob(self, request: trainer_pb2.PauseJobRequest, context: Any) -> trainer_pb2.Job:
+        await self.change_state(trainer_pb2.JOB_STATE_PAUSED, message=request.reason)
+        return self._job(request.name)
+
+    async def ResumeJob(
+        self, request: trainer_pb2.ResumeJobRequest, context: Any
+    ) -> trainer_pb2.Job:
+        await self.change_state(trainer_pb2.JOB_STATE_QUEUED)
+        return self._job(request.name)
+
+    async def RetryJob(self, request: trainer_pb2.RetryJobRequest, context: Any) -> trainer_pb2.Job:
+        await self.change_state(trainer_pb2.JOB_STATE_QUEUED)
+        return self._job(request.name)
+
     async def WatchJob(
         self, request: trainer_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[trainer_pb2.JobEvent]:

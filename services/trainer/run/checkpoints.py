@@ -83,6 +83,11 @@ class CheckpointStore:
         """The folder that a checkpoint is written to before it is one."""
         return self._folder / PARTIAL_DIR
 
+    @property
+    def unused(self) -> Path:
+        """A folder beside them for whoever must be given one, and looks into it: nothing is ever written there."""
+        return self._folder / "unused"
+
     def write(
         self,
         step: int,

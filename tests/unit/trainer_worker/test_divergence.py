@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
-from services.trainer.run.checkpoints import CheckpointStore
+from services.trainer.run.checkpoints import CheckpointStore, Keep
 from services.trainer.run.trainers.sft import SupervisedTrainer
 from tests.support.models import make_base
 from tests.unit.trainer_worker.support import COLOURS, Outcome, attempt, merge
@@ -109,7 +109,7 @@ def test_the_last_good_checkpoint_stays_usable_and_is_named(teach: Train) -> Non
     manifest = json.loads(
         next((outcome.work_dir / "checkpoints").glob("*/manifest.json")).read_text()
     )
-    store = CheckpointStore(outcome.work_dir / "checkpoints", 2, manifest["run_key"], print)
+    store = CheckpointStore(outcome.work_dir / "checkpoints", Keep(2), manifest["run_key"], print)
     last = store.last_good()
     assert last is not None
     assert last.step == done

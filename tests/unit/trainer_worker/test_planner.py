@@ -19,7 +19,8 @@ from services.trainer.plan.accelerators import find_accelerator
 from services.trainer.plan.advice import cheapest_changes
 from services.trainer.plan.domain import DataFigures, Hardware
 from services.trainer.plan.recommend import recommend
-from services.trainer.run.data import CleaningReport, Data
+from services.trainer.formats.cleaning import CleaningReport
+from services.trainer.run.data import Data
 from services.trainer.run.plan import Planner, plan_prepared
 from services.trainer.spec import JobSpec, parse_spec
 

@@ -42,7 +42,7 @@ class DpoTrainer(ComparingTrainer, DPOTrainer):  # type: ignore[misc]
                 DPOConfig,
                 run.spec,
                 run.total_steps,
-                run.store.partial,
+                run.store.unused,
                 beta=config.beta,
                 loss_type=losses,
                 loss_weights=weights,

@@ -70,7 +70,7 @@ class GrpoTrainer(GraftTrainer, GRPOTrainer):  # type: ignore[misc]
                 GRPOConfig,
                 run.spec,
                 run.total_steps,
-                run.store.partial,
+                run.store.unused,
                 num_generations=config.generations,
                 max_completion_length=config.max_completion_tokens,
                 temperature=config.temperature,

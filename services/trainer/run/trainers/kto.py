@@ -37,7 +37,7 @@ class KtoTrainer(ComparingTrainer, KTOTrainer):  # type: ignore[misc]
                 KTOConfig,
                 run.spec,
                 run.total_steps,
-                run.store.partial,
+                run.store.unused,
                 beta=config.beta,
                 desirable_weight=config.desirable_weight,
                 undesirable_weight=config.undesirable_weight,

@@ -75,9 +75,7 @@ class OrpoTrainer(ComparingTrainer, _OddsRatio):
         super().__init__(
             beta=config.beta,
             model=run.model,
-            args=training_arguments(
-                TrainingArguments, run.spec, run.total_steps, run.store.partial
-            ),
+            args=training_arguments(TrainingArguments, run.spec, run.total_steps, run.store.unused),
             data_collator=self.collator(self._pairs),
             train_dataset=self.dataset(),
             processing_class=run.tokenizer,

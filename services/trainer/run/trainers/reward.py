@@ -31,7 +31,7 @@ class RewardModelTrainer(ComparingTrainer, RewardTrainer):  # type: ignore[misc]
                 RewardConfig,
                 run.spec,
                 run.total_steps,
-                run.store.partial,
+                run.store.unused,
                 max_length=None,
                 disable_dropout=False,
             ),

@@ -37,7 +37,7 @@ class SupervisedTrainer(GraftTrainer, SFTTrainer):  # type: ignore[misc]
                 SFTConfig,
                 run.spec,
                 run.total_steps,
-                run.store.partial,
+                run.store.unused,
                 dataset_kwargs={"skip_prepare_dataset": True},
                 max_length=None,
                 packing=False,
