@@ -14,12 +14,12 @@ from graft.trainer.v1 import job_spec_pb2, plan_pb2
 
 from bench import plan as bench
 from services.trainer.convert import spec_from_json
+from services.trainer.formats.cleaning import CleaningReport
 from services.trainer.objectives import OBJECTIVES
 from services.trainer.plan.accelerators import find_accelerator
 from services.trainer.plan.advice import cheapest_changes
 from services.trainer.plan.domain import DataFigures, Hardware
 from services.trainer.plan.recommend import recommend
-from services.trainer.formats.cleaning import CleaningReport
 from services.trainer.run.data import Data
 from services.trainer.run.plan import Planner, plan_prepared
 from services.trainer.spec import JobSpec, parse_spec
