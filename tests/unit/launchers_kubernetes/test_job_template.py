@@ -167,6 +167,17 @@ class TestPod:
             assert own["capabilities"] == {"drop": ["ALL"]}
         assert spec["automountServiceAccountToken"] is False
 
+    def test_it_runs_where_the_operator_says_and_for_as_long(self) -> None:
+        toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        policy = PodPolicy(
+            node_selector={"pool": "gpu"}, tolerations=(toleration,), deadline_s=7200
+        )
+        spec = pod(policy=policy)
+        assert spec["nodeSelector"] == {"pool": "gpu"}
+        assert spec["tolerations"] == [toleration]
+        assert rendered(policy=policy)["Job"]["spec"]["activeDeadlineSeconds"] == 7200
+        assert "activeDeadlineSeconds" not in rendered()["Job"]["spec"]
+
     def test_what_a_worker_writes_to_is_a_volume(self) -> None:
         spec = pod()
         for path in ("/graft/work", "/graft/cache", "/home/graft", "/tmp"):
