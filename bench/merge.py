@@ -86,7 +86,7 @@ class _Merges:
         """What a merge job makes, and its own proof says of it."""
         from services.trainer.run.model_jobs.held_out import HeldOut
         from services.trainer.run.model_jobs.making import Maker
-        from services.trainer.run.model_jobs.recipe import parse_recipe
+        from services.trainer.spec.recipe import parse_recipe
 
         adapter, spec = self._turn(dtype)
         version = Pulled(_version(adapter), adapter, open_base(spec, "default"), spec)

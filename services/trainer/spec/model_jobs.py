@@ -6,6 +6,7 @@ from graft.trainer.v1.model_jobs_pb2 import EvaluationSpec, MergeSpec
 
 from services.trainer.fields import identifier, invalid_field
 from services.trainer.spec.dataset import DatasetSpec, parse_dataset
+from services.trainer.spec.recipe import parse_recipe
 
 
 def merge_title(spec: MergeSpec) -> str:
@@ -14,7 +15,8 @@ def merge_title(spec: MergeSpec) -> str:
     Raises:
         GraftError: INVALID_SPEC.
     """
-    return identifier("output_base", spec.output_base) if spec.output_base else "merge"
+    recipe = parse_recipe(spec)
+    return recipe.output_adapter or recipe.output_base or "export"
 
 
 def evaluation_title(spec: EvaluationSpec) -> str:

@@ -59,8 +59,8 @@ def export(base: Path, adapter: Path, folder: Path, tmp_path: Path, **fields: An
     from services.trainer.run.model_jobs.held_out import HeldOut
     from services.trainer.run.model_jobs.making import Maker
     from services.trainer.run.model_jobs.pulled import Pulled
-    from services.trainer.run.model_jobs.recipe import parse_recipe
     from services.trainer.spec import BaseSpec
+    from services.trainer.spec.recipe import parse_recipe
 
     version = Version(
         name="namespaces/default/adapters/bot/versions/1", number=1, digest="", base="",

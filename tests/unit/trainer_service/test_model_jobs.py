@@ -75,10 +75,16 @@ async def test_a_merge_and_an_evaluation_are_stored_started_and_watched_as_train
         ),
         (
             pb.CreateJobRequest(
-                parent=PARENT, merge=model_jobs_pb2.MergeSpec(output_base="No Name")
+                parent=PARENT,
+                merge=model_jobs_pb2.MergeSpec(version="bot:1", output_base="No Name"),
             ),
             Reason.INVALID_SPEC,
             "output_base is 'No Name'",
+        ),
+        (
+            pb.CreateJobRequest(parent=PARENT, merge=model_jobs_pb2.MergeSpec(version="bot:1")),
+            Reason.INVALID_SPEC,
+            "output_base",
         ),
         (
             pb.CreateJobRequest(parent=PARENT, evaluation=model_jobs_pb2.EvaluationSpec(name="x")),

@@ -26,9 +26,9 @@ from services.trainer.run.model_jobs.held_out import HeldOut
 from services.trainer.run.model_jobs.logits import distance, logits_of
 from services.trainer.run.model_jobs.making import Maker
 from services.trainer.run.model_jobs.pulled import Pulled
-from services.trainer.run.model_jobs.recipe import parse_recipe
 from services.trainer.run.model_jobs.report import Report
 from services.trainer.spec import BaseSpec
+from services.trainer.spec.recipe import parse_recipe
 from tests.support.models import make_adapter
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]

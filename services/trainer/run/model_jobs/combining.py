@@ -14,8 +14,8 @@ from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
 from services.trainer.run.model_jobs.pulled import Pulled
-from services.trainer.run.model_jobs.recipe import Combining
 from services.trainer.run.peft_models import config_json, write_adapter
+from services.trainer.spec.recipe import Combining
 
 COMBINED = "combined"
 

@@ -14,10 +14,10 @@ from services.trainer.objectives import OBJECTIVES
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.data import read_data, set_opener
 from services.trainer.run.model_jobs.pulled import Pulled
-from services.trainer.run.model_jobs.recipe import ProofSettings
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.spec import parse_spec
+from services.trainer.spec.recipe import ProofSettings
 from services.trainer.tokens import ExampleTokenizer, TokenReport, end_token_ids, load_tokenizer
 
 _LONGEST_ROW = 128

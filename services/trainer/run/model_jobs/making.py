@@ -33,8 +33,8 @@ from services.trainer.run.model_jobs.logits import (
 )
 from services.trainer.run.model_jobs.proof import LIMITS, Loading, Proof, prove
 from services.trainer.run.model_jobs.pulled import Pulled
-from services.trainer.run.model_jobs.recipe import Recipe
 from services.trainer.run.model_jobs.report import Report
+from services.trainer.spec.recipe import Recipe
 
 _PROBE = "probe.npz"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

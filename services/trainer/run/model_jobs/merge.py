@@ -25,7 +25,6 @@ from services.trainer.methods import METHODS
 from services.trainer.methods.base import Use
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.model_jobs.pulled import Pulled, Puller
-from services.trainer.run.model_jobs.recipe import Exporting, parse_recipe
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import (
@@ -38,6 +37,7 @@ from services.trainer.run.result import (
 )
 from services.trainer.run.settings import WorkerSettings
 from services.trainer.run.stop import StopSignal
+from services.trainer.spec.recipe import Exporting, parse_recipe
 
 if TYPE_CHECKING:
     from services.trainer.run.model_jobs.making import Maker
