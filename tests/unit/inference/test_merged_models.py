@@ -21,7 +21,7 @@ if __name__ == "__main__":
     folder, dtype, ids, count = json.loads(sys.argv[1])
     engine = LLM(folder, dtype=dtype, enforce_eager=True, max_model_len=64, max_num_seqs=1)
     sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
-    [answer] = engine.generate([{"prompt_token_ids": ids}], sampling)
+    [answer] = engine.generate([{"prompt_token_ids": ids}], sampling, use_tqdm=False)
     print("TOKENS", json.dumps(list(answer.outputs[0].token_ids)))
 """
 

@@ -34,7 +34,7 @@ from services.trainer.states import FailureCause
 _LOG_LINES = 40
 # These ends say all there is to say.
 _PLAIN_ENDS = (0, 75, 79)
-_LOOK_AGAIN_S = 0.5
+_LOOK_AGAIN_S, _LONGEST_LOOK_S = 0.5, 15.0
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
@@ -241,12 +241,17 @@ class KubernetesWorker(Worker):
             await asyncio.wait({self._creating})
             if self._job is None:
                 await self._objects.undo(self._manifests)
+        again_s = _LOOK_AGAIN_S
         while await self._objects.delete(self.kind, self.name, self._uid):
-            if self._job is not None:
-                return  # What becomes of it is seen.
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            # What becomes of it is seen, unless it came and went between two lists.
+            await asyncio.wait({self._end}, timeout=again_s)
+            if self._end.done():
+                return
+            again_s = min(2 * again_s, _LONGEST_LOOK_S)
         if self._job is None:
             self._ended(None, Remains())
+        else:
+            self.see_job(self._job, deleted=True)
 
     @property
     def _uid(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -199,6 +200,8 @@ class PiecewiseTrainer(Trainer):  # type: ignore[misc]
         places = [str(place) for place in places_of(items if why or bad is None else bad)]
         everybodys = [place for one in self.graft_run.team.ask_all(places) for place in one]
         progress = self.graft_run.progress
+        with suppress(Exception):  # That it could not be written is another matter.
+            self.graft_run.writer.wait()
         rate = float(self._get_learning_rate())
         step = self.state.global_step + 1
         return diverged_at(what, step, rate, everybodys, progress.last_checkpoint)
