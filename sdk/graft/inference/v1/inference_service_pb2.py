@@ -23,53 +23,72 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from graft.inference.v1 import attestation_pb2 as graft_dot_inference_dot_v1_dot_attestation__pb2
+from graft.inference.v1 import bases_pb2 as graft_dot_inference_dot_v1_dot_bases__pb2
+from graft.inference.v1 import blends_pb2 as graft_dot_inference_dot_v1_dot_blends__pb2
+from graft.inference.v1 import rollout_pb2 as graft_dot_inference_dot_v1_dot_rollout__pb2
+from graft.inference.v1 import structured_pb2 as graft_dot_inference_dot_v1_dot_structured__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*graft/inference/v1/inference_service.proto\x12\x12graft.inference.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x80\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\x05\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x15\n\x08logprobs\x18\r \x01(\x05H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\x05H\n\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\r\n\x0b_min_tokens\"\xbd\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x38\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x1c.graft.inference.v1.TokenIdsH\x00\x12\x34\n\x08sampling\x18\x04 \x01(\x0b\x32\".graft.inference.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x42\x07\n\x05input\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xd3\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.graft.inference.v1.ChatMessage\x12\x34\n\x08sampling\x18\x03 \x01(\x0b\x32\".graft.inference.v1.SamplingParams\x12&\n\x05tools\x18\x04 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\ntools_json\x18\x05 \x03(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\"\x82\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x30\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1c.graft.inference.v1.ToolCall\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"\\\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"\xff\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x33\n\x08logprobs\x18\x03 \x03(\x0b\x32!.graft.inference.v1.TokenLogprobs\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .graft.inference.v1.FinishReason\x12\x32\n\nprovenance\x18\x05 \x01(\x0b\x32\x1e.graft.inference.v1.Provenance\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.graft.inference.v1.Usage\"]\n\nProvenance\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x04 \x01(\t\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"o\n\rTokenLogprobs\x12/\n\x05token\x18\x01 \x01(\x0b\x32 .graft.inference.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .graft.inference.v1.TokenLogprob\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.graft.inference.v1.Model\"U\n\x05Model\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0eversion_digest\x18\x03 \x01(\t\x12\x10\n\x08resident\x18\x04 \x01(\x08\"\x15\n\x13GetResidencyRequest\"|\n\tResidency\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x35\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32#.graft.inference.v1.ResidentAdapter\x12\x10\n\x08revision\x18\x04 \x01(\x03\"\xa5\x01\n\x0fResidentAdapter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".graft.inference.v1.ResidencyState\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07message\x18\x06 \x01(\t*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x03*\xa3\x01\n\x0eResidencyState\x12\x1f\n\x1bRESIDENCY_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESIDENCY_STATE_LOADING\x10\x01\x12\x19\n\x15RESIDENCY_STATE_READY\x10\x02\x12\x1c\n\x18RESIDENCY_STATE_DRAINING\x10\x03\x12\x1a\n\x16RESIDENCY_STATE_FAILED\x10\x04\x32\xa3\x04\n\x10InferenceService\x12U\n\x08Generate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12M\n\x04\x43hat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse\x12U\n\nStreamChat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12[\n\nListModels\x12%.graft.inference.v1.ListModelsRequest\x1a&.graft.inference.v1.ListModelsResponse\x12V\n\x0cGetResidency\x12\'.graft.inference.v1.GetResidencyRequest\x1a\x1d.graft.inference.v1.Residencyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*graft/inference/v1/inference_service.proto\x12\x12graft.inference.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a$graft/inference/v1/attestation.proto\x1a\x1egraft/inference/v1/bases.proto\x1a\x1fgraft/inference/v1/blends.proto\x1a graft/inference/v1/rollout.proto\x1a#graft/inference/v1/structured.proto\"\x90\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x03H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\x05\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x15\n\x08logprobs\x18\r \x01(\x05H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\x05H\n\x88\x01\x01\x12\x30\n\tstructure\x18\x0f \x01(\x0b\x32\x1d.graft.inference.v1.Structure\x12\x0e\n\x01n\x18\x10 \x01(\x05H\x0b\x88\x01\x01\x12\x14\n\x0cinclude_stop\x18\x11 \x01(\x08\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\x05H\x0c\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\r\n\x0b_min_tokensB\x04\n\x02_nB\x12\n\x10_prompt_logprobs\"\xd2\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\x38\n\x10prompt_token_ids\x18\x03 \x01(\x0b\x32\x1c.graft.inference.v1.TokenIdsH\x00\x12\x34\n\x08sampling\x18\x04 \x01(\x0b\x32\".graft.inference.v1.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x13\n\x0bsession_key\x18\n \x01(\tB\x07\n\x05input\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x94\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.graft.inference.v1.ChatMessage\x12\x34\n\x08sampling\x18\x03 \x01(\x0b\x32\".graft.inference.v1.SamplingParams\x12&\n\x05tools\x18\x04 \x03(\x0b\x32\x17.google.protobuf.Struct\x12\x12\n\ntools_json\x18\x05 \x03(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x13\n\x0btool_choice\x18\x07 \x01(\t\x12\x15\n\rone_tool_call\x18\x08 \x01(\x08\x12\x13\n\x0bsession_key\x18\x0c \x01(\t\"\x82\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x30\n\ntool_calls\x18\x03 \x03(\x0b\x32\x1c.graft.inference.v1.ToolCall\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"w\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\targuments\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\n\n\x02id\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\x05\"\xe8\x03\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x33\n\x08logprobs\x18\x03 \x03(\x0b\x32!.graft.inference.v1.TokenLogprobs\x12\x37\n\rfinish_reason\x18\x04 \x01(\x0e\x32 .graft.inference.v1.FinishReason\x12\x32\n\nprovenance\x18\x05 \x01(\x0b\x32\x1e.graft.inference.v1.Provenance\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.graft.inference.v1.Usage\x12\r\n\x05index\x18\x07 \x01(\x05\x12\x30\n\ntool_calls\x18\x08 \x03(\x0b\x32\x1c.graft.inference.v1.ToolCall\x12\x34\n\x06others\x18\t \x03(\x0b\x32$.graft.inference.v1.GenerateResponse\x12:\n\x0fprompt_logprobs\x18\n \x03(\x0b\x32!.graft.inference.v1.TokenLogprobs\x12\x34\n\x0b\x61ttestation\x18\x0b \x01(\x0b\x32\x1f.graft.inference.v1.Attestation\"\xf8\x01\n\nProvenance\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\r\n\x05\x62lend\x18\x07 \x01(\t\x12,\n\x05parts\x18\x08 \x03(\x0b\x32\x1d.graft.inference.v1.BlendPart\x12\x15\n\rrollout_alias\x18\t \x01(\t\x12\x35\n\x0crollout_part\x18\n \x01(\x0e\x32\x1f.graft.inference.v1.RolloutPart\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\"\x8d\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x06inputs\x18\x02 \x03(\x0b\x32\x1e.graft.inference.v1.EmbedInput\x12,\n\x07pooling\x18\x03 \x01(\x0e\x32\x1b.graft.inference.v1.Pooling\x12\x10\n\x08priority\x18\x04 \x01(\x05\"X\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x31\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1c.graft.inference.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xa0\x01\n\rEmbedResponse\x12\x31\n\nembeddings\x18\x01 \x03(\x0b\x32\x1d.graft.inference.v1.Embedding\x12\x32\n\nprovenance\x18\x02 \x01(\x0b\x32\x1e.graft.inference.v1.Provenance\x12(\n\x05usage\x18\x03 \x01(\x0b\x32\x19.graft.inference.v1.Usage\"2\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\"z\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x31\n\x08messages\x18\x03 \x03(\x0b\x32\x1f.graft.inference.v1.ChatMessage\x12\x12\n\ntools_json\x18\x04 \x03(\t\"u\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\x05\x12\x1a\n\x12max_context_tokens\x18\x02 \x01(\x05\x12\x32\n\nprovenance\x18\x03 \x01(\x0b\x32\x1e.graft.inference.v1.Provenance\"o\n\rTokenLogprobs\x12/\n\x05token\x18\x01 \x01(\x0b\x32 .graft.inference.v1.TokenLogprob\x12-\n\x03top\x18\x02 \x03(\x0b\x32 .graft.inference.v1.TokenLogprob\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.graft.inference.v1.Model\"\x98\x01\n\x05Model\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x16\n\x0eversion_digest\x18\x03 \x01(\t\x12\x10\n\x08resident\x18\x04 \x01(\x08\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\r\n\x05\x62lend\x18\x07 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x08 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\t \x01(\t\"\x15\n\x13GetResidencyRequest\"\xbe\x02\n\tResidency\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x35\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32#.graft.inference.v1.ResidentAdapter\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x14\n\x0c\x62\x61se_version\x18\x05 \x01(\t\x12\x1b\n\x13\x62\x61se_version_digest\x18\x06 \x01(\t\x12\x19\n\x11\x62\x61se_quantization\x18\x07 \x01(\t\x12\x33\n\x0b\x62\x61se_switch\x18\x08 \x01(\x0b\x32\x1e.graft.inference.v1.BaseSwitch\x12\x11\n\tslot_room\x18\t \x01(\x05\x12\x17\n\x0fslot_room_taken\x18\n \x01(\x05\x12\x11\n\tpage_rank\x18\x0b \x01(\x05\"\xc4\x01\n\x0fResidentAdapter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eversion_digest\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".graft.inference.v1.ResidencyState\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x07 \x01(\t\x12\r\n\x05\x62lend\x18\t \x01(\t*\x98\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_ABORTED\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x04*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02*\xa3\x01\n\x0eResidencyState\x12\x1f\n\x1bRESIDENCY_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RESIDENCY_STATE_LOADING\x10\x01\x12\x19\n\x15RESIDENCY_STATE_READY\x10\x02\x12\x1c\n\x18RESIDENCY_STATE_DRAINING\x10\x03\x12\x1a\n\x16RESIDENCY_STATE_FAILED\x10\x04\x32\xbb\x08\n\x10InferenceService\x12U\n\x08Generate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse\x12]\n\x0eStreamGenerate\x12#.graft.inference.v1.GenerateRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12M\n\x04\x43hat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse\x12U\n\nStreamChat\x12\x1f.graft.inference.v1.ChatRequest\x1a$.graft.inference.v1.GenerateResponse0\x01\x12L\n\x05\x45mbed\x12 .graft.inference.v1.EmbedRequest\x1a!.graft.inference.v1.EmbedResponse\x12^\n\x0b\x43ountTokens\x12&.graft.inference.v1.CountTokensRequest\x1a\'.graft.inference.v1.CountTokensResponse\x12[\n\nListModels\x12%.graft.inference.v1.ListModelsRequest\x1a&.graft.inference.v1.ListModelsResponse\x12V\n\x0cGetResidency\x12\'.graft.inference.v1.GetResidencyRequest\x1a\x1d.graft.inference.v1.Residency\x12M\n\x07GetBase\x12\".graft.inference.v1.GetBaseRequest\x1a\x1e.graft.inference.v1.ServedBase\x12U\n\nSwitchBase\x12%.graft.inference.v1.SwitchBaseRequest\x1a\x1e.graft.inference.v1.BaseSwitch0\x01\x12_\n\x10\x43\x61ncelBaseSwitch\x12+.graft.inference.v1.CancelBaseSwitchRequest\x1a\x1e.graft.inference.v1.BaseSwitch\x12\x61\n\x0cListRollouts\x12\'.graft.inference.v1.ListRolloutsRequest\x1a(.graft.inference.v1.ListRolloutsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.inference.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2349
-  _globals['_FINISHREASON']._serialized_end=2471
-  _globals['_RESIDENCYSTATE']._serialized_start=2474
-  _globals['_RESIDENCYSTATE']._serialized_end=2637
-  _globals['_SAMPLINGPARAMS']._serialized_start=97
-  _globals['_SAMPLINGPARAMS']._serialized_end=609
-  _globals['_GENERATEREQUEST']._serialized_start=612
-  _globals['_GENERATEREQUEST']._serialized_end=801
-  _globals['_TOKENIDS']._serialized_start=803
-  _globals['_TOKENIDS']._serialized_end=826
-  _globals['_CHATREQUEST']._serialized_start=829
-  _globals['_CHATREQUEST']._serialized_end=1040
-  _globals['_CHATMESSAGE']._serialized_start=1043
-  _globals['_CHATMESSAGE']._serialized_end=1173
-  _globals['_TOOLCALL']._serialized_start=1175
-  _globals['_TOOLCALL']._serialized_end=1267
-  _globals['_GENERATERESPONSE']._serialized_start=1270
-  _globals['_GENERATERESPONSE']._serialized_end=1525
-  _globals['_PROVENANCE']._serialized_start=1527
-  _globals['_PROVENANCE']._serialized_end=1620
-  _globals['_USAGE']._serialized_start=1622
-  _globals['_USAGE']._serialized_end=1679
-  _globals['_TOKENLOGPROBS']._serialized_start=1681
-  _globals['_TOKENLOGPROBS']._serialized_end=1792
-  _globals['_TOKENLOGPROB']._serialized_start=1794
-  _globals['_TOKENLOGPROB']._serialized_end=1857
-  _globals['_LISTMODELSREQUEST']._serialized_start=1859
-  _globals['_LISTMODELSREQUEST']._serialized_end=1878
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1880
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1943
-  _globals['_MODEL']._serialized_start=1945
-  _globals['_MODEL']._serialized_end=2030
-  _globals['_GETRESIDENCYREQUEST']._serialized_start=2032
-  _globals['_GETRESIDENCYREQUEST']._serialized_end=2053
-  _globals['_RESIDENCY']._serialized_start=2055
-  _globals['_RESIDENCY']._serialized_end=2179
-  _globals['_RESIDENTADAPTER']._serialized_start=2182
-  _globals['_RESIDENTADAPTER']._serialized_end=2347
-  _globals['_INFERENCESERVICE']._serialized_start=2640
-  _globals['_INFERENCESERVICE']._serialized_end=3187
+  _globals['_FINISHREASON']._serialized_start=4156
+  _globals['_FINISHREASON']._serialized_end=4308
+  _globals['_POOLING']._serialized_start=4310
+  _globals['_POOLING']._serialized_end=4380
+  _globals['_RESIDENCYSTATE']._serialized_start=4383
+  _globals['_RESIDENCYSTATE']._serialized_end=4546
+  _globals['_SAMPLINGPARAMS']._serialized_start=271
+  _globals['_SAMPLINGPARAMS']._serialized_end=927
+  _globals['_GENERATEREQUEST']._serialized_start=930
+  _globals['_GENERATEREQUEST']._serialized_end=1140
+  _globals['_TOKENIDS']._serialized_start=1142
+  _globals['_TOKENIDS']._serialized_end=1165
+  _globals['_CHATREQUEST']._serialized_start=1168
+  _globals['_CHATREQUEST']._serialized_end=1444
+  _globals['_CHATMESSAGE']._serialized_start=1447
+  _globals['_CHATMESSAGE']._serialized_end=1577
+  _globals['_TOOLCALL']._serialized_start=1579
+  _globals['_TOOLCALL']._serialized_end=1698
+  _globals['_GENERATERESPONSE']._serialized_start=1701
+  _globals['_GENERATERESPONSE']._serialized_end=2189
+  _globals['_PROVENANCE']._serialized_start=2192
+  _globals['_PROVENANCE']._serialized_end=2440
+  _globals['_USAGE']._serialized_start=2442
+  _globals['_USAGE']._serialized_end=2499
+  _globals['_EMBEDREQUEST']._serialized_start=2502
+  _globals['_EMBEDREQUEST']._serialized_end=2643
+  _globals['_EMBEDINPUT']._serialized_start=2645
+  _globals['_EMBEDINPUT']._serialized_end=2733
+  _globals['_EMBEDRESPONSE']._serialized_start=2736
+  _globals['_EMBEDRESPONSE']._serialized_end=2896
+  _globals['_EMBEDDING']._serialized_start=2898
+  _globals['_EMBEDDING']._serialized_end=2948
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2950
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=3072
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=3074
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=3191
+  _globals['_TOKENLOGPROBS']._serialized_start=3193
+  _globals['_TOKENLOGPROBS']._serialized_end=3304
+  _globals['_TOKENLOGPROB']._serialized_start=3306
+  _globals['_TOKENLOGPROB']._serialized_end=3369
+  _globals['_LISTMODELSREQUEST']._serialized_start=3371
+  _globals['_LISTMODELSREQUEST']._serialized_end=3390
+  _globals['_LISTMODELSRESPONSE']._serialized_start=3392
+  _globals['_LISTMODELSRESPONSE']._serialized_end=3455
+  _globals['_MODEL']._serialized_start=3458
+  _globals['_MODEL']._serialized_end=3610
+  _globals['_GETRESIDENCYREQUEST']._serialized_start=3612
+  _globals['_GETRESIDENCYREQUEST']._serialized_end=3633
+  _globals['_RESIDENCY']._serialized_start=3636
+  _globals['_RESIDENCY']._serialized_end=3954
+  _globals['_RESIDENTADAPTER']._serialized_start=3957
+  _globals['_RESIDENTADAPTER']._serialized_end=4153
+  _globals['_INFERENCESERVICE']._serialized_start=4549
+  _globals['_INFERENCESERVICE']._serialized_end=5632
 # @@protoc_insertion_point(module_scope)

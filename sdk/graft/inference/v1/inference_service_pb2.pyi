@@ -9,6 +9,11 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from graft.inference.v1 import attestation_pb2 as _attestation_pb2
+from graft.inference.v1 import bases_pb2 as _bases_pb2
+from graft.inference.v1 import blends_pb2 as _blends_pb2
+from graft.inference.v1 import rollout_pb2 as _rollout_pb2
+from graft.inference.v1 import structured_pb2 as _structured_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -34,6 +39,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """max_tokens, or the context was full."""
     FINISH_REASON_ABORTED: _FinishReason.ValueType  # 3
     """Aborted."""
+    FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 4
+    """It ended by itself, and calls tools."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -46,7 +53,33 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens, or the context was full."""
 FINISH_REASON_ABORTED: FinishReason.ValueType  # 3
 """Aborted."""
+FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 4
+"""It ended by itself, and calls tools."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
+class _Pooling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
+    """The last token's."""
+    POOLING_LAST: _Pooling.ValueType  # 1
+    """The last token's: what models that were trained for embeddings mostly use."""
+    POOLING_MEAN: _Pooling.ValueType  # 2
+    """The mean of all tokens'."""
+
+class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
+    """Which of a text's last hidden states, after the final norm, make its vector."""
+
+POOLING_UNSPECIFIED: Pooling.ValueType  # 0
+"""The last token's."""
+POOLING_LAST: Pooling.ValueType  # 1
+"""The last token's: what models that were trained for embeddings mostly use."""
+POOLING_MEAN: Pooling.ValueType  # 2
+"""The mean of all tokens'."""
+Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 class _ResidencyState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -100,6 +133,10 @@ class SamplingParams(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    STRUCTURE_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    INCLUDE_STOP_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """New tokens at most; what is left of the context when left out."""
     temperature: _builtins.float
@@ -124,6 +161,12 @@ class SamplingParams(_message.Message):
     """Log probabilities of so many likeliest tokens per position, besides the drawn one; at most 20."""
     min_tokens: _builtins.int
     """New tokens at least; 0."""
+    n: _builtins.int
+    """Answers to the one prompt, 1 to 32; 1. Where there is a seed, answer i is drawn with seed + i."""
+    include_stop: _builtins.bool
+    """A stop string or stop token that ended the answer is part of its text."""
+    prompt_logprobs: _builtins.int
+    """Log probabilities of the prompt's own tokens, with so many likeliest ones beside each; at most 20."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Strings that end the answer; they are not part of it. At most 16."""
@@ -131,6 +174,10 @@ class SamplingParams(_message.Message):
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end the answer, beside the model's own."""
+
+    @_builtins.property
+    def structure(self) -> _structured_pb2.Structure:
+        """The form that the answer must have. Not with tools that may be called."""
 
     def __init__(
         self,
@@ -149,10 +196,14 @@ class SamplingParams(_message.Message):
         ignore_eos: _builtins.bool = ...,
         logprobs: _builtins.int | None = ...,
         min_tokens: _builtins.int | None = ...,
+        structure: _structured_pb2.Structure | None = ...,
+        n: _builtins.int | None = ...,
+        include_stop: _builtins.bool = ...,
+        prompt_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_prompt_logprobs", b"_prompt_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "structure", b"structure", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_prompt_logprobs", b"_prompt_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structure", b"structure", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -164,8 +215,12 @@ class SamplingParams(_message.Message):
     _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
     _WhichOneofReturnType__min_tokens: _TypeAlias = _typing.Literal["min_tokens"]  # noqa: Y015
     _WhichOneofArgType__min_tokens: _TypeAlias = _typing.Literal["_min_tokens", b"_min_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
     _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
     _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -187,7 +242,11 @@ class SamplingParams(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_tokens) -> _WhichOneofReturnType__min_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
@@ -212,13 +271,20 @@ class GenerateRequest(_message.Message):
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """"adapter", "adapter@alias", "adapter:7", or the base's name; "{ns}/" may stand before it."""
+    """"adapter", "adapter@alias", "adapter:7", or the base's name; "{ns}/" may stand before it. Or a blend of
+    adapters: "0.7*bot@production+0.3*tone:2", with "~ties~density=0.5" after it for another way than the sum.
+    """
     prompt: _builtins.str
     """Text."""
     priority: _builtins.int
     """Where it stands among the requests for the same adapter that wait: as if it had come so many seconds
     earlier, or later where it is negative; -100 to 100. It takes nothing from other adapters. 0.
+    """
+    session_key: _builtins.str
+    """Requests with the same key get the same part of an alias with canaries, on every endpoint; for example
+    a user's or a conversation's id, at most 256 characters. Without one each request is decided by itself.
     """
     @_builtins.property
     def prompt_token_ids(self) -> Global___TokenIds:
@@ -236,10 +302,11 @@ class GenerateRequest(_message.Message):
         prompt_token_ids: Global___TokenIds | None = ...,
         sampling: Global___SamplingParams | None = ...,
         priority: _builtins.int = ...,
+        session_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "session_key", b"session_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["prompt", "prompt_token_ids"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -283,9 +350,22 @@ class ChatRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     TOOLS_JSON_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    ONE_TOOL_CALL_FIELD_NUMBER: _builtins.int
+    SESSION_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As in GenerateRequest."""
     priority: _builtins.int
+    """As in GenerateRequest."""
+    tool_choice: _builtins.str
+    """"none": no tool is called, and the template is told of none. "auto": the model may call, in the form
+    that its chat template teaches. "required": it calls at least one. Or a tool's name: it calls that
+    one. "required" and a name are held to by a structure. Empty is "auto" where the service can read
+    the model's form; where it cannot, calls stay in the text.
+    """
+    one_tool_call: _builtins.bool
+    """At most one call in an answer."""
+    session_key: _builtins.str
     """As in GenerateRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
@@ -314,10 +394,13 @@ class ChatRequest(_message.Message):
         tools: _abc.Iterable[_struct_pb2.Struct] | None = ...,
         tools_json: _abc.Iterable[_builtins.str] | None = ...,
         priority: _builtins.int = ...,
+        tool_choice: _builtins.str = ...,
+        one_tool_call: _builtins.bool = ...,
+        session_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "priority", b"priority", "sampling", b"sampling", "tools", b"tools", "tools_json", b"tools_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "one_tool_call", b"one_tool_call", "priority", b"priority", "sampling", b"sampling", "session_key", b"session_key", "tool_choice", b"tool_choice", "tools", b"tools", "tools_json", b"tools_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,10 +455,18 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The tool's name."""
     arguments_json: _builtins.str
-    """The same as a JSON object, in its order of keys; used instead of arguments where it is set."""
+    """The same as a JSON object, in its order of keys; used instead of arguments where it is set. In a
+    stream a piece of it; the pieces of one index are to be joined.
+    """
+    id: _builtins.str
+    """Of this call within its answer; a result's tool_call_id names it. In a stream with its first piece."""
+    index: _builtins.int
+    """Which call of the answer it is, from 0; pieces of one call have the same."""
     @_builtins.property
     def arguments(self) -> _struct_pb2.Struct:
         """Its arguments. A Struct has no order of keys: they are sorted."""
@@ -386,10 +477,12 @@ class ToolCall(_message.Message):
         name: _builtins.str = ...,
         arguments: _struct_pb2.Struct | None = ...,
         arguments_json: _builtins.str = ...,
+        id: _builtins.str = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "arguments_json", b"arguments_json", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "arguments_json", b"arguments_json", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,10 +500,17 @@ class GenerateResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    ATTESTATION_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """New text."""
     finish_reason: Global___FinishReason.ValueType
-    """Set on the last message."""
+    """Set on the last message of each answer."""
+    index: _builtins.int
+    """Which of the n answers it is of, from 0."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New tokens."""
@@ -427,6 +527,22 @@ class GenerateResponse(_message.Message):
     def usage(self) -> Global___Usage:
         """Set on the last message."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Calls of tools; their text is not part of text. In a stream pieces of them."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateResponse]:
+        """The answers with index 1 and up, of a call that answers once; the first one is this message."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
+        """Where asked for: the prompt's tokens from the second on. In a stream with the first message."""
+
+    @_builtins.property
+    def attestation(self) -> _attestation_pb2.Attestation:
+        """What the service stands for about the whole answer. Set on the last message."""
+
     def __init__(
         self,
         *,
@@ -436,10 +552,15 @@ class GenerateResponse(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         provenance: Global___Provenance | None = ...,
         usage: Global___Usage | None = ...,
+        index: _builtins.int = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        others: _abc.Iterable[Global___GenerateResponse] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
+        attestation: _attestation_pb2.Attestation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "logprobs", b"logprobs", "provenance", b"provenance", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestation", b"attestation", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "others", b"others", "prompt_logprobs", b"prompt_logprobs", "provenance", b"provenance", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,6 +576,11 @@ class Provenance(_message.Message):
     VERSION_DIGEST_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     BASE_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    BLEND_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ALIAS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_PART_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version's name, "namespaces/{ns}/adapters/{adapter}/versions/{number}"; empty for the base alone."""
     version_digest: _builtins.str
@@ -463,6 +589,22 @@ class Provenance(_message.Message):
     """The base's name."""
     base_fingerprint: _builtins.str
     """The base's fingerprint."""
+    engine: _builtins.str
+    """The engine that computed it: "vllm", or "transformers" for a kind of adapter that vLLM does not compute."""
+    blend: _builtins.str
+    """Of a blend, what it is: its parts' versions with their weights, and how they were blended; version and
+    version_digest are then those of the version that was derived of them.
+    """
+    rollout_alias: _builtins.str
+    """The alias that decided between parts, "namespaces/{ns}/adapters/{adapter}/aliases/{alias}"; empty where
+    it had no canaries, or where the request named a version.
+    """
+    rollout_part: _rollout_pb2.RolloutPart.ValueType
+    """Which part of that alias answered."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_blends_pb2.BlendPart]:
+        """Of a blend, its parts."""
+
     def __init__(
         self,
         *,
@@ -470,10 +612,15 @@ class Provenance(_message.Message):
         version_digest: _builtins.str = ...,
         base: _builtins.str = ...,
         base_fingerprint: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        blend: _builtins.str = ...,
+        parts: _abc.Iterable[_blends_pb2.BlendPart] | None = ...,
+        rollout_alias: _builtins.str = ...,
+        rollout_part: _rollout_pb2.RolloutPart.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_fingerprint", b"base_fingerprint", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_fingerprint", b"base_fingerprint", "blend", b"blend", "engine", b"engine", "parts", b"parts", "rollout_alias", b"rollout_alias", "rollout_part", b"rollout_part", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,7 +637,7 @@ class Usage(_message.Message):
     prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     completion_tokens: _builtins.int
-    """Tokens of the answer."""
+    """Tokens of the answer; of all of them together where there are several."""
     def __init__(
         self,
         *,
@@ -504,6 +651,206 @@ class Usage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """Texts to make vectors of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As in GenerateRequest."""
+    pooling: Global___Pooling.ValueType
+    """Which hidden states make the vector."""
+    priority: _builtins.int
+    """As in GenerateRequest; each text waits like a request of its own."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
+        """1 to 2048 texts."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___EmbedInput] | None = ...,
+        pooling: Global___Pooling.ValueType = ...,
+        priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model", "pooling", b"pooling", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedInput(_message.Message):
+    """One text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text; the tokenizer's own special tokens are added."""
+    @_builtins.property
+    def token_ids(self) -> Global___TokenIds:
+        """Token ids."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        token_ids: Global___TokenIds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+Global___EmbedInput: _TypeAlias = EmbedInput  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    """Vectors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
+        """One for each input, in order."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """What made all of them."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """Of all inputs together."""
+
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[Global___Embedding] | None = ...,
+        provenance: Global___Provenance | None = ...,
+        usage: Global___Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "provenance", b"provenance", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class Embedding(_message.Message):
+    """One text's vector."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of the text."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of length 1; as many numbers as the base's hidden states have."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_tokens", b"prompt_tokens", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
+
+@_typing.final
+class CountTokensRequest(_message.Message):
+    """What is to be counted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As in GenerateRequest."""
+    prompt: _builtins.str
+    """Text to continue; not beside messages."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """A conversation, as in ChatRequest, rendered by the version's own chat template."""
+
+    @_builtins.property
+    def tools_json(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in ChatRequest."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        tools_json: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "prompt", b"prompt", "tools_json", b"tools_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTokensRequest: _TypeAlias = CountTokensRequest  # noqa: Y015
+
+@_typing.final
+class CountTokensResponse(_message.Message):
+    """The count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Tokens that the engine would get."""
+    max_context_tokens: _builtins.int
+    """What prompt and answer may have together."""
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Whose tokenizer and template it was."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        max_context_tokens: _builtins.int = ...,
+        provenance: Global___Provenance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_context_tokens", b"max_context_tokens", "provenance", b"provenance", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTokensResponse: _TypeAlias = CountTokensResponse  # noqa: Y015
 
 @_typing.final
 class TokenLogprobs(_message.Message):
@@ -616,6 +963,10 @@ class Model(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     VERSION_DIGEST_FIELD_NUMBER: _builtins.int
     RESIDENT_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    BLEND_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
     """What to put into a request's model field."""
     version: _builtins.str
@@ -624,6 +975,14 @@ class Model(_message.Message):
     """That version's digest."""
     resident: _builtins.bool
     """Whether it is loaded."""
+    engine: _builtins.str
+    """The engine that computes it, as in Provenance; empty where the version has not been seen yet."""
+    blend: _builtins.str
+    """Of a blend, what it is, as Provenance.blend. Blends are listed while they are loaded."""
+    base: _builtins.str
+    """The base that answers, alone or with the adapter: "namespaces/{ns}/bases/{base}"."""
+    base_version: _builtins.str
+    """That base's version; empty where it is served from a folder."""
     def __init__(
         self,
         *,
@@ -631,10 +990,14 @@ class Model(_message.Message):
         version: _builtins.str = ...,
         version_digest: _builtins.str = ...,
         resident: _builtins.bool = ...,
+        engine: _builtins.str = ...,
+        blend: _builtins.str = ...,
+        base: _builtins.str = ...,
+        base_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference", "resident", b"resident", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_version", b"base_version", "blend", b"blend", "engine", b"engine", "reference", b"reference", "resident", b"resident", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -667,15 +1030,38 @@ class Residency(_message.Message):
     BASE_FINGERPRINT_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_QUANTIZATION_FIELD_NUMBER: _builtins.int
+    BASE_SWITCH_FIELD_NUMBER: _builtins.int
+    SLOT_ROOM_FIELD_NUMBER: _builtins.int
+    SLOT_ROOM_TAKEN_FIELD_NUMBER: _builtins.int
+    PAGE_RANK_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """The base's name."""
     base_fingerprint: _builtins.str
     """The base's fingerprint."""
     revision: _builtins.int
     """Last registry revision that was acted upon."""
+    base_version: _builtins.str
+    """The base's version; empty where it is served from a folder."""
+    base_version_digest: _builtins.str
+    """That version's digest."""
+    base_quantization: _builtins.str
+    """How the base is quantized, as ServedBase.quantization."""
+    slot_room: _builtins.int
+    """Room of the engine's slots: pages where small adapters share them, slots where they do not."""
+    slot_room_taken: _builtins.int
+    """What the adapters that the engine computes at once, the last used ones, take of it."""
+    page_rank: _builtins.int
+    """Ranks of a page; 0 where each adapter takes a slot."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidentAdapter]:
         """Adapter versions that are loaded, being loaded or being drained."""
+
+    @_builtins.property
+    def base_switch(self) -> _bases_pb2.BaseSwitch:
+        """The change of the base that is under way; absent where there is none."""
 
     def __init__(
         self,
@@ -684,10 +1070,17 @@ class Residency(_message.Message):
         base_fingerprint: _builtins.str = ...,
         adapters: _abc.Iterable[Global___ResidentAdapter] | None = ...,
         revision: _builtins.int = ...,
+        base_version: _builtins.str = ...,
+        base_version_digest: _builtins.str = ...,
+        base_quantization: _builtins.str = ...,
+        base_switch: _bases_pb2.BaseSwitch | None = ...,
+        slot_room: _builtins.int = ...,
+        slot_room_taken: _builtins.int = ...,
+        page_rank: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_switch", b"base_switch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "base", b"base", "base_fingerprint", b"base_fingerprint", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "base", b"base", "base_fingerprint", b"base_fingerprint", "base_quantization", b"base_quantization", "base_switch", b"base_switch", "base_version", b"base_version", "base_version_digest", b"base_version_digest", "page_rank", b"page_rank", "revision", b"revision", "slot_room", b"slot_room", "slot_room_taken", b"slot_room_taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -705,6 +1098,8 @@ class ResidentAdapter(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    BLEND_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version's name."""
     version_digest: _builtins.str
@@ -717,6 +1112,10 @@ class ResidentAdapter(_message.Message):
     """Bytes of its weights."""
     message: _builtins.str
     """Why it failed, where it did."""
+    engine: _builtins.str
+    """The engine that it is on, as in Provenance."""
+    blend: _builtins.str
+    """Of a blend, what it is, as Provenance.blend."""
     def __init__(
         self,
         *,
@@ -726,10 +1125,12 @@ class ResidentAdapter(_message.Message):
         in_flight: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
         message: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        blend: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "message", b"message", "size_bytes", b"size_bytes", "state", b"state", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blend", b"blend", "engine", b"engine", "in_flight", b"in_flight", "message", b"message", "size_bytes", b"size_bytes", "state", b"state", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
+from graft.inference.v1 import bases_pb2 as graft_dot_inference_dot_v1_dot_bases__pb2
 from graft.inference.v1 import inference_service_pb2 as graft_dot_inference_dot_v1_dot_inference__service__pb2
+from graft.inference.v1 import rollout_pb2 as graft_dot_inference_dot_v1_dot_rollout__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -55,6 +57,16 @@ class InferenceServiceStub:
                 request_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.ChatRequest.SerializeToString,
                 response_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/graft.inference.v1.InferenceService/Embed',
+                request_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/graft.inference.v1.InferenceService/CountTokens',
+                request_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/graft.inference.v1.InferenceService/ListModels',
                 request_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsRequest.SerializeToString,
@@ -64,6 +76,26 @@ class InferenceServiceStub:
                 '/graft.inference.v1.InferenceService/GetResidency',
                 request_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.GetResidencyRequest.SerializeToString,
                 response_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.Residency.FromString,
+                _registered_method=True)
+        self.GetBase = channel.unary_unary(
+                '/graft.inference.v1.InferenceService/GetBase',
+                request_serializer=graft_dot_inference_dot_v1_dot_bases__pb2.GetBaseRequest.SerializeToString,
+                response_deserializer=graft_dot_inference_dot_v1_dot_bases__pb2.ServedBase.FromString,
+                _registered_method=True)
+        self.SwitchBase = channel.unary_stream(
+                '/graft.inference.v1.InferenceService/SwitchBase',
+                request_serializer=graft_dot_inference_dot_v1_dot_bases__pb2.SwitchBaseRequest.SerializeToString,
+                response_deserializer=graft_dot_inference_dot_v1_dot_bases__pb2.BaseSwitch.FromString,
+                _registered_method=True)
+        self.CancelBaseSwitch = channel.unary_unary(
+                '/graft.inference.v1.InferenceService/CancelBaseSwitch',
+                request_serializer=graft_dot_inference_dot_v1_dot_bases__pb2.CancelBaseSwitchRequest.SerializeToString,
+                response_deserializer=graft_dot_inference_dot_v1_dot_bases__pb2.BaseSwitch.FromString,
+                _registered_method=True)
+        self.ListRollouts = channel.unary_unary(
+                '/graft.inference.v1.InferenceService/ListRollouts',
+                request_serializer=graft_dot_inference_dot_v1_dot_rollout__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=graft_dot_inference_dot_v1_dot_rollout__pb2.ListRolloutsResponse.FromString,
                 _registered_method=True)
 
 
@@ -99,6 +131,20 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Makes a vector of each text, of the base's last hidden states with the adapter that the request names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """Counts the tokens of a prompt or a conversation, as the engine would get them; nothing is computed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists what can be named as model: the base, and adapters with their aliases and versions.
         """
@@ -108,6 +154,35 @@ class InferenceServiceServicer:
 
     def GetResidency(self, request, context):
         """Says what this engine really holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBase(self, request, context):
+        """Says which base is served, and how its last change went.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwitchBase(self, request, context):
+        """Serves another base, and streams how that goes. It goes on when the caller leaves; asked for the same
+        base again meanwhile, it tells of the one under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelBaseSwitch(self, request, context):
+        """Ends a switch that is under way: the old base goes on, or comes back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRollouts(self, request, context):
+        """Says how the canaries and shadows of aliases fare on this endpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +211,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.ChatRequest.FromString,
                     response_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.GenerateResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.EmbedRequest.FromString,
+                    response_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.EmbedResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensRequest.FromString,
+                    response_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.ListModelsRequest.FromString,
@@ -145,6 +230,26 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetResidency,
                     request_deserializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.GetResidencyRequest.FromString,
                     response_serializer=graft_dot_inference_dot_v1_dot_inference__service__pb2.Residency.SerializeToString,
+            ),
+            'GetBase': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBase,
+                    request_deserializer=graft_dot_inference_dot_v1_dot_bases__pb2.GetBaseRequest.FromString,
+                    response_serializer=graft_dot_inference_dot_v1_dot_bases__pb2.ServedBase.SerializeToString,
+            ),
+            'SwitchBase': grpc.unary_stream_rpc_method_handler(
+                    servicer.SwitchBase,
+                    request_deserializer=graft_dot_inference_dot_v1_dot_bases__pb2.SwitchBaseRequest.FromString,
+                    response_serializer=graft_dot_inference_dot_v1_dot_bases__pb2.BaseSwitch.SerializeToString,
+            ),
+            'CancelBaseSwitch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelBaseSwitch,
+                    request_deserializer=graft_dot_inference_dot_v1_dot_bases__pb2.CancelBaseSwitchRequest.FromString,
+                    response_serializer=graft_dot_inference_dot_v1_dot_bases__pb2.BaseSwitch.SerializeToString,
+            ),
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=graft_dot_inference_dot_v1_dot_rollout__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=graft_dot_inference_dot_v1_dot_rollout__pb2.ListRolloutsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +372,60 @@ class InferenceService:
             _registered_method=True)
 
     @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.inference.v1.InferenceService/Embed',
+            graft_dot_inference_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
+            graft_dot_inference_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.inference.v1.InferenceService/CountTokens',
+            graft_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensRequest.SerializeToString,
+            graft_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListModels(request,
             target,
             options=(),
@@ -310,6 +469,114 @@ class InferenceService:
             '/graft.inference.v1.InferenceService/GetResidency',
             graft_dot_inference_dot_v1_dot_inference__service__pb2.GetResidencyRequest.SerializeToString,
             graft_dot_inference_dot_v1_dot_inference__service__pb2.Residency.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.inference.v1.InferenceService/GetBase',
+            graft_dot_inference_dot_v1_dot_bases__pb2.GetBaseRequest.SerializeToString,
+            graft_dot_inference_dot_v1_dot_bases__pb2.ServedBase.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwitchBase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/graft.inference.v1.InferenceService/SwitchBase',
+            graft_dot_inference_dot_v1_dot_bases__pb2.SwitchBaseRequest.SerializeToString,
+            graft_dot_inference_dot_v1_dot_bases__pb2.BaseSwitch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelBaseSwitch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.inference.v1.InferenceService/CancelBaseSwitch',
+            graft_dot_inference_dot_v1_dot_bases__pb2.CancelBaseSwitchRequest.SerializeToString,
+            graft_dot_inference_dot_v1_dot_bases__pb2.BaseSwitch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.inference.v1.InferenceService/ListRollouts',
+            graft_dot_inference_dot_v1_dot_rollout__pb2.ListRolloutsRequest.SerializeToString,
+            graft_dot_inference_dot_v1_dot_rollout__pb2.ListRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

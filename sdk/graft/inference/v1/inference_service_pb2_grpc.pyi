@@ -4,7 +4,9 @@ isort:skip_file
 Inference: text from a base with the adapter version that the request names."""
 
 from collections import abc as _abc
+from graft.inference.v1 import bases_pb2 as _bases_pb2
 from graft.inference.v1 import inference_service_pb2 as _inference_service_pb2
+from graft.inference.v1 import rollout_pb2 as _rollout_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -41,10 +43,24 @@ class InferenceServiceStub:
     """Answers a conversation once. The base's own chat template makes the prompt."""
     StreamChat: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.GenerateResponse]
     """Answers a conversation and streams what is new."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
+    """Makes a vector of each text, of the base's last hidden states with the adapter that the request names."""
+    CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]
+    """Counts the tokens of a prompt or a conversation, as the engine would get them; nothing is computed."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]
     """Lists what can be named as model: the base, and adapters with their aliases and versions."""
     GetResidency: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetResidencyRequest, _inference_service_pb2.Residency]
     """Says what this engine really holds."""
+    GetBase: _grpc.UnaryUnaryMultiCallable[_bases_pb2.GetBaseRequest, _bases_pb2.ServedBase]
+    """Says which base is served, and how its last change went."""
+    SwitchBase: _grpc.UnaryStreamMultiCallable[_bases_pb2.SwitchBaseRequest, _bases_pb2.BaseSwitch]
+    """Serves another base, and streams how that goes. It goes on when the caller leaves; asked for the same
+    base again meanwhile, it tells of the one under way.
+    """
+    CancelBaseSwitch: _grpc.UnaryUnaryMultiCallable[_bases_pb2.CancelBaseSwitchRequest, _bases_pb2.BaseSwitch]
+    """Ends a switch that is under way: the old base goes on, or comes back."""
+    ListRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.ListRolloutsRequest, _rollout_pb2.ListRolloutsResponse]
+    """Says how the canaries and shadows of aliases fare on this endpoint."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -59,10 +75,24 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Answers a conversation once. The base's own chat template makes the prompt."""
     StreamChat: _aio.UnaryStreamMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Answers a conversation and streams what is new."""
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Makes a vector of each text, of the base's last hidden states with the adapter that the request names."""
+    CountTokens: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]  # type: ignore[assignment]
+    """Counts the tokens of a prompt or a conversation, as the engine would get them; nothing is computed."""
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists what can be named as model: the base, and adapters with their aliases and versions."""
     GetResidency: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetResidencyRequest, _inference_service_pb2.Residency]  # type: ignore[assignment]
     """Says what this engine really holds."""
+    GetBase: _aio.UnaryUnaryMultiCallable[_bases_pb2.GetBaseRequest, _bases_pb2.ServedBase]  # type: ignore[assignment]
+    """Says which base is served, and how its last change went."""
+    SwitchBase: _aio.UnaryStreamMultiCallable[_bases_pb2.SwitchBaseRequest, _bases_pb2.BaseSwitch]  # type: ignore[assignment]
+    """Serves another base, and streams how that goes. It goes on when the caller leaves; asked for the same
+    base again meanwhile, it tells of the one under way.
+    """
+    CancelBaseSwitch: _aio.UnaryUnaryMultiCallable[_bases_pb2.CancelBaseSwitchRequest, _bases_pb2.BaseSwitch]  # type: ignore[assignment]
+    """Ends a switch that is under way: the old base goes on, or comes back."""
+    ListRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ListRolloutsRequest, _rollout_pb2.ListRolloutsResponse]  # type: ignore[assignment]
+    """Says how the canaries and shadows of aliases fare on this endpoint."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """One base per service; adapters come and go. Every answer names the version that made it."""
@@ -100,6 +130,22 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers a conversation and streams what is new."""
 
     @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _inference_service_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.EmbedResponse, _abc.Awaitable[_inference_service_pb2.EmbedResponse]]:
+        """Makes a vector of each text, of the base's last hidden states with the adapter that the request names."""
+
+    @_abc_1.abstractmethod
+    def CountTokens(
+        self,
+        request: _inference_service_pb2.CountTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.CountTokensResponse, _abc.Awaitable[_inference_service_pb2.CountTokensResponse]]:
+        """Counts the tokens of a prompt or a conversation, as the engine would get them; nothing is computed."""
+
+    @_abc_1.abstractmethod
     def ListModels(
         self,
         request: _inference_service_pb2.ListModelsRequest,
@@ -114,5 +160,39 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.Residency, _abc.Awaitable[_inference_service_pb2.Residency]]:
         """Says what this engine really holds."""
+
+    @_abc_1.abstractmethod
+    def GetBase(
+        self,
+        request: _bases_pb2.GetBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bases_pb2.ServedBase, _abc.Awaitable[_bases_pb2.ServedBase]]:
+        """Says which base is served, and how its last change went."""
+
+    @_abc_1.abstractmethod
+    def SwitchBase(
+        self,
+        request: _bases_pb2.SwitchBaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_bases_pb2.BaseSwitch], _abc.AsyncIterator[_bases_pb2.BaseSwitch]]:
+        """Serves another base, and streams how that goes. It goes on when the caller leaves; asked for the same
+        base again meanwhile, it tells of the one under way.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelBaseSwitch(
+        self,
+        request: _bases_pb2.CancelBaseSwitchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bases_pb2.BaseSwitch, _abc.Awaitable[_bases_pb2.BaseSwitch]]:
+        """Ends a switch that is under way: the old base goes on, or comes back."""
+
+    @_abc_1.abstractmethod
+    def ListRollouts(
+        self,
+        request: _rollout_pb2.ListRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.ListRolloutsResponse, _abc.Awaitable[_rollout_pb2.ListRolloutsResponse]]:
+        """Says how the canaries and shadows of aliases fare on this endpoint."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from graft.common.v1 import common_pb2 as _common_pb2
+from graft.registry.v1 import rollout_pb2 as _rollout_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -844,6 +845,8 @@ class Alias(_message.Message):
     CANARIES_FIELD_NUMBER: _builtins.int
     GATE_REPORT_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    ROLLOUT_REPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/adapters/{adapter}/aliases/{alias}"."""
     version: _builtins.str
@@ -874,6 +877,14 @@ class Alias(_message.Message):
     def gate_report(self) -> Global___GateReport:
         """What a gate found at this move; absent where there was none."""
 
+    @_builtins.property
+    def rollout(self) -> _rollout_pb2.Rollout:
+        """How its canaries are rolled out; absent where nothing was said."""
+
+    @_builtins.property
+    def rollout_report(self) -> _rollout_pb2.RolloutReport:
+        """Why canaries were taken out at this move, where a limit was passed."""
+
     def __init__(
         self,
         *,
@@ -889,10 +900,12 @@ class Alias(_message.Message):
         canaries: _abc.Iterable[Global___Canary] | None = ...,
         gate_report: Global___GateReport | None = ...,
         deleted: _builtins.bool = ...,
+        rollout: _rollout_pb2.Rollout | None = ...,
+        rollout_report: _rollout_pb2.RolloutReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gate_report", b"gate_report", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gate_report", b"gate_report", "rollout", b"rollout", "rollout_report", b"rollout_report", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "canaries", b"canaries", "deleted", b"deleted", "etag", b"etag", "gate_report", b"gate_report", "name", b"name", "previous_version", b"previous_version", "reason", b"reason", "revision", b"revision", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "canaries", b"canaries", "deleted", b"deleted", "etag", b"etag", "gate_report", b"gate_report", "name", b"name", "previous_version", b"previous_version", "reason", b"reason", "revision", b"revision", "rollout", b"rollout", "rollout_report", b"rollout_report", "update_time", b"update_time", "version", b"version", "version_digest", b"version_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1690,6 +1703,7 @@ class SetAliasRequest(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/adapters/{adapter}/aliases/{alias}"."""
     version: _builtins.str
@@ -1712,6 +1726,10 @@ class SetAliasRequest(_message.Message):
     def gate(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
         """Conditions that must hold for this move, besides the alias' policy."""
 
+    @_builtins.property
+    def rollout(self) -> _rollout_pb2.Rollout:
+        """How canaries are rolled out from now on; an empty one for nothing. Left out: as it is."""
+
     def __init__(
         self,
         *,
@@ -1724,14 +1742,20 @@ class SetAliasRequest(_message.Message):
         gate: _abc.Iterable[Global___Condition] | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        rollout: _rollout_pb2.Rollout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_rollout", b"_rollout", "expected_version", b"expected_version", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "canaries", b"canaries", "etag", b"etag", "expected_version", b"expected_version", "gate", b"gate", "name", b"name", "reason", b"reason", "request_id", b"request_id", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_rollout", b"_rollout", "canaries", b"canaries", "etag", b"etag", "expected_version", b"expected_version", "gate", b"gate", "name", b"name", "reason", b"reason", "request_id", b"request_id", "rollout", b"rollout", "validate_only", b"validate_only", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
     _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    _WhichOneofReturnType__rollout: _TypeAlias = _typing.Literal["rollout"]  # noqa: Y015
+    _WhichOneofArgType__rollout: _TypeAlias = _typing.Literal["_rollout", b"_rollout"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rollout) -> _WhichOneofReturnType__rollout | None: ...
 
 Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
 
@@ -1745,6 +1769,8 @@ class RollbackAliasRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"namespaces/{ns}/adapters/{adapter}/aliases/{alias}"."""
     etag: _builtins.str
@@ -1753,6 +1779,18 @@ class RollbackAliasRequest(_message.Message):
     """Why."""
     request_id: _builtins.str
     """Makes a repeated call answer what the first one did."""
+    @_builtins.property
+    def canaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Instead of a step back: take these canaries out (".../versions/{number}") and leave version as it is.
+        Their parts go to version. Steps end; limits stay.
+        """
+
+    @_builtins.property
+    def report(self) -> _rollout_pb2.RolloutReport:
+        """Which limit was passed, where one was. Whoever set the limits has agreed: of a protected alias canaries
+        with limits are taken out by anybody who says which was passed.
+        """
+
     def __init__(
         self,
         *,
@@ -1760,14 +1798,46 @@ class RollbackAliasRequest(_message.Message):
         etag: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        canaries: _abc.Iterable[_builtins.str] | None = ...,
+        report: _rollout_pb2.RolloutReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canaries", b"canaries", "etag", b"etag", "name", b"name", "reason", b"reason", "report", b"report", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackAliasRequest: _TypeAlias = RollbackAliasRequest  # noqa: Y015
+
+@_typing.final
+class AdvanceRolloutRequest(_message.Message):
+    """A request for the next step of a rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"namespaces/{ns}/adapters/{adapter}/aliases/{alias}"."""
+    etag: _builtins.str
+    """The etag that it must have now."""
+    reason: _builtins.str
+    """Why: what was seen in the window."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdvanceRolloutRequest: _TypeAlias = AdvanceRolloutRequest  # noqa: Y015
 
 @_typing.final
 class ListAliasHistoryRequest(_message.Message):

@@ -195,6 +195,11 @@ class RegistryServiceStub:
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.SerializeToString,
                 response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.FromString,
                 _registered_method=True)
+        self.AdvanceRollout = channel.unary_unary(
+                '/graft.registry.v1.RegistryService/AdvanceRollout',
+                request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.AdvanceRolloutRequest.SerializeToString,
+                response_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.FromString,
+                _registered_method=True)
         self.ListAliasHistory = channel.unary_unary(
                 '/graft.registry.v1.RegistryService/ListAliasHistory',
                 request_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.ListAliasHistoryRequest.SerializeToString,
@@ -444,6 +449,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdvanceRollout(self, request, context):
+        """Gives an alias' canary its next weight, as the alias' own rollout says; the last step may make it the
+        alias' version. NO_ROLLOUT where there is no next step, or where it is paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAliasHistory(self, request, context):
         """Lists where an alias pointed, newest first, with who moved it and why.
         """
@@ -626,6 +639,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
             'RollbackAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.RollbackAlias,
                     request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.SerializeToString,
+            ),
+            'AdvanceRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdvanceRollout,
+                    request_deserializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.AdvanceRolloutRequest.FromString,
                     response_serializer=graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.SerializeToString,
             ),
             'ListAliasHistory': grpc.unary_unary_rpc_method_handler(
@@ -1508,6 +1526,33 @@ class RegistryService:
             target,
             '/graft.registry.v1.RegistryService/RollbackAlias',
             graft_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.SerializeToString,
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdvanceRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/graft.registry.v1.RegistryService/AdvanceRollout',
+            graft_dot_registry_dot_v1_dot_registry__service__pb2.AdvanceRolloutRequest.SerializeToString,
             graft_dot_registry_dot_v1_dot_registry__service__pb2.Alias.FromString,
             options,
             channel_credentials,

@@ -104,6 +104,10 @@ class RegistryServiceStub:
     """Sets what must hold before an alias moves."""
     RollbackAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RollbackAliasRequest, _registry_service_pb2.Alias]
     """Points an alias back at the version that it named before."""
+    AdvanceRollout: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.AdvanceRolloutRequest, _registry_service_pb2.Alias]
+    """Gives an alias' canary its next weight, as the alias' own rollout says; the last step may make it the
+    alias' version. NO_ROLLOUT where there is no next step, or where it is paused.
+    """
     ListAliasHistory: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasHistoryRequest, _registry_service_pb2.ListAliasHistoryResponse]
     """Lists where an alias pointed, newest first, with who moved it and why."""
     GetLineage: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]
@@ -187,6 +191,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Sets what must hold before an alias moves."""
     RollbackAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RollbackAliasRequest, _registry_service_pb2.Alias]  # type: ignore[assignment]
     """Points an alias back at the version that it named before."""
+    AdvanceRollout: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.AdvanceRolloutRequest, _registry_service_pb2.Alias]  # type: ignore[assignment]
+    """Gives an alias' canary its next weight, as the alias' own rollout says; the last step may make it the
+    alias' version. NO_ROLLOUT where there is no next step, or where it is paused.
+    """
     ListAliasHistory: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasHistoryRequest, _registry_service_pb2.ListAliasHistoryResponse]  # type: ignore[assignment]
     """Lists where an alias pointed, newest first, with who moved it and why."""
     GetLineage: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]  # type: ignore[assignment]
@@ -459,6 +467,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.Alias, _abc.Awaitable[_registry_service_pb2.Alias]]:
         """Points an alias back at the version that it named before."""
+
+    @_abc_1.abstractmethod
+    def AdvanceRollout(
+        self,
+        request: _registry_service_pb2.AdvanceRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.Alias, _abc.Awaitable[_registry_service_pb2.Alias]]:
+        """Gives an alias' canary its next weight, as the alias' own rollout says; the last step may make it the
+        alias' version. NO_ROLLOUT where there is no next step, or where it is paused.
+        """
 
     @_abc_1.abstractmethod
     def ListAliasHistory(

@@ -186,7 +186,9 @@ class MethodDescription(_message.Message):
 
     @_builtins.property
     def uses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What can be done with the result: "hot-swapped", "merged", "converted to LoRA", "served as a base"."""
+        """What can be done with the result: "hot-swapped", "merged", "converted to LoRA", "served as a base",
+        "served by the second engine".
+        """
 
     @_builtins.property
     def refused_objectives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
