@@ -22,13 +22,14 @@ def _host_and_port(address: str) -> str:
     return address
 
 
-def _or_none(said: object) -> object:
+def or_none(said: object) -> object:
+    """None for an empty string."""
     # An overlay of manifests can set a variable to nothing, but not take it away.
     return None if said == "" else said
 
 
 Address = Annotated[str, AfterValidator(_host_and_port)]
-OptionalFile = Annotated[Path | None, BeforeValidator(_or_none)]
+OptionalFile = Annotated[Path | None, BeforeValidator(or_none)]
 
 
 class ServiceSettings(BaseSettings):
@@ -43,7 +44,7 @@ class ServiceSettings(BaseSettings):
         default="127.0.0.1:0", description="host:port for gRPC; port 0 takes a free one"
     )
     metrics_listen: Address = Field(default="127.0.0.1:0", description="host:port for Prometheus")
-    health_listen: Annotated[Address | None, BeforeValidator(_or_none)] = Field(
+    health_listen: Annotated[Address | None, BeforeValidator(or_none)] = Field(
         default=None,
         description="host:port for grpc.health.v1 alone, without TLS: Kubernetes' probes speak none",
     )

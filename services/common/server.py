@@ -80,7 +80,10 @@ class GrpcServer:
         self.address = ""
         self.metrics_address = ""
         self.health_address = ""
+        # Of what listens beside it, for the log and the ready file.
+        self.more_addresses: dict[str, str] = {}
         self.certificates: ServerCertificates | None = None
+        self._says: dict[str, bool] = {}
 
     async def listen(self) -> None:
         """Binds and answers: it is alive, and not ready. Servicers are added before."""
@@ -131,8 +134,14 @@ class GrpcServer:
             ready = {"address": self.address, "metrics_address": self.metrics_address}
             if self.health_address:
                 ready["health_address"] = self.health_address
+            ready |= self.more_addresses
             write_atomic(self._settings.ready_file, json.dumps(ready).encode())
-        get_logger().info("serving", address=self.address, metrics_address=self.metrics_address)
+        get_logger().info(
+            "serving",
+            address=self.address,
+            metrics_address=self.metrics_address,
+            **self.more_addresses,
+        )
 
     async def set_serving(self, serving: bool) -> None:
         """Whether it should get calls: readiness, the server as a whole, and each service."""
@@ -147,7 +156,12 @@ class GrpcServer:
         """Whether there is hope: who watches liveness ends a process that says no."""
         await self._set(LIVENESS, serving=alive)
 
+    def says(self, name: str) -> bool:
+        """What grpc.health.v1 answers now for STARTUP, READINESS or LIVENESS."""
+        return self._says.get(name, False)
+
     async def _set(self, name: str, *, serving: bool) -> None:
+        self._says[name] = serving
         status = health_pb2.HealthCheckResponse
         await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 

@@ -55,6 +55,11 @@ class ServerCertificates:
             self._client_ca is not None,
         )
 
+    def now(self) -> tuple[Pair, bytes | None, int]:
+        """What is in the files, the clients' CA last, and how often it was renewed."""
+        (pair, client_ca), generation = self._files.now()
+        return pair, client_ca, generation
+
     def ends(self) -> datetime | None:
         """Until when the certificate that is in the file is valid."""
         (pair, _), _ = self._files.now()

@@ -54,23 +54,31 @@ class Tracing:
         self, method: str, metadata: Mapping[str, Any], request_id: str
     ) -> AbstractContextManager[object]:
         """The span of a call that is answered here, below the span that its metadata names."""
+        service, _, name = method.strip("/").rpartition("/")
+        about = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        return self._answering(f"{service}/{name}", metadata, request_id, about)
+
+    def request(
+        self, method: str, route: str, headers: Mapping[str, Any], request_id: str
+    ) -> AbstractContextManager[object]:
+        """The same for an HTTP request; route is the path with its variables unfilled."""
+        about = {"http.request.method": method, "http.route": route}
+        return self._answering(f"{method} {route}", headers, request_id, about)
+
+    def _answering(
+        self, name: str, headers: Mapping[str, Any], request_id: str, about: dict[str, str]
+    ) -> AbstractContextManager[object]:
         if self._tracer is None:
             return nullcontext()
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind
 
-        service, _, name = method.strip("/").rpartition("/")
-        carrier = {key: str(metadata[key]) for key in TRACE_HEADERS if key in metadata}
+        carrier = {key: str(headers[key]) for key in TRACE_HEADERS if key in headers}
         return self._tracer.start_as_current_span(
-            f"{service}/{name}",
+            name,
             context=extract(carrier),
             kind=SpanKind.SERVER,
-            attributes={
-                "rpc.system": "grpc",
-                "rpc.service": service,
-                "rpc.method": name,
-                "graft.request_id": request_id,
-            },
+            attributes={**about, "graft.request_id": request_id},
         )
 
     def passed(self, name: str, seconds: float, **attributes: Attribute) -> None:

@@ -11,6 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Generic, TypeVar
 
+from graft.rollout_policy import Rollout, RolloutReport
+
 T = TypeVar("T")
 
 
@@ -301,8 +303,9 @@ class Alias:
     """A mutable pointer to a version, as it was after the move of that revision.
 
     version and previous_version are numbers of the alias' parent (an adapter or a base);
-    previous_version is 0 for none. canaries get their parts of the requests, version the rest. In a
-    history deleted says that the entry is the alias' removal; version is what it named last.
+    previous_version is 0 for none. canaries get their parts of the requests, version the rest; rollout
+    says what happens to them, rollout_report why some were taken out at this move. In a history deleted
+    says that the entry is the alias' removal; version is what it named last.
     """
 
     name: str
@@ -318,6 +321,8 @@ class Alias:
     canaries: tuple[Canary, ...] = ()
     gate_report: GateReport | None = None
     deleted: bool = False
+    rollout: Rollout | None = None
+    rollout_report: RolloutReport | None = None
 
 
 Resource = Adapter | Base | Version | Alias | AliasPolicy

@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,6 +78,18 @@ _LEAST_ORPHAN = timedelta(hours=1)
 _STUCK_DRAIN_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What all services of a registry stand on."""
+
+    settings: RegistrySettings
+    database: Database
+    catalogue: SqlCatalogue
+    blobs: BlobStore
+    metrics: RegistryMetrics
+    tokens: PageTokens
+
+
 class RegistryServer:
     """One registry process: on a data folder of its own, or with others on one PostgreSQL.
 
@@ -117,63 +130,21 @@ class RegistryServer:
         self._opened.push_async_callback(blobs.close)
         feed = ChangeFeed(catalogue, changed, settings.bookmark_interval_s, metrics.count)
         server = GrpcServer(settings, _SERVICES, prometheus, tracing)
-        committer = VersionCommitter(catalogue, Admission(blobs, _limits(settings)), metrics)
-        lives = Lives(database, timedelta(seconds=settings.undelete_window_s))
-        lookup = VersionLookup(database, version_message)
         tokens = PageTokens(await shared_secret(database, "page-tokens"))
-        rpc.add_RegistryServiceServicer_to_server(
-            RegistryServicer(
-                Parts(
-                    catalogue,
-                    committer,
-                    feed,
-                    lives,
-                    lookup,
-                    Finder(database),
-                    Updates(database),
-                    LineageGraph(database),
-                    tokens,
-                    Policies(database),
-                    Approvals(database),
-                )
-            ),
-            server.grpc,
-        )
-        locks = Locks(database.engine)
-        fresh_s = min(_FRESH_S, settings.collection_grace_s / 4)
-        objects = Objects(blobs, BlobIndex(database, locks, fresh_s))
-        blob_rpc.add_BlobServiceServicer_to_server(
-            BlobServicer(objects, settings.max_file_bytes, metrics), server.grpc
-        )
-        leases = Leases(database)
-        collector = Collector(
-            Collection(database),
-            leases,
-            LeaseClock(time.monotonic, 4 * LOOK_S),
-            blobs,
-            objects,
-            locks,
-            _rules(settings),
-            metrics.blob_bytes.dec,
-        )
-        operations_rpc.add_OperationsServiceServicer_to_server(
-            OperationsServicer(
-                OperationsParts(leases, Namespaces(database), collector, AuditLog(database), tokens)
-            ),
-            server.grpc,
-        )
+        ground = _Ground(settings, database, catalogue, blobs, metrics, tokens)
+        collector = _serve(server, ground, feed)
         await _fill(metrics, catalogue, blobs, feed)
-        await feed.start()
-        self._opened.push_async_callback(feed.close)
-        compaction = Compaction(catalogue, _retention(settings))
-        await compaction.start()
-        self._opened.push_async_callback(compaction.close)
-        collection = CollectionLoop(collector, settings.collection_interval_s)
-        await collection.start()
-        self._opened.push_async_callback(collection.close)
+        await self._run(feed)
+        await self._run(Compaction(catalogue, _retention(settings)))
+        await self._run(CollectionLoop(collector, settings.collection_interval_s))
         await server.start()
         self._opened.push_async_callback(_drain, server, feed)
         self.address, self.metrics_address = server.address, server.metrics_address
+
+    async def _run(self, loop: ChangeFeed | Compaction | CollectionLoop) -> None:
+        """Until the registry ends."""
+        await loop.start()
+        self._opened.push_async_callback(loop.close)
 
     async def _open_engine(self, changed: Pulse) -> AsyncEngine:
         settings = self._settings
@@ -190,6 +161,52 @@ class RegistryServer:
     async def stop(self) -> None:
         """Ends watches, lets other calls finish within the drain time, and closes everything."""
         await self._opened.aclose()
+
+
+def _serve(server: GrpcServer, ground: _Ground, feed: ChangeFeed) -> Collector:
+    """Adds the three services; what collects garbage is run by one of them, and by the clock."""
+    settings, database = ground.settings, ground.database
+    rpc.add_RegistryServiceServicer_to_server(RegistryServicer(_parts(ground, feed)), server.grpc)
+    locks = Locks(database.engine)
+    fresh_s = min(_FRESH_S, settings.collection_grace_s / 4)
+    objects = Objects(ground.blobs, BlobIndex(database, locks, fresh_s))
+    blob_rpc.add_BlobServiceServicer_to_server(
+        BlobServicer(objects, settings.max_file_bytes, ground.metrics), server.grpc
+    )
+    leases = Leases(database)
+    collector = Collector(
+        Collection(database),
+        leases,
+        LeaseClock(time.monotonic, 4 * LOOK_S),
+        ground.blobs,
+        objects,
+        locks,
+        _rules(settings),
+        ground.metrics.blob_bytes.dec,
+    )
+    parts = OperationsParts(
+        leases, Namespaces(database), collector, AuditLog(database), ground.tokens
+    )
+    operations_rpc.add_OperationsServiceServicer_to_server(OperationsServicer(parts), server.grpc)
+    return collector
+
+
+def _parts(ground: _Ground, feed: ChangeFeed) -> Parts:
+    settings, database, catalogue = ground.settings, ground.database, ground.catalogue
+    admission = Admission(ground.blobs, _limits(settings))
+    return Parts(
+        catalogue,
+        VersionCommitter(catalogue, admission, ground.metrics),
+        feed,
+        Lives(database, timedelta(seconds=settings.undelete_window_s)),
+        VersionLookup(database, version_message),
+        Finder(database),
+        Updates(database),
+        LineageGraph(database),
+        ground.tokens,
+        Policies(database),
+        Approvals(database),
+    )
 
 
 async def _drain(server: GrpcServer, feed: ChangeFeed) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from graft.rollout_policy import Rollout, RolloutReport
+
 from services.registry.domain import (
     Adapter,
     Alias,
@@ -91,8 +93,10 @@ class AliasMove:
     """A move of an alias, under the conditions that are not None.
 
     expected_version is the number that it must name now, 0 for an alias that must not exist.
-    version None means back to where it was before. canaries are (number, weight in percent).
-    gate must hold besides the alias' policy; validate_only changes nothing.
+    version None means back to where it was before, or, where take_out names canaries, as it is but
+    without them, for the reason in report where a limit was passed; or, with advance, one step on in its
+    rollout. canaries are (number, weight in percent). gate must hold besides the alias' policy;
+    validate_only changes nothing; rollout None leaves it as it is, an empty one ends it.
     """
 
     name: str
@@ -104,6 +108,10 @@ class AliasMove:
     canaries: tuple[tuple[int, float], ...] = ()
     gate: tuple[Condition, ...] = ()
     validate_only: bool = False
+    rollout: Rollout | None = None
+    take_out: tuple[int, ...] = ()
+    report: RolloutReport | None = None
+    advance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,7 @@ class Catalogue(ABC):
     async def move_alias(self, move: AliasMove, key: RequestKey | None = None) -> Alias:
         """Compare-and-set, behind the alias' policy and gate.
 
-        Raises ALIAS_MOVED naming both versions, NO_PREVIOUS_VERSION, PROTECTED, GATE_REFUSED naming
+        Raises ALIAS_MOVED naming both versions, NO_PREVIOUS_VERSION, NO_ROLLOUT, PROTECTED, GATE_REFUSED naming
         the condition and both numbers. An alias that is already so stays as it is and makes no event.
         """
 

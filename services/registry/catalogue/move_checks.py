@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graft.errors import GraftError, Reason
 from graft.names import version_name
 
 from services.registry.catalogue.base import AliasMove
-from services.registry.domain import Alias, AliasPolicy
+from services.registry.domain import Alias, AliasPolicy, Version
 
 
 def check_expected(move: AliasMove, parent: str, now: Alias | None) -> None:
@@ -26,9 +28,9 @@ def check_expected(move: AliasMove, parent: str, now: Alias | None) -> None:
         )
 
 
-def check_protected(move: AliasMove, policy: AliasPolicy | None) -> None:
+def check_protected(move: AliasMove, policy: AliasPolicy | None, now: Alias | None = None) -> None:
     """Raises PROTECTED where a protected alias may not be moved so."""
-    if policy is None or not policy.protected:
+    if policy is None or not policy.protected or _was_agreed(move, now):
         return
     if move.actor not in policy.movers:
         raise not_a_mover(move.name, move.actor, policy)
@@ -41,6 +43,30 @@ def check_protected(move: AliasMove, policy: AliasPolicy | None) -> None:
             "a condition on where it points",
             "Send expected_version or etag as you read it (--expected).",
         )
+
+
+def _was_agreed(move: AliasMove, now: Alias | None) -> bool:
+    """Whoever set limits and steps has agreed to what follows from them."""
+    if now is None or now.rollout is None or now.rollout.limits is None:
+        return False
+    return move.advance or move.report is not None
+
+
+def check_one_base(parts: Sequence[Version]) -> None:
+    """Raises WRONG_BASE where versions that share an alias' requests were trained on different bases."""
+    first = parts[0]
+    trained_on = first.manifest.base_fingerprint
+    for part in parts[1:]:
+        other = part.manifest.base_fingerprint
+        if trained_on and other and other != trained_on:
+            name, number = version_name(part.parent, part.number), first.number
+            raise GraftError(
+                Reason.WRONG_BASE,
+                f"{name} was trained on other weights ({other}) than version {number} "
+                f"({trained_on}): no endpoint serves both",
+                next_step="Train it on the base that is served, or promote it where its base is.",
+                resource=name,
+            )
 
 
 def not_a_mover(name: str, actor: str, policy: AliasPolicy) -> GraftError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from graft.errors import GraftError, Reason
 from graft.names import namespace_of, version_name
@@ -15,9 +15,14 @@ from services.registry.catalogue.approvals import read_approvals
 from services.registry.catalogue.base import AliasMove, RequestKey
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.lives import require_live
-from services.registry.catalogue.move_checks import check_expected, check_protected
+from services.registry.catalogue.move_checks import (
+    check_expected,
+    check_one_base,
+    check_protected,
+)
 from services.registry.catalogue.policies import read_policy
 from services.registry.catalogue.requests import find_answer, keep_answer
+from services.registry.catalogue.splits import Split, advanced, rollout_of, split_of, taken_out
 from services.registry.catalogue.tables import alias_moves, aliases, versions
 from services.registry.domain import (
     Action,
@@ -31,9 +36,6 @@ from services.registry.domain import (
 )
 from services.registry.errors import deleted, not_found
 from services.registry.gates.evaluate import GateContext, evaluate
-
-# Only the version and its canaries, in percent: what an alias says of where requests go.
-Split = tuple[int, tuple[tuple[int, float], ...]]
 
 
 async def find_alias(connection: AsyncConnection, name: str) -> Alias | None:
@@ -53,11 +55,11 @@ async def move_alias(change: Change, move: AliasMove, key: RequestKey | None) ->
     await require_live(change.connection, parent)
     check_expected(move, parent, now)
     policy = await read_policy(change.connection, move.name)
-    check_protected(move, policy)
-    split = await _wanted(change.connection, move, now)
+    check_protected(move, policy, now)
+    split = await _wanted(change, move, now)
     found = await _versions(change.connection, parent, split)
     moved = now
-    if now is None or _split_of(now) != split:
+    if now is None or split_of(now) != split:
         report = await _gate(change, move, policy, now, list(found.values()))
         moved = _moved(change, move, now, split, found, report)
         if not move.validate_only:
@@ -107,7 +109,7 @@ def _moved(
     found: dict[int, Version],
     report: GateReport | None,
 ) -> Alias:
-    number, canaries = split
+    number, canaries = split.version, split.canaries
     return Alias(
         name=move.name,
         parent=move.name.rsplit("/", 2)[0],
@@ -121,6 +123,8 @@ def _moved(
         revision=0 if move.validate_only else change.next_revision,
         canaries=tuple(Canary(one, found[one].digest, weight) for one, weight in canaries),
         gate_report=report,
+        rollout=split.rollout,
+        rollout_report=move.report,
     )
 
 
@@ -140,30 +144,35 @@ async def _store(change: Change, namespace: str, moved: Alias, is_new: bool) -> 
 
 def _audited(moved: Alias) -> dict[str, object]:
     before = moved.previous_version
-    return {
+    said: dict[str, object] = {
         "version": version_name(moved.parent, moved.version),
         "previous_version": version_name(moved.parent, before) if before else "",
         "canaries": {str(one.version): one.weight_percent for one in moved.canaries},
         "reason": moved.reason,
     }
+    for name in ("rollout", "rollout_report"):
+        value = getattr(moved, name)
+        if value is not None:
+            said[name] = asdict(value)
+    return said
 
 
-def _split_of(alias: Alias) -> Split:
-    return alias.version, tuple((one.version, one.weight_percent) for one in alias.canaries)
-
-
-async def _wanted(connection: AsyncConnection, move: AliasMove, now: Alias | None) -> Split:
+async def _wanted(change: Change, move: AliasMove, now: Alias | None) -> Split:
     if move.version is not None:
-        return move.version, move.canaries
+        return Split(move.version, move.canaries, rollout_of(move, now))
     if now is None:
         raise not_found("alias", move.name)
+    if move.take_out:
+        return taken_out(now, move.take_out)
+    if move.advance:
+        return advanced(now, change.now)
     query = (
         select(alias_moves)
         .where(alias_moves.c.name == move.name, alias_moves.c.revision < now.revision)
         .order_by(alias_moves.c.revision.desc())
         .limit(1)
     )
-    row = (await connection.execute(query)).one_or_none()
+    row = (await change.connection.execute(query)).one_or_none()
     if row is None:
         raise GraftError(
             Reason.NO_PREVIOUS_VERSION,
@@ -171,12 +180,13 @@ async def _wanted(connection: AsyncConnection, move: AliasMove, now: Alias | Non
             next_step="Point it at a version with SetAlias (`graft adapters promote`).",
             resource=move.name,
         )
-    return _split_of(rows.alias_of(row))
+    return split_of(rows.alias_of(row))
 
 
 async def _versions(connection: AsyncConnection, parent: str, split: Split) -> dict[int, Version]:
-    """The versions of a split by number. Raises VERSION_NOT_FOUND, DELETED."""
-    wanted = [split[0], *(number for number, _ in split[1])]
+    """The versions of a split by number. Raises VERSION_NOT_FOUND, DELETED, WRONG_BASE."""
+    named = split.numbers
+    wanted = [*named, *split.shadows]
     query = select(versions).where(versions.c.parent == parent, versions.c.number.in_(wanted))
     found = {row.number: rows.version_of(row) for row in await connection.execute(query)}
     for number in wanted:
@@ -184,7 +194,8 @@ async def _versions(connection: AsyncConnection, parent: str, split: Split) -> d
             raise not_found("version", version_name(parent, number))
         if found[number].life.deleted:
             raise deleted("version", version_name(parent, number), found[number].life)
-    return {number: found[number] for number in wanted}
+    check_one_base([found[number] for number in wanted])
+    return {number: found[number] for number in named}
 
 
 async def _gate(

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from graft.names import version_name
+from graft.rollout_policy import Rollout, RolloutReport
 from pydantic import TypeAdapter
 from sqlalchemy import Row
 
@@ -244,13 +245,19 @@ def alias_of(row: AnyRow) -> Alias:
         update_time=from_us(row.update_time_us),
         revision=row.revision,
         canaries=tuple(load(row.canaries, list[Canary])),
-        gate_report=_report(row.gate_report),
+        gate_report=_optional(row.gate_report, GateReport),
+        rollout=_optional(row.rollout, Rollout),
+        rollout_report=_optional(row.rollout_report, RolloutReport),
         deleted=bool(getattr(row, "deleted", False)),
     )
 
 
-def _report(text: str) -> GateReport | None:
-    return None if text == "null" else load(text, GateReport)
+def _optional(text: str, kind: type[T]) -> T | None:
+    return None if text == "null" else load(text, kind)
+
+
+def _dumped(value: object) -> str:
+    return "null" if value is None else dump(value, type(value))
 
 
 def alias_row(alias: Alias, namespace: str) -> dict[str, Any]:
@@ -268,7 +275,9 @@ def alias_row(alias: Alias, namespace: str) -> dict[str, Any]:
         "update_time_us": to_us(alias.update_time),
         "revision": alias.revision,
         "canaries": dump(alias.canaries, Sequence[Canary]),
-        "gate_report": "null" if alias.gate_report is None else dump(alias.gate_report, GateReport),
+        "gate_report": _dumped(alias.gate_report),
+        "rollout": _dumped(alias.rollout),
+        "rollout_report": _dumped(alias.rollout_report),
     }
 
 

@@ -194,6 +194,8 @@ def _alias_columns() -> list[Column[object]]:
         Column("update_time_us", BigInteger, nullable=False),
         Column("canaries", Text, nullable=False, server_default=text("'[]'")),
         Column("gate_report", Text, nullable=False, server_default=text("'null'")),
+        Column("rollout", Text, nullable=False, server_default=text("'null'")),
+        Column("rollout_report", Text, nullable=False, server_default=text("'null'")),
     ]
 
 

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from graft.names import check_id
 from graft.registry.v1 import registry_service_pb2 as pb
+from graft.rollout_policy import Rollout
 
 from services.registry import domain
 from services.registry.catalogue.base import AliasMove
 from services.registry.catalogue.policies import NewPolicy
 from services.registry.convert.checks import check_alias, check_text, version_number
+from services.registry.convert.rollouts import report_in, rollout_for
 from services.registry.errors import invalid
 
 _MOST_CANARIES = 3
@@ -34,6 +36,11 @@ def alias_move(request: pb.SetAliasRequest, actor: str) -> AliasMove:
         expected = _number_for(request.name, request.expected_version)
     if not request.version:
         raise invalid(f"No version is given for {request.name}", "Write .../versions/7.")
+    canaries = _canaries(request)
+    rollout: Rollout | None = None
+    if request.HasField("rollout"):
+        split = ((_number_for(request.name, request.version), 0.0), *canaries)
+        rollout = rollout_for(request.name, request.rollout, split)
     return AliasMove(
         name=request.name,
         version=_number_for(request.name, request.version),
@@ -41,7 +48,8 @@ def alias_move(request: pb.SetAliasRequest, actor: str) -> AliasMove:
         etag=request.etag or None,
         actor=actor,
         reason=request.reason,
-        canaries=_canaries(request),
+        canaries=canaries,
+        rollout=rollout,
         gate=conditions(request.gate),
         validate_only=request.validate_only,
     )
@@ -51,7 +59,34 @@ def alias_rollback(request: pb.RollbackAliasRequest, actor: str) -> AliasMove:
     """Raises INVALID_NAME, INVALID_REQUEST."""
     check_alias(request.name)
     check_text("reason", request.reason)
-    return AliasMove(request.name, None, None, request.etag or None, actor, request.reason)
+    out = tuple(_number_for(request.name, one) for one in request.canaries)
+    if not all(out) or len(out) > _MOST_CANARIES:
+        raise invalid(
+            f"The canaries to take out of {request.name} are {len(out)}, or one is empty",
+            f"Name at most {_MOST_CANARIES} as .../versions/7.",
+        )
+    return AliasMove(
+        request.name,
+        None,
+        None,
+        request.etag or None,
+        actor,
+        request.reason,
+        take_out=out,
+        report=report_in(request),
+    )
+
+
+def alias_advance(request: pb.AdvanceRolloutRequest, actor: str) -> AliasMove:
+    """Raises INVALID_NAME, INVALID_REQUEST."""
+    check_alias(request.name)
+    check_text("reason", request.reason)
+    if not request.etag:
+        raise invalid(
+            f"No etag is given for the next step of {request.name}",
+            "Read it with GetAlias: a step is taken from the state in which it was judged.",
+        )
+    return AliasMove(request.name, None, None, request.etag, actor, request.reason, advance=True)
 
 
 def new_policy(request: pb.SetAliasPolicyRequest) -> NewPolicy:

@@ -10,6 +10,7 @@ from graft.common.v1 import common_pb2
 from graft.digests import digest_message
 from graft.names import version_name
 from graft.registry.v1 import registry_service_pb2 as pb
+from graft.rollout_messages import report_message, rollout_message
 
 from services.registry import domain
 from services.registry.watch import Bookmark
@@ -193,6 +194,10 @@ def alias_message(alias: domain.Alias) -> pb.Alias:
         ],
         gate_report=None if alias.gate_report is None else gate_report_message(alias),
         deleted=alias.deleted,
+        rollout=None if alias.rollout is None else rollout_message(alias.rollout, alias.parent),
+        rollout_report=None
+        if alias.rollout_report is None
+        else report_message(alias.rollout_report, alias.parent),
     )
 
 

@@ -8,7 +8,7 @@ from graft.registry.v1 import registry_service_pb2 as pb
 from services.common.caller import current_caller
 from services.common.interceptors import Context
 from services.registry.convert import messages
-from services.registry.convert.aliases import alias_move, alias_rollback
+from services.registry.convert.aliases import alias_advance, alias_move, alias_rollback
 from services.registry.convert.checks import NAMESPACE, check_alias, check_parent, check_text
 from services.registry.convert.keys import request_key
 from services.registry.pages import page_limit
@@ -47,6 +47,10 @@ class AliasRpcs(RpcGroup):
         move = alias_rollback(request, current_caller().actor)
         key = request_key(request)
         return messages.alias_message(await self.parts.catalogue.move_alias(move, key))
+
+    async def AdvanceRollout(self, request: pb.AdvanceRolloutRequest, context: Context) -> pb.Alias:
+        move = alias_advance(request, current_caller().actor)
+        return messages.alias_message(await self.parts.catalogue.move_alias(move))
 
     async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.Alias:
         check_text("reason", request.reason)
