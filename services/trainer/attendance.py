@@ -61,6 +61,7 @@ class Attendance:
         self._silence_s = limits.timeout_s if known else limits.start_timeout_s
         self._must_end_s, self._must_end_because = math.inf, ""
         self._cancel: Cancel | None = None
+        self._preempt: Preempt | None = None
         self._deadline_changed = asyncio.Event()
 
     def seen(self, beat: Beat | None = None) -> None:
@@ -87,8 +88,10 @@ class Attendance:
             self._link.close()
         self._link = Link()
         self.seen()
-        if self._cancel is not None:
-            self._link.send(self._cancel)
+        # What was said to a stream that broke may not have arrived; a worker obeys each but once.
+        for command in (self._preempt, self._cancel):
+            if command is not None:
+                self._link.send(command)
         return self._link
 
     def disconnect(self, link: Link) -> None:
@@ -113,7 +116,8 @@ class Attendance:
         """Tells the worker to write a checkpoint and end; by signal where it has no stream."""
         self.preempted = True
         if self._link is not None:
-            self._link.send(Preempt(reason))
+            self._preempt = Preempt(reason)
+            self._link.send(self._preempt)
         else:
             self.worker.terminate()
 

@@ -41,6 +41,13 @@ class TrainerSettings(ServiceSettings):
         default=(sys.executable, "-m", "services.trainer.run"),
         description="command line of a worker, to which its spec file is added",
     )
+    warm_workers: int = Field(
+        default=1,
+        ge=0,
+        le=64,
+        description="processes that have read their libraries and wait for a job on a free slot, with about "
+        "half a gigabyte each; local workers only, begun when a core of the machine is idle",
+    )
     launcher: Literal["local", "kubernetes"] = Field(
         default="local", description="where workers run: on this machine, or as Kubernetes Jobs"
     )

@@ -23,6 +23,7 @@ from services.trainer.attendance import Limits
 from services.trainer.config import TrainerSettings
 from services.trainer.journal import Journal
 from services.trainer.launchers.base import Launcher
+from services.trainer.launchers.idle import until_a_core_is_idle
 from services.trainer.launchers.local import LocalLauncher
 from services.trainer.launches import Launches
 from services.trainer.metrics import TrainerMetrics
@@ -193,7 +194,16 @@ def _local_launcher(settings: TrainerSettings, devices: tuple[str, ...]) -> Loca
         # Read once here, so that a key that cannot be used stops the trainer and not its jobs.
         load_key(settings.signing_key)
         environment["GRAFT_WORKER_SIGNING_KEY"] = str(settings.signing_key.absolute())
-    return LocalLauncher(settings.worker_command, environment, devices)
+    usual = TrainerSettings.model_fields["worker_command"].default
+    warm = settings.warm_workers if settings.worker_command == usual else 0
+    return LocalLauncher(
+        settings.worker_command,
+        environment,
+        devices,
+        warm_workers=warm,
+        # Not beside an engine that starts on the same cores, nor beside other jobs.
+        until_idle=until_a_core_is_idle,
+    )
 
 
 def _limits(settings: TrainerSettings) -> Limits:

@@ -13,17 +13,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from google.protobuf.json_format import Parse, ParseError
+from graft.errors import GraftError
 from graft.files import write_atomic
+from graft.trainer.v1.job_spec_pb2 import JobSpec
 
 from services.trainer.launchers.base import Launch, Launcher, Worker
+from services.trainer.launchers.warm import WarmWorkers, give
+from services.trainer.run.lean import may_start_warm
+from services.trainer.spec import parse_spec
 
 # Clock ticks and rounding; numbers are not given again within this time.
 _START_TIME_TOLERANCE_S = 0.05
+_WARM = "warm-worker.json"
 _IDENTITY = frozenset(
     f"GRAFT_WORKER_{name}" for name in ("JOB", "ATTEMPT", "TOKEN", "TRAINER", "REGISTRY", "DIR")
 )
@@ -40,6 +47,8 @@ class LocalLauncher(Launcher):
             of its own slots, and none where there are none.
         team_command: torchrun's command line, to which its options and the spec file are added, for a job of
             several processes.
+        warm_workers: how many processes may wait for a job with their libraries read.
+        until_idle: returns when the machine has time for these to read them; None when it always has.
     """
 
     def __init__(
@@ -48,6 +57,8 @@ class LocalLauncher(Launcher):
         environment: Mapping[str, str],
         devices: Sequence[str] = (),
         team_command: Sequence[str] = (sys.executable, "-m", "services.trainer.run.torchrun"),
+        warm_workers: int = 0,
+        until_idle: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._command = tuple(command)
         self._team_command = tuple(team_command)
@@ -56,13 +67,61 @@ class LocalLauncher(Launcher):
             name: value for name, value in environment.items() if name not in _IDENTITY
         }
         self._devices = tuple(devices)
+        self._warm = WarmWorkers(warm_workers, self._environment)
+        self._warm_workers = warm_workers
+        self._until_idle = until_idle
+        self._preparing: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        for slot in range(self._warm_workers):
+            self._prepare(slot)
+
+    async def close(self) -> None:
+        for task in self._preparing:
+            task.cancel()
+        self._warm.close()
+
+    def _prepare(self, slot: int) -> None:
+        if self._until_idle is None:
+            self._prepare_now(slot)
+            return
+        task = asyncio.ensure_future(self._prepare_later(self._until_idle, slot))
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
+
+    async def _prepare_later(self, until_idle: Callable[[], Awaitable[None]], slot: int) -> None:
+        await until_idle()
+        self._prepare_now(slot)
+
+    def _prepare_now(self, slot: int) -> None:
+        devices = _devices_of([slot], self._devices)
+        self._warm.prepare({"CUDA_VISIBLE_DEVICES": ",".join(devices), **_of_all()})
 
     async def start(self, launch: Launch) -> Worker:
         launch.work_dir.mkdir(parents=True, exist_ok=True)
         spec_path = launch.work_dir / "spec.json"
         write_atomic(spec_path, launch.spec_json.encode())
-        process = self._spawn(launch, spec_path)
-        return _LocalWorker(psutil.Process(process.pid), launch.token, process)
+        process = await self._warm_process(launch, spec_path) or self._spawn(launch, spec_path)
+        worker = _LocalWorker(psutil.Process(process.pid), launch.token, process)
+        if self._warm_workers:
+            worker.when_gone(lambda: self._prepare(launch.slots[0]) if launch.slots else None)
+        return worker
+
+    async def _warm_process(
+        self, launch: Launch, spec_path: Path
+    ) -> subprocess.Popen[bytes] | None:
+        """One that waited, with this job; None where none waits that can do it."""
+        variables = worker_environment(launch, self._devices)
+        if not self._warm_workers or not await asyncio.to_thread(_fits, launch, self._devices):
+            return None
+        process = self._warm.take(variables["CUDA_VISIBLE_DEVICES"])
+        if process is None:
+            return None
+        # Its environment says nothing of the job: this is what it is found by, from before it has it.
+        known = _identity(psutil.Process(process.pid)) | {"token": launch.token}
+        write_atomic(launch.work_dir / _WARM, json.dumps(known).encode())
+        given = give(process, [str(spec_path)], variables, launch.log_path)
+        return process if given else None
 
     def _spawn(self, launch: Launch, spec_path: Path) -> subprocess.Popen[bytes]:
         processes = process_count(launch, self._devices) if launch.kind == "train" else 1
@@ -86,8 +145,28 @@ class LocalLauncher(Launcher):
             known = json.loads(handle)
             process = _living(known["pid"], known["create_time"])
         else:
-            process = _leader(launch.token)
+            process = _leader(launch.token) or _waited(launch)
         return None if process is None else _LocalWorker(process, launch.token, None)
+
+
+def _fits(launch: Launch, devices: Sequence[str]) -> bool:
+    """Whether a process that knew nothing of a job can do it."""
+    if launch.kind != "train" or process_count(launch, devices) > 1:
+        return False
+    try:
+        return may_start_warm(parse_spec(Parse(launch.spec_json, JobSpec())))
+    except (GraftError, ParseError):
+        # The worker says what is wrong with it.
+        return False
+
+
+def _waited(launch: Launch) -> psutil.Process | None:
+    """The process that had waited before it got this attempt, while it lives."""
+    try:
+        known = json.loads((launch.work_dir / _WARM).read_bytes())
+    except FileNotFoundError:
+        return None
+    return _living(known["pid"], known["create_time"]) if known["token"] == launch.token else None
 
 
 def process_count(launch: Launch, devices: Sequence[str]) -> int:
@@ -99,7 +178,11 @@ def process_count(launch: Launch, devices: Sequence[str]) -> int:
 
 def _own_devices(launch: Launch, devices: Sequence[str]) -> list[str]:
     """The GPUs behind a job's slots; more slots than GPUs share them in turn."""
-    return list(dict.fromkeys(devices[slot % len(devices)] for slot in launch.slots if devices))
+    return _devices_of(launch.slots, devices)
+
+
+def _devices_of(slots: Sequence[int], devices: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(devices[slot % len(devices)] for slot in slots if devices))
 
 
 def worker_environment(launch: Launch, devices: Sequence[str]) -> dict[str, str]:
@@ -112,12 +195,18 @@ def worker_environment(launch: Launch, devices: Sequence[str]) -> dict[str, str]
         "GRAFT_WORKER_REGISTRY": launch.registry_address,
         "GRAFT_WORKER_DIR": str(launch.work_dir.absolute()),
         "OMP_NUM_THREADS": str(max(1, launch.cpu_threads // process_count(launch, devices))),
+    }
+    told = {name: value for name, value in variables.items() if value}
+    return told | _of_all() | {"CUDA_VISIBLE_DEVICES": ",".join(_own_devices(launch, devices))}
+
+
+def _of_all() -> dict[str, str]:
+    """What every worker has."""
+    return {
         # Workers share the cores: threads that spin for each other would keep the awaited one out.
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
         "PYTHONUNBUFFERED": "1",
     }
-    told = {name: value for name, value in variables.items() if value}
-    return told | {"CUDA_VISIBLE_DEVICES": ",".join(_own_devices(launch, devices))}
 
 
 class _LocalWorker(Worker):
@@ -127,7 +216,7 @@ class _LocalWorker(Worker):
         self._process = process
         self._token = token
         self._child = child
-        self._handle = json.dumps({"pid": process.pid, "create_time": process.create_time()})
+        self._handle = json.dumps(_identity(process))
         self._ended = asyncio.ensure_future(self._wait())
 
     @property
@@ -143,6 +232,10 @@ class _LocalWorker(Worker):
         self._kill_members()
         return None if self._child is None else self._child.wait()
 
+    def when_gone(self, call: Callable[[], None]) -> None:
+        """Calls when nothing of it runs any more."""
+        self._ended.add_done_callback(lambda ended: None if ended.cancelled() else call())
+
     def terminate(self) -> None:
         if not self._ended.done():
             _signal(self._process, signal.SIGTERM)
@@ -156,6 +249,10 @@ class _LocalWorker(Worker):
     def _kill_members(self) -> None:
         for process in _members(self._token):
             _signal(process, signal.SIGKILL)
+
+
+def _identity(process: psutil.Process) -> dict[str, float]:
+    return {"pid": process.pid, "create_time": process.create_time()}
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

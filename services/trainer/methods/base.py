@@ -23,6 +23,7 @@ class Use(StrEnum):
     MERGE = "merged"
     TO_LORA = "converted to LoRA"
     BASE = "served as a base"
+    SECOND_ENGINE = "served by the second engine"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import invalid_field, number, optional_integer
-from services.trainer.methods.base import Method, MethodConfig, MethodInfo
+from services.trainer.methods.base import Method, MethodConfig, MethodInfo, Use
 
 Activation = Literal["relu", "gelu", "silu"]
 _ACTIVATIONS: dict[int, Activation] = {
@@ -43,7 +43,7 @@ class Bottleneck(Method[BottleneckConfig]):
         summary="Puts a narrow residual network after attention and after the MLP of every layer.",
         learning_rate=1e-4,
         learning_rate_source="ours: half of LoRA's, because whole layers are added and none is scaled down",
-        uses=frozenset(),
+        uses=frozenset({Use.SECOND_ENGINE}),
         quantizations=frozenset(),
         quantization_note="the library's trainer takes only PEFT's adapters on one",
     )

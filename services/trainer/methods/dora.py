@@ -26,7 +26,7 @@ class Dora(Lora):
         summary="LoRA changes the direction of the weights, and a vector per layer their magnitude.",
         learning_rate=2e-4,
         learning_rate_source="the authors' script for Llama-2-7B (NVlabs/DoRA): 2e-4",
-        uses=frozenset({Use.MERGE}),
+        uses=frozenset({Use.HOT_SWAP, Use.MERGE}),
         quantizations=frozenset({"nf4", "fp4"}),
         quantization_note="its magnitudes need norms of the weights, which bitsandbytes does not keep for 8 bits",
     )

@@ -32,7 +32,7 @@ class Ia3(Method[Ia3Config]):
         summary="Learns a scale for each feature of keys, values and the MLP's inner activations.",
         learning_rate=3e-3,
         learning_rate_source="the authors' configuration (r-three/t-few): 3e-3",
-        uses=frozenset({Use.MERGE}),
+        uses=frozenset({Use.HOT_SWAP, Use.MERGE}),
     )
 
     @classmethod

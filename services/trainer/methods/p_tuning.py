@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import integer, invalid_field, number, optional_integer
-from services.trainer.methods.base import MethodInfo
+from services.trainer.methods.base import MethodInfo, Use
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
     MAX_VIRTUAL_TOKENS,
@@ -46,7 +46,7 @@ class PTuning(PromptMethod[PTuningConfig]):
         summary="Learns embeddings before the input as the output of an MLP or an LSTM.",
         learning_rate=1e-3,
         learning_rate_source="PEFT's example of P-tuning: 1e-3",
-        uses=frozenset(),
+        uses=frozenset({Use.HOT_SWAP}),
         packing=False,
         packing_note=CANNOT_PACK,
     )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import optional_integer
-from services.trainer.methods.base import MethodInfo
+from services.trainer.methods.base import MethodInfo, Use
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
     MAX_VIRTUAL_TOKENS,
@@ -39,7 +39,7 @@ class PTuningV2(PromptMethod[PTuningV2Config]):
         summary="Learns keys and values that come before the input's in every layer.",
         learning_rate=1e-2,
         learning_rate_source="near the authors' scripts (THUDM/P-tuning-v2), for example 7e-3 and 9e-3",
-        uses=frozenset(),
+        uses=frozenset({Use.SECOND_ENGINE}),
         packing=False,
         packing_note=CANNOT_PACK,
         gradient_checkpointing=False,

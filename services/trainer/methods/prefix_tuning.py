@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import integer, optional_integer
-from services.trainer.methods.base import MethodInfo
+from services.trainer.methods.base import MethodInfo, Use
 from services.trainer.methods.p_tuning_v2 import CANNOT_CHECKPOINT
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
@@ -37,7 +37,7 @@ class PrefixTuning(PromptMethod[PrefixTuningConfig]):
         summary="Learns keys and values before the input's in every layer, as the output of an MLP.",
         learning_rate=1e-3,
         learning_rate_source="ours: a tenth of P-tuning v2's, because an MLP stands before the keys and values",
-        uses=frozenset(),
+        uses=frozenset({Use.SECOND_ENGINE}),
         packing=False,
         packing_note=CANNOT_PACK,
         gradient_checkpointing=False,

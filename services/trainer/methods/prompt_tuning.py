@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from graft.trainer.v1 import job_spec_pb2 as pb
 
 from services.trainer.fields import optional_integer
-from services.trainer.methods.base import MethodInfo
+from services.trainer.methods.base import MethodInfo, Use
 from services.trainer.methods.prompts import (
     CANNOT_PACK,
     MAX_VIRTUAL_TOKENS,
@@ -36,7 +36,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
         summary="Learns embeddings that come before the input.",
         learning_rate=3e-2,
         learning_rate_source="a tenth of Lester et al. 2021's 0.3, which is for Adafactor",
-        uses=frozenset(),
+        uses=frozenset({Use.HOT_SWAP}),
         packing=False,
         packing_note=CANNOT_PACK,
     )

@@ -91,33 +91,40 @@ def _errors(survey: Survey, kept: int, eval_rows: int) -> Iterator[Finding]:
         )
 
 
+# What is to be warned of: its code, the rows, what is the matter with them, what to do, and how much it weighs
+# where all rows are so.
+_Warning = tuple[str, Rows, str, str, float]
+
+
 def _warnings(survey: Survey, kept: int) -> Iterator[Finding]:
     total = max(survey.reading.rows, 1)
-
-    def warn(code: str, rows: Rows, what: str, todo: str, weight: float) -> Iterator[Finding]:
+    for code, rows, what, todo, weight in (*_of_tokens(survey), *_of_texts(survey)):
         if rows.count:
             share = min(1.0, rows.count / total)
             yield _rows_finding(
                 Severity.WARNING, code, rows, what, todo, weight * (0.2 + 0.8 * share)
             )
+    yield from _of_the_set(survey, kept)
 
+
+def _of_tokens(survey: Survey) -> Iterator[_Warning]:
+    """What is not learned of a row, or cannot be."""
     for why, noted in survey.tokens.dropped.items():
-        rows = Rows(noted.count, [str(place) for place in noted.places[:10]])
-        yield from warn(
+        yield (
             "nothing_to_learn",
-            rows,
+            Rows(noted.count, [str(place) for place in noted.places[:10]]),
             f"have nothing to learn: {why}",
             "Remove them, or check dataset.loss_on and the chat template.",
             40,
         )
-    yield from warn(
+    yield (
         "answer_cut_off",
         survey.beyond,
         f"are left out: max_length_tokens ({survey.max_tokens}) cuts off their whole answer",
         "Raise hyperparameters.max_length_tokens, or shorten the prompts.",
         40,
     )
-    yield from warn(
+    yield (
         "truncated",
         survey.cut,
         f"are longer than {survey.max_tokens} tokens and are cut at the end "
@@ -125,51 +132,57 @@ def _warnings(survey: Survey, kept: int) -> Iterator[Finding]:
         _longer(survey),
         25,
     )
-    unended = Rows(
-        survey.tokens.unended.count, [str(place) for place in survey.tokens.unended.places[:10]]
-    )
-    yield from warn(
+    unended = survey.tokens.unended
+    yield (
         "eos_not_trained",
-        unended,
+        Rows(unended.count, [str(place) for place in unended.places[:10]]),
         "do not end with a token that ends an answer, so the model does not learn where to stop",
         "Use a chat template whose turns end with the tokenizer's end token, or add it to the completions.",
         40,
     )
-    yield from warn(
+
+
+def _of_texts(survey: Survey) -> Iterator[_Warning]:
+    """What the rows say, whatever the tokenizer makes of them."""
+    seen = survey.seen
+    yield (
         "duplicates",
-        survey.seen.duplicates,
+        seen.duplicates,
         "say the same as an earlier one",
         "Set dataset.cleaning.dedupe, or remove them.",
         20,
     )
-    yield from warn(
+    yield (
         "eval_overlap",
-        survey.seen.overlap,
+        seen.overlap,
         "of the evaluation are among the training rows too, so the evaluation will look too good",
         "Set dataset.cleaning.drop_eval_overlap, or remove them.",
         30,
     )
-    yield from warn(
+    yield (
         "broken_encoding",
-        survey.seen.encoding,
+        seen.encoding,
         "hold text in a broken encoding",
         "Write the file again as UTF-8 from its source.",
         30,
     )
-    yield from warn(
+    yield (
         "unfilled_placeholders",
-        survey.seen.placeholders,
+        seen.placeholders,
         "hold a placeholder that nothing is put in for",
         'Say what stands for it in dataset.placeholders, for example {"name": "Ada"}.',
         25,
     )
-    yield from warn(
+    yield (
         "other_answers",
-        survey.seen.other_answers,
+        seen.other_answers,
         "ask what an earlier row asks, and have another answer",
         "Keep the better answer, unless both are meant.",
         5,
     )
+
+
+def _of_the_set(survey: Survey, kept: int) -> Iterator[Finding]:
     if survey.tokens.unsure_turns:
         yield Finding(
             Severity.WARNING,

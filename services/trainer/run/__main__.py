@@ -7,6 +7,7 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from graft.digests import canonical_json
 from graft.errors import GraftError
@@ -19,7 +20,7 @@ from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
 from services.trainer.run.kube.access import JobAddress, JobApi
 from services.trainer.run.kube.reporter import JobReporter
 from services.trainer.run.last_report import leave_report
-from services.trainer.run.lean import leave_out_unused
+from services.trainer.run.lean import leave_out_unused, needs_hub, quiet_libraries
 from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentReporter
 from services.trainer.run.session import SessionReporter
 from services.trainer.run.settings import WorkerSettings, read_settings
@@ -27,8 +28,7 @@ from services.trainer.run.stop import StopSignal
 from services.trainer.run.trackers.reporter import tracked
 from services.trainer.run.watchdog import watch_over
 from services.trainer.run.worker import Worker
-from services.trainer.sources import is_elsewhere
-from services.trainer.spec import JobSpec, Reporting, local_path, parse_spec
+from services.trainer.spec import Reporting, parse_spec
 
 
 def main(arguments: list[str]) -> int:
@@ -93,7 +93,7 @@ def _train(
 ) -> Finished:
     given = read_spec_file(path)
     spec = parse_spec(given)
-    _quiet_libraries(_needs_hub(spec), spec.resources.cpu_threads)
+    quiet_libraries(needs_hub(spec), spec.resources.cpu_threads)
     text = canonical_json(given).decode()
     # Processes that another one speaks for are silent here, too.
     reporting = Reporting() if settings.rank else spec.reporting
@@ -112,7 +112,7 @@ def _merge(
     from services.trainer.run.model_jobs.merge import MergeWorker
 
     given = read_message_file(path, MergeSpec())
-    _quiet_libraries()
+    quiet_libraries()
     text = canonical_json(given).decode()
     return Finished(version=MergeWorker(given, text, settings, loop, reporter, stop).run())
 
@@ -127,7 +127,7 @@ def _evaluate(
     from services.trainer.run.model_jobs.evaluate import EvaluationWorker
 
     given = read_message_file(path, EvaluationSpec())
-    _quiet_libraries()
+    quiet_libraries()
     return Finished(version=EvaluationWorker(given, settings, loop, reporter, stop).run())
 
 
@@ -157,35 +157,14 @@ def _unheard(settings: WorkerSettings, loop: BackgroundLoop) -> Reporter:
     return JobReporter(loop, JobApi(address), lines, settings.kubernetes_every_s)
 
 
-def _quiet_libraries(hub: bool = True, cpu_threads: int = 0) -> None:
-    """Environment that must be set before the libraries are imported: nothing phones home, nothing draws bars."""
-    settings = {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "BITSANDBYTES_NOWELCOME": "1",
-        "TQDM_DISABLE": "1",
-    }
-    if not hub:
-        settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    if cpu_threads:
-        settings["OMP_NUM_THREADS"] = str(cpu_threads)
-    os.environ.update(settings)
-
-
-def _needs_hub(spec: JobSpec) -> bool:
-    """Whether anything that the job names is not on this machine, and may be on the Hub."""
-    models = (spec.base.source, getattr(spec.objective, "teacher", ""))
-    dataset = spec.dataset
-    sets = (*dataset.sources, *dataset.eval_sources, *dataset.regression_sources)
-    return any(model and not local_path(model).is_dir() for model in models) or any(
-        one.path and is_elsewhere(one) for one in sets
-    )
-
-
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def run_to_end(arguments: list[str]) -> NoReturn:
+    """Runs one attempt and ends the process."""
+    code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     # All that counts is on disk: taking torch down would hold the job's slot for another second.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run_to_end(sys.argv[1:])

@@ -1,14 +1,16 @@
-"""Leaves out of a worker's process what its job does not need, before it is imported.
+"""What must be decided in a worker's process before it imports its libraries, by what its job needs.
 
-For processes of their own only: nothing that comes later in the process can have it back.
+For processes of their own only: nothing that comes later in the process can have it otherwise.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
+from services.trainer.sources import is_elsewhere
 from services.trainer.spec import JobSpec, local_path
 
 _PACKAGE = "bitsandbytes"
@@ -20,7 +22,13 @@ def leave_out_unused(spec: JobSpec) -> None:
     peft imports it wherever it is installed, and it brings torch's compiler with it: a third of the time from a
     worker's start to its first step.
     """
-    if not needs_few_bits(spec) and _PACKAGE not in sys.modules:
+    if not needs_few_bits(spec):
+        hide_unused()
+
+
+def hide_unused() -> None:
+    """Hides it, where it was not imported yet."""
+    if _PACKAGE not in sys.modules:
         # What find_spec() and import take for a package that is not there.
         sys.modules[_PACKAGE] = None  # type: ignore[assignment]
 
@@ -29,6 +37,37 @@ def needs_few_bits(spec: JobSpec) -> bool:
     """Whether the base is quantized, or the optimizer keeps its state in eight bits, as far as is known here."""
     asked = spec.base.quantization != "none" or "8bit" in spec.hyperparameters.optimizer
     return asked or not _is_plain(local_path(spec.base.source))
+
+
+def needs_hub(spec: JobSpec) -> bool:
+    """Whether anything that the job names is not on this machine, and may be on the Hub."""
+    models = (spec.base.source, getattr(spec.objective, "teacher", ""))
+    dataset = spec.dataset
+    sets = (*dataset.sources, *dataset.eval_sources, *dataset.regression_sources)
+    return any(model and not local_path(model).is_dir() for model in models) or any(
+        one.path and is_elsewhere(one) for one in sets
+    )
+
+
+def may_start_warm(spec: JobSpec) -> bool:
+    """Whether a process that read its libraries before it knew the job can do it: see warm.py."""
+    return not needs_few_bits(spec) and not needs_hub(spec)
+
+
+def quiet_libraries(hub: bool = True, cpu_threads: int = 0) -> None:
+    """Sets what libraries read as they are imported: nothing phones home, nothing draws bars."""
+    settings = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "TQDM_DISABLE": "1",
+    }
+    if not hub:
+        settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if cpu_threads:
+        settings["OMP_NUM_THREADS"] = str(cpu_threads)
+    os.environ.update(settings)
 
 
 def _is_plain(base: Path) -> bool:

@@ -74,6 +74,7 @@ class SessionReporter(Reporter):
         self._streams = 0
         self._broken = False
         self._disowned = False
+        self._told_to_stop = False
         self._news, self._accepted = asyncio.Event(), asyncio.Event()
         self._all_arrived = threading.Event()
         loop.start(self._keep_connected())
@@ -165,13 +166,19 @@ class SessionReporter(Reporter):
         if command == "acknowledged_report_number":
             self._forget(answer.acknowledged_report_number)
         elif command == "preempt":
-            _say(f"Told to write a checkpoint and stop: {answer.preempt.reason}")
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._preempt(answer.preempt.reason)
         elif command == "end_stalled":
             end_stalled(answer.end_stalled.reason)
         elif command == "cancel":
             _say(f"Told to cancel: {answer.cancel.reason or 'no reason was given'}")
             threading.Thread(target=self._die, args=(answer.cancel.reason,), daemon=True).start()
+
+    def _preempt(self, reason: str) -> None:
+        # It comes again over each new stream, and a second signal would not wait for the step's end.
+        if not self._told_to_stop:
+            self._told_to_stop = True
+            _say(f"Told to write a checkpoint and stop: {reason}")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _forget(self, number: int) -> None:
         with self._lock:

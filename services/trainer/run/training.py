@@ -137,6 +137,7 @@ class Training:
         self._fit(trainer, store)
         if spec.checkpointing.use_best:
             self._take_best(trainer, store)
+        self._reporter.stage(stages.JOB_STAGE_EVALUATING)
         trainer.measure_after()
         progress.report_end(evaluator.figures())
         with trainer.sharding.gathered(trainer.model, None, method.info.makes_base):

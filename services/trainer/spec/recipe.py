@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from graft.blends import Combining
 from graft.errors import GraftError, Reason
 from graft.trainer.v1 import conversion_pb2 as pb
 from graft.trainer.v1.model_jobs_pb2 import MergeSpec
@@ -24,26 +25,6 @@ class Source:
 
     version: str
     weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Combining:
-    """How several adapters become one; kind is a name of PEFT's add_weighted_adapter, rank 0 the largest."""
-
-    kind: str
-    density: float
-    rank: int
-    seed: int
-
-    @property
-    def needs_equal_ranks(self) -> bool:
-        """Whether it adds A to A and B to B."""
-        return self.kind != "cat" and not self.kind.endswith("svd")
-
-    @property
-    def is_sum(self) -> bool:
-        """Whether the weighted sum of the updates is what it stands for."""
-        return self.kind in ("linear", "cat", "svd")
 
 
 @dataclass(frozen=True, slots=True)

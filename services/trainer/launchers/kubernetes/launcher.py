@@ -31,7 +31,7 @@ from services.common.logs import get_logger
 from services.trainer.launchers.base import Launch, Launcher, Worker
 from services.trainer.launchers.kubernetes.kinds import EXPIRING
 from services.trainer.launchers.kubernetes.objects import Objects
-from services.trainer.launchers.kubernetes.reading import end_condition
+from services.trainer.launchers.kubernetes.reading import end_condition, is_over
 from services.trainer.launchers.kubernetes.view import MANAGED_BY, View
 from services.trainer.launchers.kubernetes.worker import KubernetesWorker
 from services.trainer.spec.job import MAX_NODES
@@ -123,8 +123,10 @@ class KubernetesLauncher(Launcher):
         if (known := self._workers.get(name)) is not None:
             return known if _has_token(known.first, launch.token) else None
         found = self._view.find(name)
-        if found is None or name in self._released:
+        if name in self._released:
             return None
+        if found is None:
+            return await self._find_rest(launch, name)
         kind, job = found
         if _is_stored(job) or not _has_token(job, launch.token):
             return None
@@ -132,6 +134,21 @@ class KubernetesLauncher(Launcher):
         group = next(group for group in Group if group.kind is kind)
         worker = self._worker(launch, policy, _size_of(launch), group)
         worker.adopt(job, self._view.pods(name), self._view.parts(name))
+        return worker
+
+    async def _find_rest(self, launch: Launch, name: str) -> Worker | None:
+        """An attempt whose Job is gone, while a pod of it still runs: the next attempt has to wait for that."""
+        policy = self._policies.of(namespace_of(launch.job))
+        worker = self._worker(launch, policy, _size_of(launch), Group.JOB)
+        try:
+            pods = await self._objects.pods_of(worker.first)
+        except ApiError as error:
+            get_logger().warning("pods not found", name=name, error=error.message)
+            pods = self._view.pods(name)
+        if all(is_over(pod) for pod in pods):
+            self._workers.pop(name, None)
+            return None
+        worker.adopt_rest(pods)
         return worker
 
     async def recovered(self, open_jobs: Collection[str] | None = None) -> None:

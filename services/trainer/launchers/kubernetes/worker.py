@@ -140,6 +140,12 @@ class KubernetesWorker(Worker):
         elif not self._end.done():
             self._creating = self._spawn(self._complete())
 
+    def adopt_rest(self, pods: Sequence[Object]) -> None:
+        """Takes over what is left where its Job is gone: it ends when they have."""
+        for pod in pods:
+            self._pods[pod["metadata"]["uid"]] = pod
+        self.see_job(self.first, deleted=True)
+
     def see_job(self, job: Object, deleted: bool) -> None:
         """Its Job, JobSet or TrainJob is new, another, or gone."""
         self._job, self._job_gone = job, self._job_gone or deleted
@@ -286,20 +292,33 @@ class KubernetesWorker(Worker):
         return len(self._pods) > self._nodes
 
     def _conclude(self) -> None:
-        """Its end is certain; how it ended is in its pods, which may not have been seen to end yet."""
+        """Its end is near; whether no pod is left, and how it ended, may not have been seen yet."""
         known = any(exit_code_of(pod) is not None for pod in self._pods.values())
-        if known or self._job_gone:
+        if known and not self._job_gone:
             self._sum_up()
         elif self._asking is None:
+            # The deletion of a Job can be seen before its pods are: each kind of object has a watch of its own.
             self._asking = self._spawn(self._ask())
 
     async def _ask(self) -> None:
+        again_s = _LOOK_AGAIN_S
+        while not self._end.done() and await self._any_left():
+            await asyncio.wait({self._end}, timeout=again_s)
+            again_s = min(2 * again_s, _LONGEST_LOOK_S)
+        self._sum_up()
+
+    async def _any_left(self) -> bool:
+        """Whether a pod of it still runs, or nobody can say that."""
         try:
-            for pod in await self._objects.pods_of(self._job or {}):
-                self._pods[pod["metadata"]["uid"]] = pod
+            found = {
+                pod["metadata"]["uid"]: pod for pod in await self._objects.pods_of(self._job or {})
+            }
         except ApiError as error:
             get_logger().warning("pods not found", name=self.name, error=error.message)
-        self._sum_up()
+            return True
+        self._pods |= found
+        self._gone_pods |= self._pods.keys() - found.keys()
+        return bool(self._living())
 
     def _sum_up(self) -> None:
         code, remains = end_of(self._job, list(self._pods.values()), self._parts.values())

@@ -68,8 +68,7 @@ class Maker:
         """
         if self.recipe.combining is not None:
             report = self._report("A combination of adapters")
-            model = self._combined(report)
-            combining.save_combined(model, folder)
+            model = self._combined(report, folder)
             limit = LIMITS["float32"]
             del model
         else:
@@ -92,7 +91,9 @@ class Maker:
         """
         report = self._report("A merged model")
         if self.recipe.combining is not None:
-            merged = self._merged(self._combined(report), adapter_names=[combining.COMBINED])
+            together = self._combined(report, self.work_dir / "combined")
+            merged = self._merged(together, adapter_names=[combining.COMBINED])
+            del together
         else:
             self._known()
             held = self._first.base_spec.quantization
@@ -185,16 +186,14 @@ class Maker:
     def _rows(self, model: Any) -> list[list[int]]:
         return fitting(self.held_out.rows, model.config.get_text_config().vocab_size)
 
-    def _combined(self, report: Report) -> Any:
-        """The dequantized base with the adapters, and the combined one active."""
+    def _combined(self, report: Report, folder: Path) -> Any:
+        """The dequantized base with the adapters, and the combined one active, which is in the folder, too."""
         how = self.recipe.combining
         assert how is not None
         weights = [source.weight for source in self.recipe.sources]
         self.stage(f"combining {len(weights)} adapters by {how.kind}")
         model, names = with_adapters(plain_base(self._first), self.every)
-        combining.check_combinable(model, names, self.every, how)
-        combining.combine(model, names, weights, how)
-        rank = model.peft_config[combining.COMBINED].r
+        rank = combining.combine(model, self.every, weights, how, folder)
         report.add("combination", f"{how.kind}, rank {rank}" + _with(how))
         report.metrics["rank"] = float(rank)
         if self.recipe.proof.skip:

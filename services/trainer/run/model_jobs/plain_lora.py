@@ -18,14 +18,12 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
+from services.combining.tensors import cut, filled
 from services.trainer.run import adalora
 from services.trainer.run.model_jobs.assembling import plain_base, with_adapter
 from services.trainer.run.model_jobs.pulled import Pulled
 from services.trainer.run.peft_models import CONFIG, WEIGHTS, write_adapter
 
-# Wider matrices are cut by randomized iterations; a full decomposition of them takes minutes.
-_WIDEST_FULL = 2048
-_ITERATIONS = 8
 Tensors = dict[str, torch.Tensor]
 
 
@@ -124,13 +122,13 @@ def _by_svd(pulled: Pulled, given: Mapping[str, Any], rank: int, folder: Path) -
         if original is None:
             raise _refused(pulled, f"it changes {name}, which is no linear layer")
         change = _change(layer, original)
-        a, b = _cut(change, rank)
+        a, b = cut(change, rank)
         size, error = float(change.norm()), float((change - b @ a).norm())
         lost, whole = lost + error**2, whole + size**2
         worst = max(worst, (error / max(size, 1e-12), name))
         names.append(name)
-        weights[f"{path}.lora_A.weight"] = _filled(a, 0, rank)
-        weights[f"{path}.lora_B.weight"] = _filled(b, 1, rank)
+        weights[f"{path}.lora_A.weight"] = filled(a, 0, rank)
+        weights[f"{path}.lora_B.weight"] = filled(b, 1, rank)
     if not names:
         raise _refused(pulled, "it changes no linear layer")
     write_adapter(weights, _lora_text(given, rank, names), folder)
@@ -149,26 +147,6 @@ def _change(layer: Any, original: torch.Tensor) -> torch.Tensor:
     change: torch.Tensor = linear.weight.data.float() - original.float()
     linear.weight.data = original
     return change
-
-
-def _cut(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank or fewer, in] and B [out, same], whose product is nearest."""
-    kept = min(rank, *change.shape)
-    if min(change.shape) <= _WIDEST_FULL:
-        u, s, vh = torch.linalg.svd(change, full_matrices=False)
-    else:
-        torch.manual_seed(0)
-        u, s, v = torch.svd_lowrank(change, q=min(kept + 16, *change.shape), niter=_ITERATIONS)
-        vh = v.T
-    root = s[:kept].sqrt()
-    return root[:, None] * vh[:kept], u[:, :kept] * root
-
-
-def _filled(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """With zeros up to a size: a narrow layer has no more rank."""
-    missing = list(tensor.shape)
-    missing[dim] = size - missing[dim]
-    return torch.cat([tensor, tensor.new_zeros(missing)], dim=dim).contiguous()
 
 
 def _lora_text(given: Mapping[str, Any], rank: int, names: list[str]) -> str:
