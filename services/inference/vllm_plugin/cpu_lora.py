@@ -16,7 +16,15 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from services.inference.vllm_plugin import cpu_lora_norm
 from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
-from services.inference.vllm_plugin.cpu_lora_math import add_adapters, added, expand, shrink
+from services.inference.vllm_plugin.cpu_lora_math import (
+    Weights,
+    add_adapters,
+    add_in_float32,
+    added,
+    expand,
+    shrink,
+)
+from services.inference.vllm_plugin.cpu_lora_paged_weights import PagedWeights
 from services.inference.vllm_plugin.cpu_lora_weights import LayerWeights, SlotChanges
 
 
@@ -29,7 +37,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         if get_current_vllm_config().compilation_config.mode == CompilationMode.NONE:
             cpu_lora_norm.use_kernels()
         self.changes = SlotChanges()
-        self._layers: dict[int, LayerWeights] = {}
+        self._layers: dict[int, Weights] = {}
         self._embedding_total, self._embeds = -1, False
         self._tokens = self._samples = TokenGroups((), 0)
 
@@ -60,9 +68,12 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         )
         if not groups.active:
             return
+        weights = self._weights(lora_a_stacked, lora_b_stacked)
         if x.dtype == y.dtype == lora_a_stacked[0].dtype:
-            weights = self._weights(lora_a_stacked, lora_b_stacked)
             add_adapters(y, x, weights, groups, scale)
+            return
+        if isinstance(weights, PagedWeights):
+            add_in_float32(y, x, weights, groups, scale)
             return
         low = _buffers(x, lora_b_stacked) if buffer is None else buffer
         self.add_shrink(low, x, lora_a_stacked, scale)
@@ -97,7 +108,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         """y[i] = x @ A[i] * scale."""
         x = x.view(-1, x.shape[-1])
         flat = [each.view(-1, each.shape[-1]) for each in y]
-        shrink(flat, x, lora_a_stacked, self._of(x), scale)
+        shrink(flat, x, lora_a_stacked, self.tokens_of(x), scale)
 
     def add_expand(
         self,
@@ -113,7 +124,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         y = y.view(-1, y.shape[-1])
         start = offset_start
         for low, weight, size in zip(x, lora_b_stacked, output_slices, strict=True):
-            expand(y[:, start : start + size], low, weight, self._of(y), add=add_inputs)
+            expand(y[:, start : start + size], low, weight, self.tokens_of(y), add=add_inputs)
             start += size
 
     def embeds(self, b: torch.Tensor) -> bool:
@@ -137,7 +148,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         # Few adapters train the embedding; every other one has zeros.
         if add_inputs and not x.any():
             return
-        expand(y, x, lora_b_stacked, self._of(y), add=add_inputs)
+        expand(y, x, lora_b_stacked, self.tokens_of(y), add=add_inputs)
 
     def add_lora_logits(
         self,
@@ -157,22 +168,28 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         )
         if not groups.active:
             return
+        weights = self._weights((lora_a_stacked,), (lora_b_stacked,))
         if x.dtype == y.dtype == lora_a_stacked.dtype:
-            weights = self._weights((lora_a_stacked,), (lora_b_stacked,))
             add_adapters(y, x, weights, groups, scale)
+            return
+        if isinstance(weights, PagedWeights):
+            add_in_float32(y, x, weights, groups, scale)
             return
         (low,) = _buffers(x, (lora_b_stacked,)) if buffer is None else (buffer,)
         shrink([low], x, [lora_a_stacked], groups, scale)
         expand(y, low, lora_b_stacked, groups)
 
-    def _of(self, rows: torch.Tensor) -> TokenGroups:
-        count = rows.shape[0]
+    def tokens_of(self, rows: torch.Tensor) -> TokenGroups:
+        """The step's tokens by slot, as many as there are rows."""
+        count = rows.shape[:-1].numel()
         return self._tokens if self._tokens.tokens == count else self._tokens.first(count)
 
-    def _weights(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> LayerWeights:
+    def _weights(self, a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> Weights:
         found = self._layers.get(id(a[0]))
         if found is None:
-            found = self._layers[id(a[0])] = LayerWeights(a, b, self.changes)
+            # Where memory is in pages, whoever divided it has left them there.
+            found = getattr(a[0], "graft_pages", None) or LayerWeights(a, b, self.changes)
+            self._layers[id(a[0])] = found
         return found
 
 

@@ -17,6 +17,9 @@ from vllm.lora.layers.vocab_parallel_embedding import VocabParallelEmbeddingWith
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.utils.torch_utils import direct_register_custom_op
 
+from services.inference.vllm_plugin.cpu_lora_paged_embedding import PagedEmbedding
+from services.inference.vllm_plugin.scales import LayerScales
+
 # An operator belongs to the process, and so does what it finds by name: the layers of the engine in it.
 _layers: WeakValueDictionary[str, torch.nn.Module] = WeakValueDictionary()
 
@@ -40,9 +43,14 @@ def install() -> None:
     VocabParallelEmbeddingWithLoRA.forward = _apply_embedding
 
 
+def layer_named(name: str) -> Any:
+    """The layer that an operator was called for."""
+    return _layers[name]
+
+
 def _apply_linear(layer: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     added: torch.Tensor = torch.ops.vllm.graft_lora_linear(
-        x.flatten(0, -2), output.shape[-1], layer.graft_name
+        x.flatten(0, -2), output.flatten(0, -2), layer.graft_name
     )
     return output + added.view_as(output)
 
@@ -53,20 +61,35 @@ def _apply_embedding(layer: Any, x: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def _linear(x: torch.Tensor, columns: int, name: str) -> torch.Tensor:
+def _linear(x: torch.Tensor, output: torch.Tensor, name: str) -> torch.Tensor:
     layer: Any = _layers[name]
     added: torch.Tensor = layer.punica_wrapper.added(
-        x, columns, layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices
+        x, output.shape[1], layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices
     )
-    return added
+    # Not by getattr(), which takes long to find that there is none.
+    scales: LayerScales | None = layer.__dict__.get("graft_scales")
+    if scales is None or not scales.outputs:
+        return added
+    groups = layer.punica_wrapper.tokens_of(x)
+    if scales.outputs.isdisjoint(groups.active):
+        return added
+    # (y + added) * (1 + above) + shift, less the y that it is added to.
+    whole = output + added
+    if scales.shift is not None:
+        added.add_(groups.rows_of(scales.shift))
+    return added.addcmul_(whole, groups.rows_of(scales.output))
 
 
-def _linear_shape(x: torch.Tensor, columns: int, name: str) -> torch.Tensor:
-    return x.new_empty(x.shape[0], columns)
+def _linear_shape(x: torch.Tensor, output: torch.Tensor, name: str) -> torch.Tensor:
+    return output.new_empty(output.shape)
 
 
 def _embedding(y: torch.Tensor, x: torch.Tensor, name: str) -> None:
     layer: Any = _layers[name]
+    pages: PagedEmbedding | None = layer.__dict__.get("graft_embedding")
+    if pages is not None:
+        pages.add(y, x, layer.punica_wrapper.tokens_of(y))
+        return
     if not layer.punica_wrapper.embeds(layer.lora_b_stacked):
         return
     low = torch.nn.functional.embedding(

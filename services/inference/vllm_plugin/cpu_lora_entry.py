@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from services.inference.vllm_plugin import lora_lookup
+from services.inference.vllm_plugin.lora_pages import Paging
 
 PLUGINS = ("graft", "graft_cpu_lora")
 VARIABLE = "GRAFT_CPU_LORA"
@@ -27,11 +28,19 @@ def wanted() -> bool:
     return os.environ.get(VARIABLE, "") != STOCK
 
 
-def install(*, compiled: bool = False) -> None:
+def installed() -> bool:
+    """Whether install() has been called here, and did something."""
+    from vllm.platforms import current_platform
+
+    return bool(type(current_platform).get_punica_wrapper() == _WRAPPER)
+
+
+def install(*, compiled: bool = False, paging: Paging | None = None) -> None:
     """Takes the place of vLLM's own in this process; before a model is loaded, any number of times.
 
     Args:
         compiled: the model will be compiled, LoRA included.
+        paging: how small adapters share large slots, if they do.
     """
     from vllm.platforms import current_platform
 
@@ -40,6 +49,10 @@ def install(*, compiled: bool = False) -> None:
         return
     platform.get_punica_wrapper = classmethod(lambda cls: _WRAPPER)
     lora_lookup.install()
+    if paging is not None:
+        from services.inference.vllm_plugin import cpu_lora_paged
+
+        cpu_lora_paged.install(paging)
     if compiled:
         from services.inference.vllm_plugin import cpu_lora_compiled
 

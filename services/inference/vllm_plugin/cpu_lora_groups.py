@@ -5,7 +5,7 @@ Knows nothing of weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 
@@ -23,25 +23,40 @@ class TokenGroups:
         self.active = tuple(sorted({slot for slot in slots_of_tokens if slot >= 0}))
         self._slots = slots
         self._of_tokens = torch.tensor(slots_of_tokens, dtype=torch.long)
-        self._owns: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
+        self._owns: dict[Hashable, torch.Tensor] = {}
         self._of_content: dict[int, tuple[object, torch.Tensor | None]] = {}
         self._lows: dict[torch.Size, torch.Tensor] = {}
         self._rows: list[tuple[int, slice | torch.Tensor]] | None = None
+        self._or_last: torch.Tensor | None = None
 
-    def own(self, rank: int, columns: int, times: int, dtype: torch.dtype) -> torch.Tensor:
+    def rows_of(self, buffer: torch.Tensor) -> torch.Tensor:
+        """For each token the row of its slot, [tokens, features]; the last row where it has none."""
+        if self._or_last is None:
+            self._or_last = self._of_tokens.where(self._of_tokens >= 0, self._slots)
+        return buffer.index_select(0, self._or_last)
+
+    def own(
+        self,
+        key: Hashable,
+        owners: Callable[[], torch.Tensor],
+        columns: int,
+        times: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         """1 where a token's row meets a column of its slot, else 0; shape [tokens, times * columns].
 
         Args:
-            rank: columns are ordered by rank and then slot, as in LayerWeights.
-            columns: at least rank * slots; further ones are padding.
+            key: the same for the same owners.
+            owners: makes the slot of each column, in a type of integers.
+            columns: at least as many; further ones are padding.
             times: how often that is repeated.
         """
-        key = (rank, columns, times, dtype)
-        found = self._owns.get(key)
+        whole = (key, columns, times, dtype)
+        found = self._owns.get(whole)
         if found is None:
-            one = (self._of_tokens[:, None] == torch.arange(self._slots)).to(dtype).repeat(1, rank)
+            one = (self._of_tokens[:, None] == owners()).to(dtype)
             padded = torch.nn.functional.pad(one, (0, columns - one.shape[1]))
-            found = self._owns[key] = padded.repeat(1, times)
+            found = self._owns[whole] = padded.repeat(1, times)
         return found
 
     def own_of(

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 
 from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
+from services.inference.vllm_plugin.cpu_lora_paged_weights import PagedContent, PagedWeights
 from services.inference.vllm_plugin.cpu_lora_weights import Content, LayerWeights
+
+Weights = LayerWeights | PagedWeights
 
 # Multiplications in vain that take as long as one call; measured on two cores, see docs/cpu-lora.md.
 _PER_CALL = {torch.bfloat16: 30_000_000}
@@ -20,7 +23,7 @@ _PER_CALL_ELSE = 5_000_000
 
 
 def add_adapters(
-    y: torch.Tensor, x: torch.Tensor, weights: LayerWeights, groups: TokenGroups, scale: float = 1.0
+    y: torch.Tensor, x: torch.Tensor, weights: Weights, groups: TokenGroups, scale: float = 1.0
 ) -> None:
     """y += x @ A @ B * scale, with the A and B of each token's slot; other tokens stay as they are.
 
@@ -30,22 +33,20 @@ def add_adapters(
     """
     if not groups.active:
         return
-    content = weights.content()
-    if not any(content.ranks[slot] for slot in groups.active):
+    content = weights.content_of(groups)
+    if not content.holds(groups.active):
         return
     if not together_pays(x, content, groups):
         _add_one_by_one(y, x, content, groups, scale)
     elif content.packed is not None and scale == 1 and content.packed.stop <= y.shape[1]:
         packed = content.packed
-        own = groups.own(content.rank, packed.columns, packed.slices, x.dtype)
+        own = content.own(groups, packed.columns, packed.slices, x.dtype)
         packed.add(y, x, own, groups.low_of(own))
     else:
-        _add_together(y, x, content, groups, scale)
+        _add_together(y, x, weights.content(), groups, scale)
 
 
-def added(
-    x: torch.Tensor, columns: int, weights: LayerWeights, groups: TokenGroups
-) -> torch.Tensor:
+def added(x: torch.Tensor, columns: int, weights: Weights, groups: TokenGroups) -> torch.Tensor:
     """x @ A @ B, with the A and B of each token's slot; zero for other tokens.
 
     Args:
@@ -54,7 +55,7 @@ def added(
     Returns:
         [tokens, columns]
     """
-    content = weights.content()
+    content = weights.content_of(groups)
     own = groups.own_of(content, lambda: _mask_of_packed(x, columns, content, groups))
     if own is not None and content.packed is not None:
         return content.packed.product(x, own, groups.low_of(own))
@@ -64,19 +65,18 @@ def added(
 
 
 def _mask_of_packed(
-    x: torch.Tensor, columns: int, content: Content, groups: TokenGroups
+    x: torch.Tensor, columns: int, content: Content | PagedContent, groups: TokenGroups
 ) -> torch.Tensor | None:
     """None where the packed weights are none, do not fill the output, or are not the faster way."""
     packed = content.packed
     if packed is None or (packed.start, packed.stop) != (0, columns):
         return None
-    in_use = any(content.ranks[slot] for slot in groups.active)
-    if not in_use or not together_pays(x, content, groups):
+    if not content.holds(groups.active) or not together_pays(x, content, groups):
         return None
-    return groups.own(content.rank, packed.columns, packed.slices, x.dtype)
+    return content.own(groups, packed.columns, packed.slices, x.dtype)
 
 
-def together_pays(x: torch.Tensor, content: Content, groups: TokenGroups) -> bool:
+def together_pays(x: torch.Tensor, content: Content | PagedContent, groups: TokenGroups) -> bool:
     """Whether computing all slots for every token is no dearer than the calls that it saves."""
     # Zero times the NaN of another's B would be NaN: such an adapter must meet its own tokens alone.
     # In float16 what overflows need not be large.
@@ -85,34 +85,52 @@ def together_pays(x: torch.Tensor, content: Content, groups: TokenGroups) -> boo
     inside = x.shape[1] * len(content.slices) + sum(
         each.stop - each.start for each in content.slices
     )
-    in_vain = x.shape[0] * inside * content.rank * (len(content.ranks) - 1)
+    in_vain = x.shape[0] * inside * content.wasted
     # Per slot: its tokens of x and y are picked and put back, and two products per slice.
     calls = len(groups.active) * (2 * len(content.slices) + 3) - (2 * len(content.slices) + 1)
     return in_vain <= calls * _PER_CALL.get(x.dtype, _PER_CALL_ELSE)
 
 
 def _add_together(
-    y: torch.Tensor, x: torch.Tensor, content: Content, groups: TokenGroups, scale: float
+    y: torch.Tensor,
+    x: torch.Tensor,
+    content: Content | PagedContent,
+    groups: TokenGroups,
+    scale: float,
 ) -> None:
-    own = groups.own(content.rank, content.slices[0].a.shape[1], 1, x.dtype)
+    own = content.own(groups, content.slices[0].a.shape[1], 1, x.dtype)
     for part in content.slices:
         low = torch.mm(x, part.a).mul_(own)
         y[:, part.start : part.stop].addmm_(low, part.b[:, : y.shape[1]], alpha=scale)
 
 
 def _add_one_by_one(
-    y: torch.Tensor, x: torch.Tensor, content: Content, groups: TokenGroups, scale: float
+    y: torch.Tensor,
+    x: torch.Tensor,
+    content: Content | PagedContent,
+    groups: TokenGroups,
+    scale: float,
 ) -> None:
     for slot, rows in groups.rows():
-        rank = content.ranks[slot]
-        if not rank:
+        if not content.holds((slot,)):
             continue
         its_x, its_y = x[rows], y[rows]
-        for part in content.slices:
-            a, b = part.of(slot, rank, len(content.ranks))
-            its_y[:, part.start : part.stop].addmm_(
-                torch.mm(its_x, a), b[:, : y.shape[1]], alpha=scale
-            )
+        for start, stop, a, b in content.of(slot):
+            its_y[:, start:stop].addmm_(torch.mm(its_x, a), b[:, : y.shape[1]], alpha=scale)
+        if isinstance(rows, torch.Tensor):
+            y[rows] = its_y
+
+
+def add_in_float32(
+    y: torch.Tensor, x: torch.Tensor, weights: Weights, groups: TokenGroups, scale: float = 1.0
+) -> None:
+    """As add_adapters, for any data types."""
+    content = weights.content()
+    for slot, rows in groups.rows():
+        its_x, its_y = x[rows].float(), y[rows]
+        for start, stop, a, b in content.of(slot):
+            more = its_x @ a.float() @ b[:, : y.shape[1]].float()
+            its_y[:, start:stop] += (more * scale).to(y.dtype)
         if isinstance(rows, torch.Tensor):
             y[rows] = its_y
 

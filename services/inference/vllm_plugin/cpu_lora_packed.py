@@ -107,6 +107,34 @@ class PackedLayer:
             place = slice((out.start - first) // _BLOCK, (out.stop - first) // _BLOCK)
             _blocks(up.weight)[place, its // 2, :, its % 2] = b.reshape(rank, -1, _BLOCK)
 
+    def rewrite_rows(
+        self, start: int, weights: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Puts other weights in place of columns that lie side by side, where rewritable.
+
+        Args:
+            start: the first of them, in each slice; even, as their number is.
+            weights: per slice A [count, in] and B [count, out].
+        """
+        down, merged = _blocks(self._down), len(self._ups) < self.slices
+        for number, (a, b) in enumerate(weights):
+            count, first = a.shape[0], number * self.columns + start
+            done = 0
+            while done < count:
+                row = first + done
+                its = min(count - done, _BLOCK - row % _BLOCK)
+                place = slice(row % _BLOCK, row % _BLOCK + its)
+                down[row // _BLOCK, :, place] = (
+                    a[done : done + its].view(its, -1, 2).transpose(0, 1)
+                )
+                done += its
+            up = self._ups[0 if merged else number]
+            row, out = (first if merged else start) // 2, self._outs[number]
+            edges = [(edge - up.out.start) // _BLOCK for edge in (out.start, out.stop)]
+            _blocks(up.weight)[slice(*edges), row : row + count // 2] = b.view(
+                count // 2, 2, -1, _BLOCK
+            ).permute(2, 0, 3, 1)
+
     def add(self, y: torch.Tensor, x: torch.Tensor, own: torch.Tensor, low: torch.Tensor) -> None:
         """y += x @ A * own @ B.
 

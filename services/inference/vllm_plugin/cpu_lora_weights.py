@@ -8,16 +8,17 @@ and another storage, and vLLM goes on writing; what is derived from them is made
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
+from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
 from services.inference.vllm_plugin.cpu_lora_packed import PackedLayer
 
 # Above it, a number times an activation could overflow to an infinity, and zero times that is NaN.
-_TAME = 1e20
+TAME = 1e20
 # A layer that has missed more changes of slots than these looks at all of them.
 _REMEMBERED = 1024
 
@@ -63,6 +64,28 @@ class Content:
     slices: tuple[Slice, ...]
     tame: bool
     packed: PackedLayer | None
+
+    @property
+    def wasted(self) -> int:
+        """Columns of all together that are not one slot's."""
+        return self.rank * (len(self.ranks) - 1)
+
+    def holds(self, slots: Iterable[int]) -> bool:
+        """Whether one of them has weights here."""
+        return any(self.ranks[slot] for slot in slots)
+
+    def own(
+        self, groups: TokenGroups, columns: int, times: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """TokenGroups.own for the columns as they are here."""
+        slots, rank = len(self.ranks), self.rank
+        return groups.own(rank, lambda: torch.arange(slots).repeat(rank), columns, times, dtype)
+
+    def of(self, slot: int) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """One slot's parts: start and stop in the output, A [in, rank], B [rank, out]."""
+        if rank := self.ranks[slot]:
+            for part in self.slices:
+                yield part.start, part.stop, *part.of(slot, rank, len(self.ranks))
 
 
 class SlotChanges:
@@ -120,6 +143,10 @@ class LayerWeights:
                 self._content = self._changed(self._content)
             self._total = self._changes.total
         return self._content
+
+    def content_of(self, groups: TokenGroups) -> Content:
+        """The same, whatever the batch."""
+        return self.content()
 
     def _changed(self, before: Content | None) -> Content:
         written = None if before is None else self._changes.since(self._total)
@@ -181,5 +208,5 @@ class LayerWeights:
             # A NaN is not zero, either, and is not below anything.
             places = torch.nonzero((sizes[0] != 0) & (sizes[1] != 0))
             ranks.append(int(places[-1]) + 1 if len(places) else 0)
-            tame = tame and all(bool((size <= _TAME).all()) for size in sizes)
+            tame = tame and all(bool((size <= TAME).all()) for size in sizes)
         return tuple(ranks), tame

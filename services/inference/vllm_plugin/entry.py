@@ -22,9 +22,10 @@ def register_resolver() -> None:
         return
     from vllm.lora.resolver import LoRAResolverRegistry
 
-    from services.inference.vllm_plugin import cpu_lora_entry
+    from services.inference.vllm_plugin import cpu_lora_entry, scales_entry
     from services.inference.vllm_plugin.plugin import GraftPlugin
     from services.inference.vllm_plugin.settings import PluginSettings
 
     LoRAResolverRegistry.register_resolver(PLUGIN, GraftPlugin(PluginSettings.from_environment()))
     cpu_lora_entry.install()
+    scales_entry.install()

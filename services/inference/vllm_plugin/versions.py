@@ -24,6 +24,7 @@ from services.inference.fitness import check_config, check_version
 from services.inference.registry import convert
 from services.inference.registry.remote import RemoteRegistry
 from services.inference.templates import FILE as TEMPLATE
+from services.inference.vllm_plugin import scales_entry
 from services.inference.vllm_plugin.engine_base import EngineBase
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ class Versions:
             GraftError: WRONG_BASE, RANK_TOO_LARGE, ADAPTER_UNUSABLE, NOT_A_MODEL, DIGEST_MISMATCH,
                 BLOB_NOT_FOUND, STORAGE_FULL, UNAVAILABLE.
         """
-        limits = Limits(1, self.max_rank, 0, 0, 0)
+        # The workers of this server have the same plugin, which says what it computes.
+        kinds = scales_entry.KINDS if scales_entry.wanted() else frozenset[str]()
+        limits = Limits(1, self.max_rank, 0, 0, 0, kinds=kinds | {"LORA"})
         check_version(version, await self._base.get(model), limits)
         task = self._fetches.get(version.digest)
         if task is None:
