@@ -19,11 +19,15 @@ from services.inference.engines.base import (
     EngineAdapter,
     Finish,
     Limits,
+    Pooling,
     Position,
     Sampling,
+    Structure,
     TokenLogprob,
+    ToolReader,
     engine_dead,
 )
+from services.inference.engines.fake_forms import FakeToolReader, check, smallest, vector
 
 _VOCAB_SIZE = 1024
 
@@ -54,6 +58,7 @@ class FakeEngine(Engine):
             _VOCAB_SIZE,
             max_token_characters=1,
             max_cpu_adapters=max_cpu_adapters,
+            engine="fake",
         )
         self._token_s = token_s
         self._died = asyncio.Event()
@@ -66,6 +71,8 @@ class FakeEngine(Engine):
         self._budget: int | None = None
         self.loaded: dict[int, str] = {}
         self.load_failures: list[Exception] = []
+        # What every answer says, where it is set.
+        self.says = ""
         self.load_gate, self.start_gate = asyncio.Event(), asyncio.Event()
         self.load_gate.set()
         self.start_gate.set()
@@ -96,6 +103,13 @@ class FakeEngine(Engine):
     def limit_slots(self, max_adapters: int) -> None:
         """Has so many slots from now on."""
         self._limits = replace(self._limits, max_adapters=max_adapters)
+
+    def serve_apart(self, kind: str, most: int) -> None:
+        """Takes adapters of another kind, too, so many at once and without a slot."""
+        limits = self._limits
+        self._limits = replace(
+            limits, kinds=limits.kinds | {kind}, apart={**limits.apart, kind: most}
+        )
 
     def die(self) -> None:
         """Behaves like an engine that died, until it is started again."""
@@ -131,7 +145,8 @@ class FakeEngine(Engine):
         if self.load_failures:
             raise self.load_failures.pop(0)
         assert adapter.number not in self.loaded, "a number is used once"
-        assert len(self.loaded) < self._limits.max_loaded, "more adapters than slots"
+        most = self._limits.max_loaded + sum(self._limits.apart.values())
+        assert len(self.loaded) < most, "more adapters than slots"
         weights = adapter.folder / "adapter_model.safetensors"
         digest = await asyncio.to_thread(digest_file, weights)
         if life != self._lives:
@@ -165,7 +180,11 @@ class FakeEngine(Engine):
                 await self._turn(start + step, adapter, life)
                 new = ids[start : start + step]
                 last = start + step >= len(ids)
-                yield Delta(_text(new), new, _logprobs(new, sampling), finish if last else None)
+                delta = Delta(_text(new), new, _logprobs(new, sampling), finish if last else None)
+                if sampling.prompt_logprobs is not None and not start:
+                    top = replace(sampling, logprobs=sampling.prompt_logprobs)
+                    delta.prompt_logprobs = _logprobs(prompt_token_ids[1:], top)
+                yield delta
         finally:
             self._unfinished.discard(request_id)
 
@@ -181,6 +200,11 @@ class FakeEngine(Engine):
     def _answer(
         self, prompt: Sequence[int], sampling: Sampling, adapter: EngineAdapter | None
     ) -> tuple[list[int], Finish]:
+        if sampling.structure is not None or self.says:
+            said = self.says if sampling.structure is None else smallest(sampling.structure)
+            whole = list(said.encode())
+            finish = Finish.STOP if len(whole) <= sampling.max_tokens else Finish.LENGTH
+            return whole[: sampling.max_tokens], finish
         weights = "" if adapter is None else self.loaded[adapter.number]
         seed = sampling.seed if sampling.temperature else 0
         key = f"{weights} {list(prompt)} {seed}".encode()
@@ -189,8 +213,36 @@ class FakeEngine(Engine):
         for stop in sampling.stop:
             position = text.find(stop)
             if position >= 0:
-                return letters[:position], Finish.STOP
+                end = position + len(stop) if sampling.include_stop else position
+                return letters[:end], Finish.STOP
         return letters, Finish.LENGTH
+
+    async def check_structure(self, structure: Structure) -> int:
+        return check(structure)
+
+    async def embed(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        adapter: EngineAdapter | None,
+        pooling: Pooling,
+        *,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> Sequence[float]:
+        self._check_alive()
+        life = self._lives
+        self._unfinished.add(request_id)
+        try:
+            await self._turn(1, adapter, life)
+        finally:
+            self._unfinished.discard(request_id)
+        weights = "" if adapter is None else self.loaded[adapter.number]
+        return vector(f"{weights} {list(prompt_token_ids)} {pooling.name}")
+
+    def tool_reader(
+        self, tools: Sequence[Mapping[str, Any]], chat_template: str | None
+    ) -> ToolReader | None:
+        return FakeToolReader()
 
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
         return ([256] if special_tokens else []) + list(text.encode())

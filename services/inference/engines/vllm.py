@@ -18,28 +18,54 @@ from typing import TYPE_CHECKING, Any
 from graft.errors import GraftError, Reason
 from prometheus_client.metrics_core import Metric
 
+from services.inference.bases.quantization import check_device, read_quantization
 from services.inference.engines.base import (
     Delta,
     Engine,
     EngineAdapter,
     Limits,
+    Pooling,
     Sampling,
+    Structure,
+    ToolReader,
     engine_dead,
 )
+from services.inference.engines.structures import Structures
+from services.inference.engines.structures_kept import WholeJson
 from services.inference.engines.vllm_arguments import (
     VllmOptions,
+    computed_adapters,
     cpu_adapters,
     engine_arguments,
+    paging_of,
+    served_kinds,
     set_environment,
 )
 from services.inference.engines.vllm_cpu import as_without_lora, one_process
+from services.inference.engines.vllm_device import this_device
 from services.inference.engines.vllm_inspection import Inspection
 from services.inference.engines.vllm_observability import stat_loggers, vllm_metrics
-from services.inference.engines.vllm_params import delta_of, sampling_params
+from services.inference.engines.vllm_params import (
+    delta_of,
+    prompt_positions,
+    sampling_params,
+    vector_params,
+)
+from services.inference.engines.vllm_pooling import Vectors
+from services.inference.engines.vllm_soft import (
+    KINDS,
+    MAX_LOADED,
+    SoftPrompts,
+    factor_of,
+    is_soft,
+)
+from services.inference.engines.vllm_soft_inspection import SoftInspection
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
+from services.inference.engines.vllm_tools import check_parser, detect, vllm_tool_reader
 
 if TYPE_CHECKING:
     import zmq
+    from vllm.config import ModelConfig
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -58,6 +84,10 @@ class VllmEngine(Engine):
         self._limits: Limits | None = None
         self._requests: dict[EngineAdapter, LoRARequest] = {}
         self._inspection: Inspection | None = None
+        self._structures: Structures | None = None
+        self._vectors: Vectors | None = None
+        self._soft: SoftPrompts | None = None
+        self._soft_inspection: SoftInspection | None = None
 
     @property
     def limits(self) -> Limits:
@@ -70,13 +100,16 @@ class VllmEngine(Engine):
 
     @property
     def loaded(self) -> Collection[EngineAdapter]:
-        """What is in its slots."""
-        return self._requests.keys()
+        """What is in its slots, and its soft prompts, which take none."""
+        soft = () if self._soft is None else self._soft.loaded
+        return (*self._requests, *soft)
 
     async def start(self) -> None:
         # Of an engine that died: its processes and sockets, and the adapters that went with it.
         await self._end()
         self._requests.clear()
+        self._soft = None
+        await asyncio.to_thread(self._check_base)
         # Blocks for many seconds; signals and health checks go on meanwhile.
         building = asyncio.create_task(asyncio.to_thread(self._build))
         try:
@@ -95,23 +128,42 @@ class VllmEngine(Engine):
             ) from error
         # Sockets and the output loop belong to the loop that we run in.
         engine._run_output_handler()
-        self._engine = engine
+        self._engine, self._vectors = engine, Vectors(engine)
         tokenizer: Any = engine.get_tokenizer()
         if inspect.isawaitable(tokenizer):
             tokenizer = await tokenizer
         self._tokenizer = BaseTokenizer(tokenizer)
+        if parser := self._options.tool_parser or detect(self._tokenizer.chat_template):
+            await asyncio.to_thread(check_parser, parser)
         model = engine.model_config
+        soft = KINDS if self._options.soft_prompts else frozenset()
+        paging = paging_of(self._options)
         self._limits = Limits(
-            max_adapters=self._options.max_adapters,
+            max_adapters=computed_adapters(self._options),
             max_rank=self._options.max_lora_rank if self._options.max_adapters else 0,
             max_context_tokens=model.max_model_len,
             vocab_size=model.get_vocab_size(),
             max_token_characters=self._tokenizer.max_token_characters,
             max_cpu_adapters=cpu_adapters(self._options),
+            engine="vllm",
+            kinds=served_kinds(self._options) | soft,
+            apart=dict.fromkeys(soft, MAX_LOADED),
+            pages=paging.pages if paging else 0,
+            page_rank=paging.page_rank if paging else 0,
         )
         self._inspection = await asyncio.to_thread(
             Inspection, self._options.base, _largest(model.dtype)
         )
+        self._structures = Structures(self._options.base, self._tokenizer.max_token_characters)
+        await self._prepare_soft(model)
+
+    def _check_base(self) -> None:
+        """Says what vLLM would end with a traceback for."""
+        set_environment(self._options)
+        options = self._options
+        found = read_quantization(options.base, options.quantization)
+        with_lora = options.max_adapters > 0
+        check_device(options.base, found, this_device(), with_lora=with_lora, dtype=options.dtype)
 
     def _build(self) -> AsyncLLM:
         set_environment(self._options)
@@ -135,6 +187,9 @@ class VllmEngine(Engine):
 
     async def _end(self) -> None:
         engine, self._engine = self._engine, None
+        structures, self._structures = self._structures, None
+        if structures is not None:
+            await structures.close()
         if engine is not None:
             await _shut_down(engine)
 
@@ -143,14 +198,28 @@ class VllmEngine(Engine):
         while self.healthy:  # noqa: ASYNC110
             await asyncio.sleep(_HEALTH_INTERVAL_S)
 
+    async def _prepare_soft(self, model: ModelConfig) -> None:
+        text = await asyncio.to_thread((self._options.base / "config.json").read_text, "utf-8")
+        most = _largest(model.dtype)
+        self._soft_inspection = SoftInspection(text, most, model.max_model_len)
+        factor = factor_of(model.hf_text_config)
+        self._soft = SoftPrompts(model.get_vocab_size(), model.dtype, factor)
+
     async def inspect(self, name: str, folder: Path) -> None:
         assert self._inspection is not None, "the engine has not started"
+        assert self._soft_inspection is not None, "the engine has not started"
+        if await asyncio.to_thread(is_soft, folder):
+            await asyncio.to_thread(self._soft_inspection.check, name, folder)
+            return
         await asyncio.to_thread(self._inspection.check, name, folder)
 
     async def load(self, adapter: EngineAdapter) -> None:
         from vllm.lora.request import LoRARequest
 
         engine = self._running()
+        if await asyncio.to_thread(is_soft, adapter.folder):
+            await self._load_soft(adapter)
+            return
         assert len(self._requests) < self.limits.max_loaded, "more adapters than slots"
         request = LoRARequest(adapter.name, adapter.number, str(adapter.folder))
         self._requests[adapter] = request
@@ -169,8 +238,24 @@ class VllmEngine(Engine):
             self._requests.pop(adapter, None)
             raise _unusable(adapter, f"its number {adapter.number} is taken")
 
+    async def _load_soft(self, adapter: EngineAdapter) -> None:
+        assert self._soft is not None, "the engine has not started"
+        soft = self._soft
+        try:
+            table = await asyncio.to_thread(soft.read, adapter.folder)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise _unusable(adapter, str(error)) from error
+        if soft is not self._soft:
+            raise engine_dead()
+        soft.load(adapter, table)
+
+    def virtual_tokens(self, adapter: EngineAdapter) -> int:
+        return 0 if self._soft is None else self._soft.tokens(adapter)
+
     async def unload(self, adapter: EngineAdapter) -> None:
         engine = self._running()
+        if self._soft is not None and self._soft.unload(adapter):
+            return
         if self._requests.pop(adapter, None) is None:
             return
         try:
@@ -194,11 +279,8 @@ class VllmEngine(Engine):
         trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         engine = self._running()
-        if adapter is not None and adapter not in self._requests:
-            raise engine_dead()
-        lora = None if adapter is None else self._requests[adapter]
-        # "type" marks the prompt as rendered: vLLM then neither tokenizes nor copies it.
-        prompt: Any = {"type": "token", "prompt_token_ids": list(prompt_token_ids)}
+        prompt_top, form = sampling.prompt_logprobs, WholeJson.of(sampling)
+        prompt, lora = self._prompt(prompt_token_ids, adapter, scored=prompt_top is not None)
         with _translated():
             params = sampling_params(sampling, stream)
             answers = engine.generate(
@@ -208,7 +290,71 @@ class VllmEngine(Engine):
             # Closed now and not by the garbage collector: it aborts what is unfinished.
             async with aclosing(answers):
                 async for answer in answers:
-                    yield delta_of(answer.outputs[0], sampling)
+                    delta = delta_of(answer.outputs[0], sampling)
+                    if prompt_top is not None and answer.prompt_logprobs:
+                        found = answer.prompt_logprobs
+                        if adapter is not None:
+                            # Learned rows come first, and are no tokens.
+                            found = found[self.virtual_tokens(adapter) :]
+                        delta.prompt_logprobs = prompt_positions(
+                            prompt_token_ids, found, prompt_top
+                        )
+                        prompt_top = None
+                    if form is not None:
+                        form.check(delta)
+                    yield delta
+
+    async def embed(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        adapter: EngineAdapter | None,
+        pooling: Pooling,
+        *,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> Sequence[float]:
+        engine = self._running()
+        prompt, lora = self._prompt(prompt_token_ids, adapter)
+        assert self._vectors is not None
+        learned = 0 if adapter is None else self.virtual_tokens(adapter)
+        with _translated():
+            await self._vectors.collect()
+            params = vector_params(request_id, pooling, learned)
+            answers = engine.generate(
+                prompt, params, request_id, lora_request=lora,
+                trace_headers=trace_headers if self._options.traces_endpoint else None,
+            )  # fmt: skip
+            async with aclosing(answers):
+                async for _ in answers:
+                    pass
+            return await self._vectors.fetch(request_id)
+
+    def tool_reader(
+        self, tools: Sequence[Mapping[str, Any]], chat_template: str | None
+    ) -> ToolReader | None:
+        assert self._tokenizer is not None, "the engine has not started"
+        if chat_template is None:
+            chat_template = self._tokenizer.chat_template
+        name = self._options.tool_parser or detect(chat_template)
+        return vllm_tool_reader(name, self._tokenizer.tokenizer, tools) if name else None
+
+    async def check_structure(self, structure: Structure) -> int:
+        if self._structures is None:
+            raise engine_dead()
+        return await self._structures.least_tokens(structure)
+
+    def _prompt(
+        self, token_ids: Sequence[int], adapter: EngineAdapter | None, *, scored: bool = False
+    ) -> tuple[Any, LoRARequest | None]:
+        """What vLLM continues, and with which LoRA; "type" says that it is neither to be tokenized nor copied."""
+        if adapter is not None and self._soft is not None and adapter in self._soft.loaded:
+            return self._soft.prompt(adapter, token_ids, scored=scored), None
+        lora = None
+        if adapter is not None:
+            lora = self._requests.get(adapter)
+            if lora is None:
+                raise engine_dead()
+        return {"type": "token", "prompt_token_ids": list(token_ids)}, lora
 
     def tokenize(self, text: str, *, special_tokens: bool) -> list[int]:
         assert self._tokenizer is not None, "the engine has not started"
@@ -292,5 +438,5 @@ def _unusable(adapter: EngineAdapter, why: str) -> GraftError:
     return GraftError(
         Reason.ADAPTER_UNUSABLE,
         f"The engine cannot load {adapter.name}: {why}",
-        next_step="Check its adapter_config.json; vLLM serves plain LoRA up to the engine's rank.",
+        next_step="Check its adapter_config.json, and docs/served-kinds.md for what this engine computes.",
     )

@@ -13,9 +13,12 @@ from __future__ import annotations
 import torch
 from vllm.config import CompilationMode
 from vllm.logger import init_logger
+from vllm.v1.sample import sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from services.inference.vllm_plugin import cpu_lora_entry
+from services.inference.engines.orphans import end_with_ancestors
+from services.inference.vllm_plugin import cpu_lora_entry, scales_entry
+from services.inference.vllm_plugin.lora_pages import Paging
 
 
 class GraftCpuWorker(CPUWorker):  # type: ignore[misc]
@@ -23,11 +26,23 @@ class GraftCpuWorker(CPUWorker):  # type: ignore[misc]
 
     def init_device(self) -> None:
         """As of the base class."""
+        end_with_ancestors()  # It is in the core's process, which the service started.
         allow_amx()
-        cpu_lora_entry.install(
-            compiled=self.vllm_config.compilation_config.mode != CompilationMode.NONE
-        )
+        count_without_compiling()
+        compiled = self.vllm_config.compilation_config.mode != CompilationMode.NONE
+        paging = Paging.of(self.vllm_config.additional_config)
+        cpu_lora_entry.install(compiled=compiled, paging=paging)
+        scales_entry.install(compiled=compiled)
         super().init_device()
+
+
+def count_without_compiling() -> None:
+    """Ranks tokens for log probabilities as they are: vLLM compiles that with the first request that asks.
+
+    On a CPU this takes seconds, and everybody's streams stand still; what it saves is one copy of a mask.
+    """
+    compiled = sampler.batched_count_greater_than
+    sampler.batched_count_greater_than = getattr(compiled, "_torchdynamo_orig_callable", compiled)
 
 
 def allow_amx() -> bool:

@@ -2,7 +2,8 @@
 
 vLLM 0.32 takes NaN, another base's shapes, layers that do not exist, half a pair and a rank that is not
 the tensors'. The registry lets none of that in; its checks are run again here, on the bytes that are
-about to be loaded, so that an endpoint is safe from whatever sends them. Needs neither torch nor vLLM.
+about to be loaded, so that an endpoint is safe from whatever sends them. LoRA, DoRA and IA3 are known.
+Needs neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from graft.bases import read_modules
 from graft.errors import GraftError, Reason
@@ -28,6 +29,8 @@ from services.registry.admission.header import (
     header_length,
     parse_header,
 )
+from services.registry.admission.kinds import check_common, compare
+from services.registry.admission.kinds.ia3 import Ia3
 from services.registry.admission.limits import Limits
 from services.registry.admission.modules import BaseModules
 from services.registry.admission.pairs import Pair
@@ -70,7 +73,8 @@ class Inspection:
             raise GraftError(
                 Reason.ADAPTER_UNUSABLE,
                 f"{name} cannot be served: {error.message}",
-                next_step=error.next_step or "Commit a version with a plain LoRA for this engine.",
+                next_step=error.next_step
+                or "Train it again, or commit another version; docs/served-kinds.md says what is served.",
                 **error.metadata,
             ) from None
         self._sound[folder] = None
@@ -79,13 +83,21 @@ class Inspection:
 
     def _check(self, folder: Path) -> None:
         given = adapter_config.read_config((folder / files.CONFIG).read_bytes())
-        config = adapter_config.lora_config(given)
         path = folder / files.WEIGHTS
+        scales_alone = given.get("peft_type") == Ia3.peft_type
+        config = None if scales_alone else adapter_config.lora_config(given)
+        found: Sequence[Pair] = ()
         with path.open("rb") as weights:
             tensors = self._header(weights, path.stat().st_size)
-            found = self._compare(tensors, config)
+            if config is None:
+                self._compare_scales(tensors, given)
+            else:
+                found = self._compare(tensors, config)
             largest = _scan(weights, tensors)
-        self._check_range(found, config, largest)
+        for pair in found:
+            assert config is not None, "only a LoRA has pairs"
+            largest[pair.up.name] *= max(1.0, _scale(pair, config))
+        self._check_range(largest)
 
     def _header(self, weights: BinaryIO, size_bytes: int) -> list[Tensor]:
         prefix = weights.read(PREFIX_BYTES)
@@ -94,33 +106,32 @@ class Inspection:
         return parse_header(weights.read(length), size_bytes, self._rules)
 
     def _compare(self, tensors: Sequence[Tensor], config: AdapterConfig) -> list[Pair]:
-        rest, _, _ = dora.set_apart(tensors, config)
+        rest, magnitudes, _ = dora.set_apart(tensors, config)
         found = pairs.pair_up(rest)
         modules = self._modules or _as_adapted(found)
         pairs.check_pairs(found, config, modules, str(self._base), self._limits)
+        if config.dora:
+            dora.check_magnitudes(magnitudes, found, modules)
         pairs.check_targets(found, config, modules, str(self._base))
         coverage.check_coverage(found, config, modules)
         return found
 
-    def _check_range(
-        self, found: Sequence[Pair], config: AdapterConfig, largest: Mapping[str, float]
-    ) -> None:
+    def _compare_scales(self, tensors: Sequence[Tensor], given: Mapping[str, Any]) -> None:
+        check_common(given)
+        compare(tensors, Ia3().expected(given, self._modules or _as_scaled(tensors), ""))
+
+    def _check_range(self, largest: Mapping[str, float]) -> None:
         """What is finite in the file may be infinite in the engine's type; vLLM multiplies lora_B by the scale."""
-        for pair in found:
-            scale = max(1.0, _scale(pair, config))
-            for tensor, top in (
-                (pair.down, largest[pair.down.name]),
-                (pair.up, largest[pair.up.name] * scale),
-            ):
-                if top > self._max_value:
-                    raise GraftError(
-                        Reason.ADAPTER_UNUSABLE,
-                        f"tensor {tensor.name}: it has values up to {top:.6g} with its scale, and the "
-                        f"engine's numbers end at {self._max_value:.6g}",
-                        next_step="The training diverged: use a smaller learning rate, or an earlier "
-                        "checkpoint.",
-                        tensor=tensor.name,
-                    )
+        for name, top in largest.items():
+            if top > self._max_value:
+                raise GraftError(
+                    Reason.ADAPTER_UNUSABLE,
+                    f"tensor {name}: it has values up to {top:.6g} with its scale, and the "
+                    f"engine's numbers end at {self._max_value:.6g}",
+                    next_step="The training diverged: use a smaller learning rate, or an earlier "
+                    "checkpoint.",
+                    tensor=name,
+                )
 
 
 def _scale(pair: Pair, config: AdapterConfig) -> float:
@@ -142,6 +153,16 @@ def _as_adapted(found: Sequence[Pair]) -> BaseModules:
     return BaseModules(
         [Module(each.module, (0, *each.down.shape)[-1], (*each.up.shape, 0)[0]) for each in found]
     )
+
+
+def _as_scaled(tensors: Sequence[Tensor]) -> BaseModules:
+    """What the base would have to be for these scales; compare() refuses names that are none."""
+    found = []
+    for tensor in tensors:
+        rows, columns = (*tensor.shape, 0, 0)[:2]
+        path = tensor.name.removeprefix(pairs.PREFIX).removesuffix(".ia3_l")
+        found.append(Module(path, columns, rows))
+    return BaseModules(found)
 
 
 def _modules(base: Path) -> BaseModules | None:

@@ -5,13 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from services.inference.engines.base import Delta, Finish, Position, Sampling, TokenLogprob
+from services.inference.engines.base import (
+    Delta,
+    Finish,
+    Pooling,
+    Position,
+    Sampling,
+    Structure,
+    TokenLogprob,
+)
+from services.inference.engines.structure_grammar import schema_of
+from services.inference.engines.vllm_pooling import KIND, LEARNED, MARK
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import CompletionOutput
+    from vllm.sampling_params import StructuredOutputsParams
 
 _FINISH = {"stop": Finish.STOP, "length": Finish.LENGTH, "abort": Finish.ABORTED}
+
+
+def vector_params(key: str, pooling: Pooling, learned: int = 0) -> SamplingParams:
+    """Of a request whose prompt's hidden states are wanted; see vllm_pooling.py.
+
+    Args:
+        learned: positions before the prompt's own tokens.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        detokenize=False,
+        extra_args={MARK: key, KIND: pooling.name, LEARNED: learned},
+        # What comes out of the cache has no hidden states any more.
+        skip_reading_prefix_cache=pooling is Pooling.MEAN,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def sampling_params(sampling: Sampling, stream: bool) -> SamplingParams:
@@ -34,7 +65,35 @@ def sampling_params(sampling: Sampling, stream: bool) -> SamplingParams:
         stop_token_ids=list(sampling.stop_token_ids) or None,
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+        include_stop_str_in_output=sampling.include_stop,
+        skip_special_tokens=not sampling.special_tokens_text,
+        structured_outputs=_structured(sampling.structure),
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _structured(structure: Structure | None) -> StructuredOutputsParams | None:
+    if structure is None:
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(
+        json=schema_of(structure) or None,
+        regex=structure.regex or None,
+        choice=list(structure.choice) or None,
+        grammar=structure.grammar or None,
+    )
+
+
+def prompt_positions(
+    prompt_token_ids: Sequence[int], found: Sequence[Mapping[int, Any] | None] | None, top: int
+) -> tuple[Position, ...]:
+    """vLLM's log probabilities of a prompt's tokens from the second on; it has none of the first."""
+    if not found:
+        return ()
+    return _positions(
+        prompt_token_ids[1 : len(found)], [each for each in found[1:] if each is not None], top
     )
 
 

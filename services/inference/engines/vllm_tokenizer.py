@@ -20,7 +20,9 @@ class BaseTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = self.tokenizer = tokenizer
+        template = getattr(tokenizer, "chat_template", None)
+        self.chat_template = template if isinstance(template, str) else ""
         # A byte-level token has a character per byte, any other one per character of its text.
         self.max_token_characters = max(map(len, tokenizer.get_vocab()))
         self.special_tokens: dict[str, str] = dict(tokenizer.special_tokens_map)
