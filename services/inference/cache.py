@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from services.inference.templates import FILE as TEMPLATE
 from services.inference.templates import MAX_BYTES, ChatTemplate
 
 # Nothing else of a version comes near the engine.
-_NEEDED = ("adapter_config.json", "adapter_model.safetensors")
+NEEDED = ("adapter_config.json", "adapter_model.safetensors")
 _MAX_KNOWN = 4096
 
 
@@ -42,6 +43,23 @@ class Held:
         self._kept.touch()
         self._kept.release()
         self._let_go(self)
+
+
+class Contents(ABC):
+    """What a folder is to hold, and where that comes from."""
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """At most so many are written."""
+
+    @abstractmethod
+    def are_right(self, folder: Path) -> bool:
+        """Whether a folder holds it, whole. In any thread."""
+
+    @abstractmethod
+    async def fill(self, folder: Path) -> None:
+        """Puts it into an empty folder. Raises GraftError when it cannot."""
 
 
 class AdapterCache:
@@ -83,15 +101,25 @@ class AdapterCache:
         Raises:
             GraftError: DIGEST_MISMATCH, BLOB_NOT_FOUND, ADAPTER_UNUSABLE, STORAGE_FULL, UNAVAILABLE.
         """
+        contents = _Fetched(_needed_files(version), self._registry, self._metrics)
+        return await self.hold_of(version, contents, make_room=make_room)
+
+    async def hold_of(
+        self, version: AdapterVersion, contents: Contents, *, make_room: bool = True
+    ) -> Held:
+        """As hold(), of contents that come from elsewhere than the registry.
+
+        Raises:
+            GraftError: of contents.fill; ADAPTER_UNUSABLE, DIGEST_MISMATCH, STORAGE_FULL.
+        """
         if not is_digest(version.digest):
             raise unusable(version, f"its digest {version.digest!r} is none")
-        files = _needed_files(version)
         key = version.digest.removeprefix("sha256:")
         self._remember(key, version)
         try:
             kept = await self._folders.use(key)
             try:
-                await self._ensure(version, files, key, make_room=make_room)
+                await self._ensure(version, contents, key, make_room=make_room)
                 usage = await asyncio.to_thread(self._folders.usage)
             except BaseException:
                 kept.release()
@@ -113,30 +141,27 @@ class AdapterCache:
             held.release()
 
     async def _ensure(
-        self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
+        self, version: AdapterVersion, contents: Contents, key: str, *, make_room: bool
     ) -> None:
         folder = self._folders.folder(key)
         while True:
             absent = not folder.is_dir()
-            if await self._verify(folder, files):
+            if await self._verify(folder, contents):
                 return
             async with self._folders.alone(key, absent=absent) as alone:
                 # Another process may have fetched it meanwhile.
-                if alone and not await self._verify(folder, files):
-                    await self._fetch(version, files, key, make_room=make_room)
+                if alone and not await self._verify(folder, contents):
+                    await self._fill(version, contents, key, make_room=make_room)
                 if alone:
                     return
 
-    async def _fetch(
-        self, version: AdapterVersion, files: list[AdapterFile], key: str, *, make_room: bool
+    async def _fill(
+        self, version: AdapterVersion, contents: Contents, key: str, *, make_room: bool
     ) -> None:
-        size_bytes = sum(file.size_bytes for file in files)
+        size_bytes = contents.size_bytes
         async with self._folders.filling(key, size_bytes, make_room=make_room) as part:
-            with self._metrics.stage("fetch"):
-                await asyncio.gather(
-                    *(self._registry.fetch(file, part / file.path) for file in files)
-                )
-            if not await self._verify(part, files):
+            await contents.fill(part)
+            if not await self._verify(part, contents):
                 raise GraftError(
                     Reason.DIGEST_MISMATCH,
                     f"The files of {version.name} arrived with other bytes than its manifest says",
@@ -145,9 +170,9 @@ class AdapterCache:
             await asyncio.to_thread(self._folders.commit, part, key)
         self._metrics.brought(version, Tier.DISK)
 
-    async def _verify(self, folder: Path, files: list[AdapterFile]) -> bool:
+    async def _verify(self, folder: Path, contents: Contents) -> bool:
         with self._metrics.stage("verify"):
-            return await asyncio.to_thread(_is_right, folder, files)
+            return await asyncio.to_thread(contents.are_right, folder)
 
     def _remember(self, key: str, version: AdapterVersion) -> None:
         self._known.pop(key, None)
@@ -160,6 +185,31 @@ class AdapterCache:
         get_logger().info("folder evicted", digest=key, version=version and version.name)
         if version is not None:
             self._metrics.evicted(version, Why.ROOM, Tier.DISK)
+
+
+class _Fetched(Contents):
+    """The files of a version as the registry has them."""
+
+    def __init__(
+        self, files: list[AdapterFile], registry: Registry, metrics: InferenceMetrics
+    ) -> None:
+        self._files, self._registry, self._metrics = files, registry, metrics
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self._files)
+
+    def are_right(self, folder: Path) -> bool:
+        try:
+            return all(digest_file(folder / file.path) == file.digest for file in self._files)
+        except OSError:
+            return False
+
+    async def fill(self, folder: Path) -> None:
+        with self._metrics.stage("fetch"):
+            await asyncio.gather(
+                *(self._registry.fetch(file, folder / file.path) for file in self._files)
+            )
 
 
 def read_config(version: AdapterVersion, folder: Path) -> dict[str, Any]:
@@ -199,21 +249,14 @@ def brings_template(version: AdapterVersion) -> bool:
 
 def _needed_files(version: AdapterVersion) -> list[AdapterFile]:
     by_path = {file.path: file for file in version.files}
-    missing = [path for path in _NEEDED if path not in by_path]
+    missing = [path for path in NEEDED if path not in by_path]
     if missing:
         raise unusable(version, f"it has no {missing[0]}")
     template = by_path.get(TEMPLATE)
     if template is None:
-        return [by_path[path] for path in _NEEDED]
+        return [by_path[path] for path in NEEDED]
     if template.size_bytes > MAX_BYTES:
         raise unusable(
             version, f"its {TEMPLATE} has {template.size_bytes} bytes, and {MAX_BYTES} are allowed"
         )
-    return [*(by_path[path] for path in _NEEDED), template]
-
-
-def _is_right(folder: Path, files: list[AdapterFile]) -> bool:
-    try:
-        return all(digest_file(folder / file.path) == file.digest for file in files)
-    except OSError:
-        return False
+    return [*(by_path[path] for path in NEEDED), template]

@@ -29,6 +29,10 @@ class AdapterEntry:
     versions: dict[int, AdapterVersion] = field(default_factory=dict)
     aliases: dict[str, AliasSeen] = field(default_factory=dict)
 
+    def known(self, name: str) -> AdapterVersion | None:
+        """One of its versions by resource name, where it was seen."""
+        return self.versions.get(int(name.rpartition("/")[2]))
+
 
 class Catalogue:
     """The newest known state of one namespace."""
@@ -71,7 +75,7 @@ class Catalogue:
                 if known is not None and known.revision >= change.revision:
                     return False
                 entry.aliases[change.alias] = change
-                return known is None or known.version != change.version
+                return known is None or known.etag != change.etag or known.version != change.version
             case Gone():
                 return self._forget(change)
             case Returned():

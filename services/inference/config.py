@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from graft.errors import GraftError
 from graft.names import DEFAULT_NAMESPACE, ModelReference
 from graft.signatures import SignaturePolicy
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.config import ServiceSettings
+from services.common.config import Address, OptionalFile, ServiceSettings, or_none
 from services.inference.scheduling.limits import Limit
 
 
@@ -26,10 +26,36 @@ class InferenceSettings(ServiceSettings):
     namespace: str = Field(
         default=DEFAULT_NAMESPACE, description="namespace whose adapters are served"
     )
-    base: Path = Field(description="folder of the base model")
+    base: Path = Field(
+        description="folder of the base model, or a version in the registry: bases/name, "
+        "bases/name@alias, bases/name:7; what `graft bases switch` chose takes its place until this changes"
+    )
     base_name: str = Field(
         default="",
         description="id of the base in the registry; if empty, its folder's name made to fit",
+    )
+    base_cache_dir: Path | None = Field(
+        default=None,
+        description="fetched bases by digest; {data_dir}/inference/bases if not set",
+    )
+    base_cache_max_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="bound of what is kept there; the least recently used that is not served makes room",
+    )
+    base_switch: Literal["off", "registry", "anywhere"] = Field(
+        default="anywhere",
+        description="what a client may switch the base to: nothing, versions in the registry, or folders too",
+    )
+    base_drain_timeout_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="longest time that requests on the old base get to end when it is changed",
+    )
+    base_start_timeout_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="longest time that a new base gets to start and to hold what readiness waits for",
     )
     cache_dir: Path | None = Field(
         default=None,
@@ -64,6 +90,15 @@ class InferenceSettings(ServiceSettings):
         "slots; max_adapters if not set",
     )
     max_lora_rank: int = Field(default=64, ge=1, le=512, description="largest rank that is served")
+    lora_page_rank: int = Field(
+        default=8,
+        ge=0,
+        le=256,
+        multiple_of=8,
+        description="on a CPU, where max_cpu_adapters is more than max_adapters: adapters of smaller "
+        "ranks share a slot of max_lora_rank, in pages of so many ranks, and so many more are computed "
+        "at once; 0 gives each a slot of its own, as a GPU does",
+    )
     max_model_len: int | None = Field(
         default=None, ge=1, description="prompt and answer in tokens; what the base says if not set"
     )
@@ -72,7 +107,9 @@ class InferenceSettings(ServiceSettings):
     )
     dtype: str = Field(default="auto", description="auto, bfloat16, float16 or float32")
     quantization: str | None = Field(
-        default=None, description="for example bitsandbytes; what the base's config says if not set"
+        default=None,
+        description="quantize while loading, for example fp8 on a GPU; a base that is quantized says so "
+        "itself",
     )
     gpu_memory_utilization: float = Field(
         default=0.9, gt=0, le=1, description="share of the GPU's memory for weights and KV cache"
@@ -87,10 +124,72 @@ class InferenceSettings(ServiceSettings):
     enable_prefix_caching: bool = Field(
         default=True, description="reuse the KV cache of equal prefixes"
     )
+    soft_prompts: bool = Field(
+        default=True,
+        description="serve prompt tuning and P-tuning; false where no such version is served",
+    )
     seed: int = Field(default=0, description="seed of the engine, for requests without one")
+    tool_parser: str = Field(
+        default="",
+        description="how the model writes calls of tools, as vLLM names it: hermes, llama3_json, mistral, "
+        "pythonic and others; what the chat template shows if not set",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="run code that lies beside the base: only for a base that you trust",
+    )
+
+    second_engine: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto starts transformers beside vLLM, with a second copy of the base, when the first "
+        "version of a kind is asked for that vLLM does not compute; off refuses such versions",
+    )
+    second_engine_max_adapters: int = Field(
+        default=8,
+        ge=1,
+        le=1024,
+        description="adapter versions of each kind loaded at once on the second engine",
+    )
+    second_engine_max_seqs: int = Field(
+        default=16, ge=1, le=1024, description="requests that the second engine computes at once"
+    )
+    second_engine_kv_gib: float = Field(
+        default=1.0,
+        gt=0,
+        description="GiB of keys and values on the second engine, padding included",
+    )
+    second_engine_device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="where the second engine computes; auto is the GPU where there is one",
+    )
+    second_engine_idle_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="how long the second engine goes on when nothing is loaded on it any more",
+    )
+    http_listen: Annotated[Address | None, BeforeValidator(or_none)] = Field(
+        default="127.0.0.1:0",
+        description="host:port for OpenAI's API over HTTP; port 0 takes a free one, nothing turns it off",
+    )
+    http_api_keys: OptionalFile = Field(
+        default=None,
+        description="file of the keys that open it, a line for each: KEY, or NAME KEY; without it "
+        "nobody is asked for one",
+    )
+    http_max_body_bytes: int = Field(
+        default=8 * 1024**2, ge=1024, description="longest request over HTTP"
+    )
+    blends: bool = Field(
+        default=True, description="answer requests that name a blend of adapters as their model"
+    )
+    blend_timeout_s: float = Field(
+        default=120.0, gt=0, description="longest time for computing one; it is refused then"
+    )
+    blend_memory_bytes: int = Field(
+        default=4 * 1024**3, ge=1, description="main memory for computing one"
+    )
+    blend_max_waiting: int = Field(
+        default=16, ge=1, description="blends that may wait to be computed; one is at a time"
     )
 
     signature_policy: SignaturePolicy = Field(
@@ -99,6 +198,12 @@ class InferenceSettings(ServiceSettings):
     )
     trusted_keys: tuple[Path, ...] = Field(
         default=(), description='PEM files of public keys, as JSON: ["/keys/ci.pub"]'
+    )
+
+    attestation_key: Path | None = Field(
+        default=None,
+        description="PEM file of the private key that signs what is attested of each answer; "
+        "not signed if not set",
     )
 
     max_in_flight: int | None = Field(

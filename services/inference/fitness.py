@@ -9,6 +9,8 @@ from graft.errors import GraftError, Reason
 from services.inference.domain import AdapterVersion, Base
 from services.inference.engines.base import Limits
 
+_RANKED = ("LORA", "DORA")
+
 
 def check_version(version: AdapterVersion, base: Base, limits: Limits) -> None:
     """By what the registry says of it.
@@ -23,10 +25,11 @@ def check_version(version: AdapterVersion, base: Base, limits: Limits) -> None:
             f"than {base.name} ({base.fingerprint})",
             next_step="Ask the service that serves its base, or train it on this one.",
         )
-    if limits.max_adapters == 0:
+    if limits.max_adapters == 0 and limits.takes_slot(version.peft_type):
         raise unusable(version, "this service serves the base alone (max_adapters=0)")
-    if version.peft_type != "LORA":
-        raise unusable(version, f"it is {version.peft_type}, and this engine serves LORA")
+    if version.peft_type not in limits.kinds:
+        served = ", ".join(sorted(limits.kinds))
+        raise unusable(version, f"it is {version.peft_type}, and this engine serves {served}")
     _check_rank(version, version.rank, limits)
 
 
@@ -36,10 +39,13 @@ def check_config(version: AdapterVersion, config: Mapping[str, object], limits: 
     Raises:
         GraftError: RANK_TOO_LARGE, ADAPTER_UNUSABLE.
     """
-    if config.get("use_dora"):
+    kind = kind_of(version.peft_type, config)
+    if kind == "DORA" and kind not in limits.kinds:
         raise unusable(version, "it is a DoRA, whose magnitudes this engine does not apply")
     if config.get("modules_to_save"):
         raise unusable(version, "it brings fully trained modules, as a reward model does")
+    if kind not in _RANKED:
+        return
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise unusable(version, "the rank_pattern of its adapter_config.json is not an object")
@@ -47,6 +53,11 @@ def check_config(version: AdapterVersion, config: Mapping[str, object], limits: 
         if not isinstance(rank, int) or rank < 1:
             raise unusable(version, f"its adapter_config.json has the rank {rank!r}")
         _check_rank(version, rank, limits)
+
+
+def kind_of(peft_type: str, config: Mapping[str, object]) -> str:
+    """What an engine has to be able to compute: the PEFT type, and "DORA" for a LoRA with magnitudes."""
+    return "DORA" if peft_type == "LORA" and config.get("use_dora") else peft_type
 
 
 def unusable(version: AdapterVersion, why: str) -> GraftError:

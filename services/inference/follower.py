@@ -18,6 +18,7 @@ from services.inference.catalogue import AdapterEntry, Catalogue
 from services.inference.domain import AdapterVersion, AliasSeen, Base, Event, Gone, Returned
 from services.inference.metrics import InferenceMetrics
 from services.inference.registry.base import Registry
+from services.inference.rollout.controller import Rollouts
 from services.inference.swaps import NEWEST, Swaps
 
 _FIRST_RETRY_S = 0.1
@@ -41,11 +42,12 @@ class Follower:
         metrics: InferenceMetrics,
         warm_limit: int,
         prefetch: Callable[[str], None] = lambda _: None,
+        rollouts: Rollouts | None = None,
     ) -> None:
         self._registry, self._base = registry, base
         self._catalogue, self._swaps = catalogue, swaps
         self._metrics, self._warm_limit = metrics, warm_limit
-        self._prefetch = prefetch
+        self._prefetch, self._rollouts = prefetch, rollouts
         self._task: asyncio.Task[None] | None = None
         self._connected, self._event_lag_s, self._heard_s = False, 0.0, time.monotonic()
         metrics.watch_lag.set_function(lambda: self.lag_s)
@@ -74,6 +76,12 @@ class Follower:
         self._task = asyncio.create_task(self._follow())
         await self._swaps.settled()
 
+    def show(self) -> None:
+        """Shows in the metrics what is so now."""
+        self._metrics.watch_lag.set_function(lambda: self.lag_s)
+        self._metrics.watch_connected.set(self._connected)
+        self._metrics.revision.set(self.revision)
+
     async def stop(self) -> None:
         """Ends following."""
         if self._task is not None:
@@ -96,6 +104,7 @@ class Follower:
                 warmed += 1
                 if warmed > self._warm_limit:
                     self._prefetch(alias.version)
+                    self._see(alias, begin=False)
                     continue
             self._act_on_alias(alias)
         # Also back, where a registry was restored: the events from there on are other ones.
@@ -136,6 +145,8 @@ class Follower:
                     self._act_on_version(change)
         elif isinstance(change, AdapterVersion) and self._is_ours(change.adapter):
             self._swaps.reconsider(change)
+            if self._rollouts is not None:
+                self._rollouts.reconsider(change)
         self._event_lag_s = max(0.0, time.time() - event.time_s)
         self._seen(event.revision)
 
@@ -145,12 +156,20 @@ class Follower:
             return
         if alias.alias == DEFAULT_ALIAS or self._swaps.route(key) is not None:
             self._swaps.want(key, alias.version)
+            self._see(alias, begin=True)
         else:
             self._prefetch(alias.version)
+            self._see(alias, begin=False)
+
+    def _see(self, alias: AliasSeen, *, begin: bool) -> None:
+        if self._rollouts is not None:
+            self._rollouts.see(alias, begin=begin)
 
     def _act_on_end(self, gone: Gone) -> None:
         self._catalogue.apply(gone)
         self._swaps.forget(gone.adapter, gone.alias)
+        if self._rollouts is not None:
+            self._rollouts.forget(gone.adapter, gone.alias)
 
     def _act_on_loss(self, entry: AdapterEntry) -> None:
         """The registry was restored to a time before the newest versions of an adapter."""

@@ -20,7 +20,7 @@ class Gate:
     """
 
     def __init__(self, engine: Engine, wait_s: float, max_waiting: int) -> None:
-        self._engine, self._wait_s, self._max_waiting = engine, wait_s, max_waiting
+        self._engine, self.wait_s, self.max_waiting = engine, wait_s, max_waiting
         self._opened = asyncio.Event()
         self._opened.set()
         self.waiting = 0
@@ -49,11 +49,11 @@ class Gate:
             return
         # It died a moment ago, and its supervisor has not seen it yet.
         self.close()
-        if self.waiting >= self._max_waiting:
+        if self.waiting >= self.max_waiting:
             raise engine_dead(self.retry_after_s)
         self.waiting += 1
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(self.wait_s):
                 while not self.is_open:
                     await self._opened.wait()
                     if not self._engine.healthy:

@@ -46,8 +46,16 @@ class LoraInfo(Collector):
             names = _names(self._swaps.routes())
             residents = self._residency.current()
             ready = [each for each in residents if each.state is State.READY]
-            running = self._residency.wishes.by_use(ready)[:slots]
-            waiting = (each for each in residents if each.state is State.LOADING)
+            # What takes no slot is no LoRA to a picker that counts slots.
+            takes_slot = self._engine.limits.takes_slot
+            ready = [each for each in ready if takes_slot(each.version.peft_type)]
+            running = self._residency.wishes.by_use(ready)
+            running = running[: self._engine.limits.computed(each.version.rank for each in running)]
+            waiting = (
+                each
+                for each in residents
+                if each.state is State.LOADING and takes_slot(each.version.peft_type)
+            )
             family.add_metric(
                 [
                     str(slots),
@@ -78,4 +86,4 @@ def _names(routes: Mapping[RouteKey, AdapterVersion]) -> dict[str, str]:
 
 
 def _name(version: AdapterVersion, names: Mapping[str, str]) -> str:
-    return names.get(version.name, f"{version.adapter_id}:{version.number}")
+    return names.get(version.name, version.reference)

@@ -15,7 +15,8 @@ from graft.errors import Reason
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.common.tracing import Tracing
-from services.inference.domain import AdapterVersion
+from services.inference.domain import AdapterVersion, Base
+from services.inference.rollout.metrics import RolloutMetrics
 from services.inference.thrash import Thrash
 from services.inference.version_series import LATENCY_S, VersionSeriesTable
 from services.inference.version_series import VersionSeries as VersionSeries
@@ -101,6 +102,12 @@ class InferenceMetrics:
         self.residency = _gauge(registry, "residency", "Versions on the engine", "state")
         self._tier_versions = _gauge(registry, "tier_versions", "Versions kept in a tier", "tier")
         self._tier_bytes = _gauge(registry, "tier_bytes", "Bytes of versions in a tier", "tier")
+        self._slot_room = _gauge(
+            registry,
+            "slot_room",
+            "Room of the engine's slots: pages where adapters share them, slots where they do not",
+            "which",
+        )
         self._evictions = _counter(
             registry, "evictions", "Versions that left a tier, and why", "tier", "why"
         )
@@ -110,9 +117,17 @@ class InferenceMetrics:
             "Versions brought back within the window after their eviction",
             "tier",
         )
+        self.rollouts = RolloutMetrics(registry)
         self.engine_up = _gauge(registry, "engine_up", "1 while the engine can answer")
         self.engine_starts = _counter(
             registry, "engine_restarts", "Tries to start a dead engine anew", "outcome"
+        )
+        self.base_switches = _counter(
+            registry,
+            "base_switches",
+            "Changes of the base, by how they went and ended",
+            "strategy",
+            "outcome",
         )
         self.slot_waiters = _gauge(registry, "slot_waiters", "Loads that wait for a slot")
         self._begin_at_zero()
@@ -129,10 +144,13 @@ class InferenceMetrics:
         """Prometheus sees the first of a kind as an increase only where it has seen none before."""
         for reason in (Reason.OVERLOADED, Reason.ENGINE_DEAD, Reason.INTERNAL):
             self.refusals.labels(reason.value)
-        for outcome in ("moved", "failed"):
+        for outcome in ("moved", "unchanged", "failed"):
             self.swaps.labels(outcome)
         for outcome in ("started", "failed"):
             self.engine_starts.labels(outcome)
+        for strategy in ("beside", "replace"):
+            for outcome in ("done", "failed", "cancelled"):
+                self.base_switches.labels(strategy, outcome)
         for cause in ("nothing", "capacity", "slot", "limit"):
             self.queue_wait.labels(cause)
         for tier in Tier:
@@ -162,7 +180,7 @@ class InferenceMetrics:
         if self._thrash.brought(tier.value, version.name):
             self._thrashed.labels(tier.value).inc()
         if tier is Tier.GPU:
-            self._versions.hold(version.adapter_id, str(version.number)).loads.inc()
+            self._versions.hold(version.adapter_id, version.label).loads.inc()
 
     def evicted(self, version: AdapterVersion, why: Why, tier: Tier = Tier.GPU) -> None:
         """A version left a tier."""
@@ -174,8 +192,13 @@ class InferenceMetrics:
         self._tier_versions.labels(tier.value).set(versions)
         self._tier_bytes.labels(tier.value).set(size_bytes)
 
+    def show_room(self, room: int, taken: int) -> None:
+        """What there is on the engine's slots, and what the adapters there take of it."""
+        self._slot_room.labels("all").set(room)
+        self._slot_room.labels("taken").set(taken)
+
     def observe_stage(self, stage: str, seconds: float) -> None:
-        """One stage took so long: resolve, fetch, verify, load, switch, drain or unload."""
+        """One stage took so long: resolve, fetch, blend, verify, load, switch, drain or unload."""
         self._stages.labels(stage).observe(seconds)
 
     @contextmanager
@@ -187,6 +210,13 @@ class InferenceMetrics:
                 yield
         finally:
             self.observe_stage(stage, time.perf_counter() - began_s)
+
+
+def labels_of(base: Base, version: AdapterVersion | None) -> tuple[str, str]:
+    """What the series of a version, or of the base alone, are called: adapter and version."""
+    if version is None:
+        return base.base_id, ""
+    return version.adapter_id, version.label
 
 
 def _counter(registry: CollectorRegistry, name: str, what: str, *labels: str) -> Counter:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft.names import DEFAULT_ALIAS, ModelReference, version_name
 
 from services.inference.catalogue import AdapterEntry, Catalogue
-from services.inference.domain import Base
+from services.inference.domain import AdapterVersion, Base
 from services.inference.residency import Residency
 from services.inference.residents import State
 from services.inference.swaps import NEWEST, Swaps
@@ -16,16 +16,22 @@ from services.inference.swaps import NEWEST, Swaps
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name; version and digest are empty for the base, digest also where it is not known yet."""
+    """A name; version and digest are empty for the base, digest also where it is not known yet.
+
+    engine is the name of the one that computes it; empty where its version's kind is not known yet.
+    blend is what it is made of, as its parts' versions with their weights; empty where it is none.
+    """
 
     reference: str
     version: str
     digest: str
     resident: bool
+    engine: str = ""
+    blend: str = ""
 
 
 class Models:
-    """Lists what can be asked: the base, then each adapter with its aliases, and what is loaded."""
+    """Lists what can be asked: the base, then each adapter with its aliases, and what is loaded, also of blends."""
 
     def __init__(
         self, base: Base, catalogue: Catalogue, swaps: Swaps, residency: Residency
@@ -34,8 +40,9 @@ class Models:
         self._swaps, self._residency = swaps, residency
 
     def list(self) -> Iterator[Model]:
-        """The base first, then adapters by name."""
-        yield Model(str(ModelReference(self._base.namespace, self._base.base_id)), "", "", True)
+        """The base first, then adapters by name, then the blends that are loaded."""
+        base = str(ModelReference(self._base.namespace, self._base.base_id))
+        yield Model(base, "", "", True, self._residency.engine_of(None))
         loaded = {
             each.version.name: each.version.digest
             for each in self._residency.instances()
@@ -44,7 +51,19 @@ class Models:
         for name in sorted(self._catalogue.adapters):
             entry = self._catalogue.adapters[name]
             if entry.base in ("", self._base.name) and entry.latest:
-                yield from self._of(entry, loaded)
+                for model in self._of(entry, loaded):
+                    version = entry.known(model.version)
+                    if version is not None:
+                        model = replace(model, engine=self._residency.engine_of(version))
+                    yield model
+        for reference, blend in sorted(self._blends(), key=lambda each: each[0]):
+            engine = self._residency.engine_of(blend)
+            yield Model(reference, blend.name, blend.digest, True, engine, reference)
+
+    def _blends(self) -> Iterator[tuple[str, AdapterVersion]]:
+        for each in self._residency.instances():
+            if each.version.blend is not None and each.state is State.READY:
+                yield each.version.reference, each.version
 
     def _of(self, entry: AdapterEntry, loaded: dict[str, str]) -> Iterator[Model]:
         namespace, adapter = entry.name.split("/")[1::2]
@@ -65,6 +84,6 @@ class Models:
             return Model(str(reference), route.name, route.digest, route.name in loaded)
         seen = entry.aliases.get(alias)
         name = version_name(entry.name, entry.latest) if seen is None else seen.version
-        known = entry.versions.get(int(name.rpartition("/")[2]))
+        known = entry.known(name)
         digest = "" if known is None else known.digest
         return Model(str(reference), name, digest, name in loaded)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from graft.errors import GraftError, Reason
 
 from services.common.logs import get_logger
 from services.inference.domain import AdapterVersion
-from services.inference.engines.base import Engine, EngineAdapter
+from services.inference.engines.base import Engine, EngineAdapter, Limits
 from services.inference.failures import Failure, Failures, anew
 from services.inference.gate import Gate
 from services.inference.loading import Preparation
 from services.inference.metrics import InferenceMetrics, Tier, Why
 from services.inference.residents import Resident, Slots, State, Wishes
+from services.inference.templates import ChatTemplate
 
 # Remembered to be on disk; whoever is forgotten is looked at again.
 _MAX_PREPARED = 4096
@@ -56,7 +58,9 @@ class Residency:
         self._current: dict[str, Resident] = {}
         self._draining: set[Resident] = set()
         self._failures = Failures(options.retry_failed_after_s, options.retry_failed_max_s)
-        self._slots, self._engine_loads = Slots(), asyncio.Lock()
+        # By pool (Limits.pool): each engine has slots of its own, and some kinds need none of them.
+        self._slots: defaultdict[str, Slots] = defaultdict(Slots)
+        self._engine_loads: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._numbers, self._ticks = itertools.count(1), itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = 0
@@ -70,6 +74,15 @@ class Residency:
         """Whether a request for it would begin at once."""
         resident = self._current.get(version.name)
         return resident is not None and resident.state is State.READY
+
+    def engine_of(self, version: AdapterVersion | None) -> str:
+        """Name of the engine that computes a version, or would; None is the base."""
+        if version is None:
+            return self._engine.limits.engine
+        resident = self._current.get(version.name)
+        if resident is not None:
+            return resident.engine
+        return self._engine.limits.of(version.peft_type).engine
 
     def instances(self) -> Iterator[Resident]:
         """All that are loading, loaded or draining."""
@@ -126,6 +139,20 @@ class Residency:
             self._prepared.clear()
         self._prepared.add(version.name)
 
+    async def template(self, version: AdapterVersion) -> ChatTemplate | None:
+        """What its conversations are rendered with, whether or not it is loaded; None is the base's own.
+
+        Raises:
+            GraftError: as prepare.
+        """
+        resident = self._current.get(version.name)
+        if resident is not None and resident.state is State.READY:
+            return resident.template
+        self._failures.refuse(version)
+        prepared = await self._preparation.prepare(version)
+        prepared.held.release()
+        return prepared.template
+
     async def acquire(self, version: AdapterVersion) -> Resident:
         """Counts a request onto a version, which is loaded for it if need be; release() it in any case.
 
@@ -166,8 +193,8 @@ class Residency:
         if resident.in_flight == 0:
             if resident.state is State.DRAINING:
                 self._spawn(self._unload(resident))
-            elif self._slots.waiting:
-                self._make_room()
+            elif self._slots[self._pool(resident)].waiting:
+                self._make_room(resident.kind)
 
     def retire(self, version: AdapterVersion) -> None:
         """Takes nothing new onto a version's instance and unloads it when its last request ends."""
@@ -177,29 +204,47 @@ class Residency:
             self._drain(resident)
 
     def lost(self) -> list[AdapterVersion]:
-        """The engine died, and with it what it held; returns that, what is wanted most first."""
-        ready = [each for each in self._current.values() if each.state is State.READY]
+        """The engine died, and with it what it held; returns that, what is wanted most first.
+
+        An engine beside it still has its own.
+        """
+        died = self._engine.limits.engine
+        ready = [
+            each
+            for each in self._current.values()
+            if each.state is State.READY and each.engine == died
+        ]
         for resident in ready:
             self._drain(resident)
         return [each.version for each in self.wishes.by_worth(ready)]
 
     async def warm(self, version: AdapterVersion) -> None:
         """Brings a version in where that takes nobody's slot; what fails is said by its next request."""
+        limits = self._engine.limits
+        pool, room = limits.pool(version.peft_type), limits.room_for(version.peft_type)
         # What drains frees its slot by itself.
-        if version.name in self._current or len(self._current) >= self._engine.limits.max_loaded:
+        held = sum(self._pool(each) == pool for each in self._current.values())
+        if version.name in self._current or held >= room:
             return
         with suppress(GraftError):
             self.release(await self.acquire(version))
 
     def reconsider(self, version: AdapterVersion) -> None:
-        """It may be tried again at once: something was said of it that may change the answer."""
-        self._failures.forget(version)
+        """It may be tried again at once: something was said of it that may change the answer.
+
+        So may what it is blended into.
+        """
+        for failure in tuple(self._failures):
+            if version.name in (one.name for one in failure.version.registered):
+                self._failures.forget(failure.version)
 
     def _begin(self, version: AdapterVersion) -> Resident:
         ready = asyncio.get_running_loop().create_future()
         # Nobody may be left to hear of a failure.
         ready.add_done_callback(lambda done: done.cancelled() or done.exception())
-        resident = Resident(version, next(self._numbers), ready)
+        kind = version.peft_type
+        engine = self._engine.limits.of(kind).engine
+        resident = Resident(version, next(self._numbers), ready, kind, engine)
         self._current[version.name] = resident
         self._spawn(self._load(resident))
         self._show()
@@ -210,11 +255,14 @@ class Residency:
         try:
             prepared = await self._preparation.prepare(version)
             resident.held, resident.template = prepared.held, prepared.template
-            await self._take_slot()
+            # Of a blend it is known from here on which files it has.
+            resident.version, resident.kind = prepared.version, prepared.kind
+            resident.engine = self._engine.limits.of(prepared.kind).engine
+            await self._take_slot(resident.kind)
             try:
                 await self._load_into_engine(resident, prepared.held.folder)
             except BaseException:
-                self._free_slot()
+                self._free_slot(resident.kind)
                 raise
         except GraftError as error:
             self._fail(resident, error)
@@ -230,8 +278,8 @@ class Residency:
             resident.state = State.READY
             resident.ready.set_result(None)
             get_logger().info("adapter loaded", version=version.name, digest=version.digest)
-            if self._slots.waiting:
-                self._make_room()
+            if self._slots[self._pool(resident)].waiting:
+                self._make_room(resident.kind)
         self._show()
 
     async def _load_into_engine(self, resident: Resident, folder: Path) -> None:
@@ -241,7 +289,7 @@ class Residency:
         while True:
             await self._gate.passed()
             # One after the other, as in the engine itself: when it dies of a load, that one is known.
-            async with self._engine_loads:
+            async with self._engine_loads[resident.engine]:
                 if self._gate.is_open:
                     await self._load_now(version, resident.adapter)
                     return
@@ -266,35 +314,50 @@ class Residency:
         )
         resident.ready.set_exception(error)
 
-    async def _take_slot(self) -> None:
-        turn = self._slots.ask()
-        self._make_room()
+    def _pool(self, resident: Resident) -> str:
+        return self._engine.limits.pool(resident.kind)
+
+    async def _take_slot(self, kind: str) -> None:
+        slots = self._slots[self._engine.limits.pool(kind)]
+        turn = slots.ask()
+        self._make_room(kind)
         try:
             async with asyncio.timeout(self._options.slot_timeout_s):
                 await turn
         except (TimeoutError, asyncio.CancelledError) as error:
-            self._slots.withdraw(turn)
+            slots.withdraw(turn)
             if turn.done() and not turn.cancelled():
                 # It was given in the very moment in which the wait ended.
-                self._free_slot()
+                self._free_slot(kind)
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise _overloaded(
                 f"No adapter slot became free within {self._options.slot_timeout_s} s"
             ) from None
         finally:
-            self._metrics.slot_waiters.set(self._slots.waiting)
+            self._show_waiters()
 
-    def _make_room(self) -> None:
-        """Gives free slots to those who wait, in order, and drains as many instances as are short."""
-        self._slots.give(self._engine.limits.max_loaded)
-        for _ in range(self._slots.waiting - len(self._draining)):
-            victim = self.wishes.victim(self._current.values())
+    def _make_room(self, kind: str) -> None:
+        """Gives free slots to those who wait, in order, and drains as many instances as are short.
+
+        All in the pool of the kind.
+        """
+        pool = self._engine.limits.pool(kind)
+        slots = self._slots[pool]
+        slots.give(self._engine.limits.room_for(kind))
+        draining = sum(self._pool(each) == pool for each in self._draining)
+        for _ in range(slots.waiting - draining):
+            victim = self.wishes.victim(
+                each for each in self._current.values() if self._pool(each) == pool
+            )
             if victim is None:
                 break
             self._metrics.evicted(victim.version, Why.ROOM)
             self._drain(victim)
-        self._metrics.slot_waiters.set(self._slots.waiting)
+        self._show_waiters()
+
+    def _show_waiters(self) -> None:
+        self._metrics.slot_waiters.set(sum(each.waiting for each in self._slots.values()))
 
     def _drain(self, resident: Resident) -> None:
         resident.state = State.DRAINING
@@ -322,13 +385,13 @@ class Residency:
                 get_logger().error("adapter not unloaded", version=version.name, exc_info=error)
         self._draining.discard(resident)
         if version.name not in self._current:
-            self._metrics.forget(version.adapter_id, str(version.number))
-        self._free_slot()
+            self._metrics.forget(version.adapter_id, version.label)
+        self._free_slot(resident.kind)
         self._show()
 
-    def _free_slot(self) -> None:
-        self._slots.free()
-        self._make_room()
+    def _free_slot(self, kind: str) -> None:
+        self._slots[self._engine.limits.pool(kind)].free()
+        self._make_room(kind)
 
     def _show(self) -> None:
         self.on_change()
@@ -339,16 +402,48 @@ class Residency:
         for state, count in counts.items():
             self._metrics.residency.labels(state.value).set(count)
         loaded = [each for each in self.instances() if each.state in (State.READY, State.DRAINING)]
-        # On its slots are the last used, as in the engine's own order.
-        on_slots = self.wishes.by_use(loaded)[: self._engine.limits.max_adapters]
+        limits = self._engine.limits
+        # On its slots are the last used, as in the engine's own order; what needs none is computed with them.
+        on_slots = [each for each in loaded if self._pool(each) != limits.engine]
+        on_slots += self._computed()
+        self._metrics.show_room(limits.room, self.room_taken())
         for tier, residents in ((Tier.CPU, loaded), (Tier.GPU, on_slots)):
             size_bytes = sum(each.version.size_bytes for each in residents)
             self._metrics.show_tier(tier, len(residents), size_bytes)
+
+    @property
+    def limits(self) -> Limits:
+        """Of its engine."""
+        return self._engine.limits
+
+    def room_taken(self) -> int:
+        """What the adapters on the engine's slots take of their room (Limits.room)."""
+        return sum(self._engine.limits.room_of(each.version.rank) for each in self._computed())
+
+    def _computed(self) -> list[Resident]:
+        """The last used, as in the engine's own order, of those that need its slots."""
+        limits, states = self._engine.limits, (State.READY, State.DRAINING)
+        used = self.wishes.by_use(
+            each
+            for each in self.instances()
+            if each.state in states and self._pool(each) == limits.engine
+        )
+        return used[: limits.computed(each.version.rank for each in used)]
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def show(self) -> None:
+        """Shows in the metrics what is so now."""
+        self._show()
+
+    async def end(self) -> None:
+        """Its engine was stopped for good: lets go of what that read."""
+        self.lost()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
         """Cancels loads that are under way."""

@@ -27,13 +27,17 @@ class State(Enum):
 class Resident:
     """One load of one version; in_flight counts requests on it and those that wait for its load.
 
-    template, once it is loaded, is what its conversations are rendered with; None is the base's own.
+    kind is what its engine has to compute, and engine that engine's name; both are known for good once its
+    files are here. template, once it is loaded, is what its conversations are rendered with; None is the
+    base's own.
     held keeps its folder for as long as the engine may read it.
     """
 
     version: AdapterVersion
     number: int
     ready: asyncio.Future[None]
+    kind: str = ""
+    engine: str = ""
     state: State = State.LOADING
     in_flight: int = 0
     used: int = 0

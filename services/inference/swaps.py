@@ -44,6 +44,8 @@ class Swaps:
         self._wanted: dict[RouteKey, tuple[str, float]] = {}
         self._changed: dict[RouteKey, asyncio.Event] = {}
         self._tasks: dict[RouteKey, asyncio.Task[None]] = {}
+        # Names of versions that others hold loaded though no route means them.
+        self.held: Callable[[], frozenset[str]] = frozenset
         # Which versions are pinned, by the routes.
         self.pins: Callable[[Mapping[RouteKey, AdapterVersion]], frozenset[str]] = lambda _: (
             frozenset()
@@ -93,6 +95,14 @@ class Swaps:
             self._changed[key].set()
         replaced = [self._routes.pop(key) for key in list(self._routes) if concerns(key)]
         self._retire(replaced)
+
+    def let_go(self, versions: Sequence[AdapterVersion]) -> None:
+        """Nobody holds them any more: what no name means, now or soon, is unloaded."""
+        self._retire(versions)
+
+    def held_changed(self) -> None:
+        """Something else is held than before."""
+        self._note()
 
     async def settled(self) -> None:
         """Waits until every wish so far was fulfilled or failed for good."""
@@ -185,15 +195,19 @@ class Swaps:
     def _retire(self, replaced: Sequence[AdapterVersion]) -> None:
         """Unloads what no name means any more."""
         self._note()
-        routed = {each.name for each in self._routes.values()}
+        wanted = {each.name for each in self._routes.values()} | self.held()
+        wanted |= {name for name, _ in self._wanted.values()}
         for old in replaced:
-            if old.name not in routed:
+            if old.name not in wanted:
                 self._residency.retire(old)
 
     def _note(self) -> None:
         """Tells the residency what is wanted more than other versions."""
-        self._residency.wishes.preferred = frozenset(
-            each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
+        self._residency.wishes.preferred = (
+            frozenset(
+                each.name for (_, name), each in self._routes.items() if name == DEFAULT_ALIAS
+            )
+            | self.held()
         )
         self._residency.wishes.pinned = self.pins(self._routes)
 

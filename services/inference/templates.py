@@ -39,7 +39,7 @@ class ChatTemplate:
     """
 
     def __init__(self, version: str, text: str) -> None:
-        self._version = version
+        self._version, self.text = version, text
         environment = _Sandbox()
         try:
             tree = environment.parse(text)

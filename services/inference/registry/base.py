@@ -8,7 +8,9 @@ from pathlib import Path
 
 from graft.leases import LeaseKeeper
 from graft.names import ModelReference
+from graft.rollout_policy import RolloutReport
 
+from services.inference.bases.domain import BaseReference, BaseVersion
 from services.inference.domain import AdapterFile, AdapterVersion, Event, Snapshot
 
 
@@ -52,11 +54,35 @@ class Registry(ABC):
         """
 
     @abstractmethod
+    async def base_version(self, reference: BaseReference) -> BaseVersion:
+        """The version of a base that a reference names now.
+
+        Raises:
+            GraftError: BASE_NOT_FOUND, ALIAS_NOT_FOUND, VERSION_NOT_FOUND.
+        """
+
+    @abstractmethod
     async def fetch(self, file: AdapterFile, target: Path) -> None:
         """Fetches a blob to target.
 
         Raises:
             GraftError: BLOB_NOT_FOUND, DIGEST_MISMATCH.
+        """
+
+    @abstractmethod
+    async def take_back(self, alias: str, etag: str, report: RolloutReport) -> None:
+        """Takes a canary out of an alias, by its resource name, for the reason in the report.
+
+        Raises:
+            GraftError: ALIAS_MOVED when it is not as etag says, NO_ROLLOUT when it has no such canary.
+        """
+
+    @abstractmethod
+    async def advance(self, alias: str, etag: str, reason: str) -> None:
+        """Gives an alias' canary its next weight.
+
+        Raises:
+            GraftError: ALIAS_MOVED, NO_ROLLOUT when there is no next step, or not yet.
         """
 
     def lease(self, targets: Callable[[], Iterable[str]]) -> LeaseKeeper | None:

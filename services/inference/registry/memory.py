@@ -13,7 +13,9 @@ from graft.bases import read_base
 from graft.digests import digest_bytes, digest_file
 from graft.errors import GraftError, Reason
 from graft.names import DEFAULT_ALIAS, ModelReference, adapter_name, version_name
+from graft.rollout_policy import Rollout, RolloutReport
 
+from services.inference.bases.domain import BaseReference, BaseVersion
 from services.inference.domain import (
     AdapterFile,
     AdapterSeen,
@@ -41,6 +43,9 @@ class MemoryRegistry(Registry):
         self._latest: dict[str, AdapterSeen] = {}
         self._versions: dict[str, AdapterVersion] = {}
         self._aliases: dict[tuple[str, str], AliasSeen] = {}
+        self._bases: dict[str, str] = {}
+        self._base_versions: dict[str, list[BaseVersion]] = {}
+        self._base_aliases: dict[tuple[str, str], int] = {}
         self.available = True
         self.fetched: list[str] = []
 
@@ -89,10 +94,59 @@ class MemoryRegistry(Registry):
         version = self._versions[name]
         await self._record(replace(version, envelopes=(*version.envelopes, envelope)))
 
-    async def set_alias(self, adapter: str, alias: str, number: int) -> None:
+    async def set_alias(
+        self,
+        adapter: str,
+        alias: str,
+        number: int,
+        canaries: Mapping[int, float] | None = None,
+        rollout: Rollout | None = None,
+    ) -> None:
         """Points an alias at a version."""
-        name = version_name(adapter, number)
-        await self._record(AliasSeen(adapter, alias, name, len(self._log) + 1))
+        name, revision = version_name(adapter, number), len(self._log) + 1
+        split = tuple((canaries or {}).items())
+        await self._record(
+            AliasSeen(adapter, alias, name, revision, split, rollout, f"etag-{revision}")
+        )
+
+    async def take_back(self, alias: str, etag: str, report: RolloutReport) -> None:
+        seen = self._alias_at(alias, etag)
+        if report.version not in dict(seen.canaries):
+            raise GraftError(
+                Reason.NO_ROLLOUT,
+                f"{alias} has no canary {report.version}",
+                next_step="Read the alias again.",
+            )
+        left = {number: part for number, part in seen.canaries if number != report.version}
+        limits = None if seen.rollout is None else seen.rollout.limits
+        await self.set_alias(seen.adapter, seen.alias, seen.number, left, Rollout(limits))
+
+    async def advance(self, alias: str, etag: str, reason: str) -> None:
+        seen = self._alias_at(alias, etag)
+        number, percent = seen.canaries[0] if len(seen.canaries) == 1 else (0, 100.0)
+        after = None if seen.rollout is None else seen.rollout.next_percent(percent)
+        if after is None:
+            raise GraftError(
+                Reason.NO_ROLLOUT, f"{alias} has no next step", next_step="Read the alias again."
+            )
+        whole = after >= 100
+        await self.set_alias(
+            seen.adapter,
+            seen.alias,
+            number if whole else seen.number,
+            {} if whole else {number: after},
+            None if whole else seen.rollout,
+        )
+
+    def _alias_at(self, alias: str, etag: str) -> AliasSeen:
+        self._check()
+        adapter, _, name = alias.partition("/aliases/")
+        seen = self._aliases[adapter, name]
+        if seen.etag != etag:
+            raise GraftError(
+                Reason.ALIAS_MOVED, f"{alias} was moved", next_step="Read the alias again."
+            )
+        return seen
 
     async def break_watches(self) -> None:
         """Ends every running watch as a lost connection would."""
@@ -127,10 +181,43 @@ class MemoryRegistry(Registry):
 
     async def record_base(self, folder: Path, name: str) -> str:
         self._check()
-        if not self._fingerprint:
+        if not self._bases and self._fingerprint:
+            self._bases[name] = self._fingerprint
+        if name not in self._bases:
             base = await asyncio.to_thread(read_base, folder, name)
-            self._fingerprint = base.fingerprint.digest
-        return self._fingerprint
+            self._bases[name] = base.fingerprint.digest
+        self._fingerprint = self._fingerprint or self._bases[name]
+        return self._bases[name]
+
+    async def add_base_version(self, base: str, folder: Path) -> BaseVersion:
+        """Commits the files of a folder as the base's next version."""
+        files = []
+        for path in sorted(folder.iterdir()):
+            digest = digest_file(path)
+            files.append(AdapterFile(path.name, digest, path.stat().st_size))
+            self._blobs[digest] = path
+        versions = self._base_versions.setdefault(base, [])
+        name = version_name(base, len(versions) + 1)
+        fingerprint = (await asyncio.to_thread(read_base, folder, base)).fingerprint.digest
+        digest = digest_bytes(repr((name, files)).encode())
+        versions.append(BaseVersion(name, digest, fingerprint, tuple(files)))
+        return versions[-1]
+
+    def set_base_alias(self, base: str, alias: str, number: int) -> None:
+        """Points an alias at a base's version."""
+        self._base_aliases[base, alias] = number
+
+    async def base_version(self, reference: BaseReference) -> BaseVersion:
+        self._check()
+        versions = self._base_versions.get(reference.base, [])
+        alias = reference.alias or DEFAULT_ALIAS
+        number = reference.number or self._base_aliases.get((reference.base, alias))
+        if number is None and reference.alias is not None:
+            raise _missing(Reason.ALIAS_NOT_FOUND, f"{reference.base} has no alias {alias!r}")
+        number = number or len(versions)
+        if not 1 <= number <= len(versions):
+            raise _missing(Reason.VERSION_NOT_FOUND, f"{reference.base} has no such version")
+        return versions[number - 1]
 
     async def snapshot(self) -> Snapshot:
         self._check()

@@ -22,8 +22,11 @@ from graft.names import (
 )
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from graft.rollout_messages import report_message
+from graft.rollout_policy import RolloutReport
 
 from services.common.logs import get_logger
+from services.inference.bases.domain import BaseReference, BaseVersion
 from services.inference.domain import AdapterFile, AdapterSeen, AdapterVersion, Event, Snapshot
 from services.inference.registry import convert
 from services.inference.registry.base import Registry
@@ -78,7 +81,11 @@ class RemoteRegistry(Registry):
         return Snapshot(
             aliases.revision,
             adapters,
-            tuple(convert.alias_seen(alias) for alias in aliases.aliases),
+            tuple(
+                convert.alias_seen(alias)
+                for alias in aliases.aliases
+                if convert.of_adapter(alias.name)
+            ),
         )
 
     async def _adapters(self) -> tuple[AdapterSeen, ...]:
@@ -127,6 +134,28 @@ class RemoteRegistry(Registry):
                 raise
         return await self._newest(adapter)
 
+    async def base_version(self, reference: BaseReference) -> BaseVersion:
+        base = reference.base
+        if reference.number is not None:
+            return convert.base_version(await self._message(version_name(base, reference.number)))
+        if reference.alias is not None:
+            return convert.base_version(await self._message(alias_name(base, reference.alias)))
+        try:
+            return convert.base_version(await self._message(alias_name(base, DEFAULT_ALIAS)))
+        except NotFoundError as error:
+            if error.reason is not Reason.ALIAS_NOT_FOUND:
+                raise
+        with rpc_errors(_PEER):
+            request = pb.ListVersionsRequest(parent=base, page_size=1)
+            page = await self._stub.ListVersions(request, metadata=call_metadata(actor=_ACTOR))
+        if not page.versions:
+            raise GraftError(
+                Reason.VERSION_NOT_FOUND,
+                f"{base} has no version, so the registry does not hold its files",
+                next_step="Push its folder with `graft bases push`, or name the folder.",
+            )
+        return convert.base_version(page.versions[0])
+
     async def _message(self, name: str) -> pb.Version:
         with rpc_errors(_PEER):
             return await self._stub.GetVersion(
@@ -149,6 +178,23 @@ class RemoteRegistry(Registry):
 
     async def fetch(self, file: AdapterFile, target: Path) -> None:
         await self._blobs.fetch(convert.file_message(file), target)
+
+    async def take_back(self, alias: str, etag: str, report: RolloutReport) -> None:
+        parent = alias.rsplit("/", 2)[0]
+        request = pb.RollbackAliasRequest(
+            name=alias,
+            etag=etag,
+            reason=f"version {report.version} is taken back: {report.detail}",
+            canaries=[version_name(parent, report.version)],
+            report=report_message(report, parent),
+        )
+        with rpc_errors(_PEER):
+            await self._stub.RollbackAlias(request, metadata=call_metadata(actor=_ACTOR))
+
+    async def advance(self, alias: str, etag: str, reason: str) -> None:
+        request = pb.AdvanceRolloutRequest(name=alias, etag=etag, reason=reason)
+        with rpc_errors(_PEER):
+            await self._stub.AdvanceRollout(request, metadata=call_metadata(actor=_ACTOR))
 
     def lease(self, targets: Callable[[], Iterable[str]]) -> LeaseKeeper:
         def warn(text: str) -> None:

@@ -43,6 +43,8 @@ class Claim:
         max_tokens: new ones at most.
         priority: counts as having come so many seconds earlier than the adapter's others.
         time_remaining_s: until the caller's deadline; None for none.
+        engine: which of several computes it.
+        room: what the version takes of the engine's room for adapters: one slot, or its pages.
     """
 
     namespace: str
@@ -52,6 +54,8 @@ class Claim:
     max_tokens: int
     priority: int = 0
     time_remaining_s: float | None = None
+    engine: str = ""
+    room: int = 1
 
 
 class Flow:
@@ -146,7 +150,7 @@ class Turn:
         self.given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Whoever evicts it may find nobody who still listens.
         self.given.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self.slot, self.opens = claim.slot, False
+        self.slot, self.room, self.opens = claim.slot, claim.room, False
         self.queued = self.counted = self.started = self.closed = False
         self._prompt_tokens, self._completion_tokens, self.charged = claim.prompt_tokens, 0, 0.0
         self.expected = claim.prompt_tokens + min(flow.mean_completion, claim.max_tokens)
@@ -157,10 +161,10 @@ class Turn:
         left_s = self.claim.time_remaining_s
         return math.inf if left_s is None else self.arrived_s + left_s
 
-    def move(self, slot: str) -> None:
+    def move(self, slot: str, room: int = 1) -> None:
         """Another version answers than the one that it asked for: its name moved while it waited."""
         if slot != self.slot:
-            self._scheduler.move(self, slot)
+            self._scheduler.move(self, slot, room)
 
     def prompt(self, tokens: int) -> None:
         """What its prompt really has."""

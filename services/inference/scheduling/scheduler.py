@@ -41,7 +41,8 @@ class Scheduler:
 
     Args:
         options: its settings.
-        slots: how many different adapter versions the engine computes at once, now.
+        slots: how many different adapter versions the engine computes at once, now; where they share
+            its memory in pages, how many of those it has.
         clock: seconds, monotonic.
     """
 
@@ -169,9 +170,10 @@ class Scheduler:
             self._give(flow.waiting[0], now_s)
         self._call_again(min(rotate_s, limits_s))
 
-    def _heads(self, now_s: float) -> list[str]:
+    def _heads(self, now_s: float) -> dict[str, int]:
         """The slots that are wanted next, but for those whom their own limits hold back."""
-        return [flow.waiting[0].slot for flow in self._backlog if not flow.wait_s(now_s)]
+        heads = [flow.waiting[0] for flow in self._backlog if not flow.wait_s(now_s)]
+        return {turn.slot: turn.room for turn in heads}
 
     def _next(self, now_s: float) -> Flow | None:
         """The flow with the least that may begin now."""
@@ -199,7 +201,7 @@ class Scheduler:
         flow.run(1)
         turn.counted = True
         turn.charge_expected()
-        turn.opens = self._slots.enter(turn.slot, now_s)
+        turn.opens = self._slots.enter(turn.slot, now_s, turn.room)
         self.in_flight += 1
         turn.waited_s = now_s - turn.arrived_s
         turn.given.set_result(None)
@@ -218,11 +220,11 @@ class Scheduler:
             self._slots.ready(turn.slot, self.now_s())
             self._pump()
 
-    def move(self, turn: Turn, slot: str) -> None:
+    def move(self, turn: Turn, slot: str, room: int) -> None:
         """It needs another slot than it has; one more than there are may be in use for a while."""
         self._slots.leave(turn.slot, opening=turn.opens)
-        turn.slot = slot
-        turn.opens = self._slots.enter(slot, self.now_s())
+        turn.slot, turn.room = slot, room
+        turn.opens = self._slots.enter(slot, self.now_s(), room)
         self._pump()
 
     def close(self, turn: Turn) -> None:

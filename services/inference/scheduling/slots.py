@@ -2,15 +2,15 @@
 
 A slot goes round among those that want one, in the order in which they began to want it. Its holder
 takes new requests until its time is up and somebody waits; then it takes none, and the slot is free when
-its last request ends. A slot that is being made ready takes one request, which makes it ready.
+its last request ends. A slot that is being made ready takes one request, which makes it ready. Where
+adapters share the engine's memory in pages, one takes as much of the room as it has pages.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 
 
 @dataclass(slots=True)
@@ -18,6 +18,7 @@ class Lane:
     """One adapter version on a slot; holders are its requests, opened_s is when it was ready."""
 
     opened_s: float
+    room: int
     holders: int = 0
     opening: bool = True
     closing: bool = False
@@ -27,17 +28,17 @@ class Slots:
     """The slots of one engine.
 
     Args:
-        count: how many there are now.
+        room: how many there are now, or how many pages.
         turn_s: how long a holder takes new requests while others wait.
     """
 
-    def __init__(self, count: Callable[[], int], turn_s: float) -> None:
-        self._count, self._turn_s = count, turn_s
+    def __init__(self, room: Callable[[], int], turn_s: float) -> None:
+        self._room, self._turn_s = room, turn_s
         self._lanes: dict[str, Lane] = {}
-        # In the order in which they began to want a slot.
-        self._wanted: dict[str, None] = {}
-        # Those of them that there are slots for.
-        self._next: frozenset[str] = frozenset()
+        # What each takes, in the order in which they began to want a slot.
+        self._wanted: dict[str, int] = {}
+        # Those of them that there is room for.
+        self._next: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -51,15 +52,19 @@ class Slots:
             return not lane.opening and not lane.closing
         return slot in self._next
 
-    def enter(self, slot: str, now_s: float) -> bool:
-        """One more request is on it; true when it has to make the slot ready."""
+    def enter(self, slot: str, now_s: float, room: int = 1) -> bool:
+        """One more request is on it; true when it has to make the slot ready.
+
+        Args:
+            room: what its adapter takes.
+        """
         if not slot:
             return False
         self._wanted.pop(slot, None)
         lane = self._lanes.get(slot)
         opens = lane is None
         if lane is None:
-            lane = self._lanes[slot] = Lane(now_s)
+            lane = self._lanes[slot] = Lane(now_s, room)
         lane.holders += 1
         return opens
 
@@ -81,30 +86,45 @@ class Slots:
         elif opening:
             lane.opening = False
 
-    def rotate(self, heads: Iterable[str], now_s: float) -> float:
-        """Has as many holders close as slots are wanted.
+    def rotate(self, heads: Mapping[str, int], now_s: float) -> float:
+        """Has as many holders close as there is room wanted.
 
         Args:
-            heads: what the next requests of all adapters want.
+            heads: the slots that the next requests of all adapters want, and what each takes.
 
         Returns:
             Seconds after which to ask again; infinite for not before something changes.
         """
-        missing = {slot: None for slot in heads if slot and slot not in self._lanes}
-        self._wanted = {slot: None for slot in self._wanted if slot in missing} | missing
-        free = max(0, self._count() - len(self._lanes))
-        self._next = frozenset(islice(self._wanted, free))
+        missing = {slot: room for slot, room in heads.items() if slot and slot not in self._lanes}
+        self._wanted = {slot: missing[slot] for slot in self._wanted if slot in missing} | missing
+        used = sum(lane.room for lane in self._lanes.values())
+        self._choose(self._room() - used)
         closing = [lane for lane in self._lanes.values() if lane.closing]
-        need = len(self._wanted) + len(self._lanes) - self._count() - len(closing)
-        for lane in closing[: max(0, -need)]:
-            lane.closing = False
+        need = sum(self._wanted.values()) + used - self._room()
+        need -= sum(lane.room for lane in closing)
+        for lane in closing:
+            if need + lane.room <= 0:
+                lane.closing = False
+                need += lane.room
         if need <= 0:
             return math.inf
         holders = [lane for lane in self._lanes.values() if not lane.closing and not lane.opening]
         holders.sort(key=lambda lane: lane.opened_s)
-        for lane in holders[:need]:
+        for lane in holders:
+            if need <= 0:
+                break
             left_s = lane.opened_s + self._turn_s - now_s
             if left_s > 0:
                 return left_s
             lane.closing = True
+            need -= lane.room
         return math.inf
+
+    def _choose(self, free: int) -> None:
+        """Whoever has wanted one longest is not passed by smaller ones, or it would wait for ever."""
+        self._next.clear()
+        for slot, room in self._wanted.items():
+            free -= room
+            if free < 0:
+                break
+            self._next.add(slot)
