@@ -10,13 +10,12 @@ from typing import Unpack
 
 from graft import convert, folders
 from graft.bases import read_base
-from graft.catalogue import Bases, Find, asked, listed, pages
-from graft.common.v1.common_pb2 import File
+from graft.catalogue import Bases, Find, asked, listed, pages, versions_of
 from graft.conditions import parse_condition
 from graft.connection import Connection
 from graft.digests import digest_message
 from graft.errors import GraftError, NotFoundError, Reason
-from graft.intake import Intake, intake
+from graft.intake import intake
 from graft.keys import PrivateKey, PublicKey
 from graft.names import (
     DEFAULT_ALIAS,
@@ -30,10 +29,9 @@ from graft.names import (
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.results import Adapter, Alias, Version, short_id
 from graft.signatures import SignaturePolicy, Verdict, check, sign
+from graft.transfers import Transferred, fetch_files, upload_files
 
 _PEER = "the registry"
-Transferred = Callable[[str, int, int], None]
-"""Called with a file's path, how many bytes of it were moved just now, and its size in bytes."""
 Note = Callable[[str], None]
 """Called with a sentence for people."""
 
@@ -97,13 +95,7 @@ class Adapters:
             GraftError: ADAPTER_NOT_FOUND; INVALID_FILTER, naming the position; INVALID_REQUEST
                 (the order).
         """
-        stub, parent = self._connection.registry, self._full_or_all(adapter)
-
-        async def page(token: str) -> pb.ListVersionsResponse:
-            request = pb.ListVersionsRequest(parent=parent, page_token=token, **asked(find))
-            return await self._connection.call(stub.ListVersions, request, _PEER)
-
-        return await listed(page, lambda answer: map(convert.version, answer.versions), find)
+        return await versions_of(self._connection, self._full_or_all(adapter), find)
 
     async def version(self, reference: str) -> Version:
         """One version by "bot", "bot@production" or "bot:7"; "bot" means as in a request for text.
@@ -282,7 +274,8 @@ class Adapters:
             )
             stub, timeout_s = self._connection.registry, max(300.0, self._connection.timeout_s)
             async with self._connection.lease([file.digest for file in files], "upload"):
-                await self._upload(taken, progress)
+                here = tuple(taken.files.values())
+                await upload_files(self._connection.blobs, here, progress)
                 answer = await self._connection.call(
                     stub.CommitVersion, request, _PEER, timeout_s=timeout_s
                 )
@@ -303,17 +296,6 @@ class Adapters:
             read = await asyncio.to_thread(read_base, Path(base), existing.base)
             return read.fingerprint.digest
         return (await self._bases.resolve(base)).fingerprint
-
-    async def _upload(self, taken: Intake, progress: Transferred | None) -> None:
-        missing = await self._connection.blobs.missing(
-            [file.digest for file, _ in taken.files.values()]
-        )
-        for file, path in taken.files.values():
-            report = _reporter(file, progress)
-            if file.digest in missing:
-                await self._connection.blobs.upload(path, file, report)
-            elif report:
-                report(file.size_bytes)
 
     async def pull(
         self,
@@ -346,9 +328,7 @@ class Adapters:
         if verdict.problem and note:
             note(f"{version.name} is not signed by a trusted key: {verdict.problem}.")
         with folders.new_folder(Path(folder)) as part:
-            for file in version.manifest.files:
-                target = folders.inside(part, file.path)
-                await self._connection.blobs.fetch(file, target, _reporter(file, progress))
+            await fetch_files(self._connection.blobs, version.manifest.files, part, progress)
         return convert.version(version)
 
     async def sign(self, reference: str, key: PrivateKey) -> Version:
@@ -378,12 +358,6 @@ class Adapters:
         """
         version = await self._version(reference)
         return convert.version(version), check(SignaturePolicy.WARN, version, trusted)
-
-
-def _reporter(file: File, progress: Transferred | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    return lambda moved_bytes: progress(file.path, moved_bytes, file.size_bytes)
 
 
 def describe(version: Version) -> str:

@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
+from graft.blends import BlendReference, is_blend
 from graft.errors import GraftError, Reason, UnavailableError
 from graft.names import DEFAULT_NAMESPACE, ModelReference
 from graft.replicas import Replica, Replicas
@@ -185,8 +186,10 @@ class _Attempts:
 
 
 def adapter_key(model: str, namespace: str) -> str:
-    """What is hashed: the adapter, whichever version or alias is asked for."""
+    """What is hashed: the adapter, whichever version or alias is asked for; of a blend its one form."""
     try:
+        if is_blend(model):
+            return str(BlendReference.parse(model, namespace))
         reference = ModelReference.parse(model, namespace)
     except GraftError:
         # The service says what is wrong with it.

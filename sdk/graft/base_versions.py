@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
 from graft import convert, folders
 from graft.blobs import describe_file
-from graft.catalogue import Bases, Find, asked, listed
-from graft.common.v1.common_pb2 import File
+from graft.catalogue import Bases, Find, versions_of
 from graft.connection import Connection
 from graft.errors import GraftError, NotFoundError, Reason
 from graft.names import base_name, default_base_id, version_name
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.results import Version
+from graft.transfers import Transferred, fetch_files, upload_files
 
 _PEER = "the registry"
 # What save_pretrained() writes of a model and its tokenizer; the registry checks every one.
 _KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE", "NOTICE")
 # Of a training run, or of Hub folders; not of a model.
 _LEFT_OUT = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
-Transferred = Callable[[str, int, int], None]
 
 
 class BaseVersions:
@@ -43,13 +42,7 @@ class BaseVersions:
             GraftError: BASE_NOT_FOUND; INVALID_FILTER, naming the position; INVALID_REQUEST (the
                 order).
         """
-        stub, parent = self._connection.registry, self._full(base)
-
-        async def page(token: str) -> pb.ListVersionsResponse:
-            request = pb.ListVersionsRequest(parent=parent, page_token=token, **asked(find))
-            return await self._connection.call(stub.ListVersions, request, _PEER)
-
-        return await listed(page, lambda answer: map(convert.version, answer.versions), find)
+        return await versions_of(self._connection, self._full(base), find)
 
     async def get(self, base: str, version: int) -> Version:
         """One version of a base.
@@ -96,7 +89,8 @@ class BaseVersions:
             request_id=request_id or uuid.uuid4().hex,
         )
         async with self._connection.lease([file.digest for file in files], "upload"):
-            await self._upload(folder, files, progress)
+            here = [(file, folder / file.path) for file in files]
+            await upload_files(self._connection.blobs, here, progress)
             answer = await self._connection.call(
                 self._connection.registry.CommitVersion,
                 request,
@@ -116,9 +110,7 @@ class BaseVersions:
         request = pb.GetVersionRequest(name=version_name(self._full(base), version))
         found = await self._connection.call(self._connection.registry.GetVersion, request, _PEER)
         with folders.new_folder(Path(folder)) as part:
-            for file in found.manifest.files:
-                target = folders.inside(part, file.path)
-                await self._connection.blobs.fetch(file, target, _reporter(file, progress))
+            await fetch_files(self._connection.blobs, found.manifest.files, part, progress)
         return convert.version(found)
 
     async def _record(self, full: str, folder: Path) -> None:
@@ -126,17 +118,6 @@ class BaseVersions:
             await self._bases.get(full)
         except NotFoundError:
             await self._bases.add(folder, full.rpartition("/")[2])
-
-    async def _upload(
-        self, folder: Path, files: Sequence[File], progress: Transferred | None
-    ) -> None:
-        missing = await self._connection.blobs.missing([file.digest for file in files])
-        for file in files:
-            report = _reporter(file, progress)
-            if file.digest in missing:
-                await self._connection.blobs.upload(folder / file.path, file, report)
-            elif report:
-                report(file.size_bytes)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -151,9 +132,3 @@ def _files(folder: Path) -> list[Path]:
                 path=path,
             )
     return paths
-
-
-def _reporter(file: File, progress: Transferred | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    return lambda moved_bytes: progress(file.path, moved_bytes, file.size_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,10 +80,49 @@ def matrices(
         config: what the base's config.json says.
     """
     transposed = config["model_type"] in _TRANSPOSED_MODEL_TYPES
+    packing = _packing(config)
     for tensor, shape in sorted(shapes):
-        if tensor.endswith(".weight") and len(shape) == 2:
+        path, _, kind = tensor.rpartition(".")
+        if len(shape) != 2 or not path:
+            continue
+        if kind == "weight":
             out_features, in_features = reversed(shape) if transposed else shape
-            yield Matrix(tensor.removesuffix(".weight"), in_features, out_features)
+            yield Matrix(path, in_features, out_features)
+        elif kind in packing:
+            in_per_column, out_per_row, inputs_first = packing[kind]
+            rows, columns = shape if inputs_first else reversed(shape)
+            yield Matrix(path, rows * in_per_column, columns * out_per_row)
+
+
+def _packing(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
+    """How a quantized base packs its integers, by the last part of a tensor's name.
+
+    Returns:
+        Inputs and outputs that one number of the tensor stands for, and whether its rows are inputs.
+    """
+    said = config.get("quantization_config")
+    if not isinstance(said, Mapping):
+        return {}
+    method = said.get("quant_method")
+    if method == "compressed-tensors":
+        return {"weight_packed": (_per_word(_group_bits(said)), 1, False)}
+    per_word = _per_word(said.get("bits"))
+    return {
+        "gptq": {"qweight": (per_word, 1, True)},
+        "awq": {"qweight": (1, per_word, True)},
+    }.get(str(method), {})
+
+
+def _per_word(bits: object) -> int:
+    """Integers in 32 bits."""
+    return 32 // bits if isinstance(bits, int) and bits in (2, 4, 8) else 8
+
+
+def _group_bits(said: Mapping[str, Any]) -> object:
+    groups = said.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    return weights.get("num_bits") if isinstance(weights, Mapping) else None
 
 
 def _digest_lines(names: Sequence[str], digests: Mapping[str, str]) -> str:
@@ -118,6 +157,17 @@ def read_modules(folder: Path) -> list[BaseModule]:
     """
     config, weights = _open(folder)
     return _modules(weights, config)
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, str, Sequence[int]]]:
+    """Name, type ("F32", "I8" ...) and shape of every tensor of a base, from its files' headers alone.
+
+    Raises:
+        GraftError: NOT_A_MODEL, with what is missing.
+    """
+    for path in _open(folder)[1]:
+        for name, info in _header(path).items():
+            yield name, str(info.get("dtype", "")), info.get("shape", ())
 
 
 def _open(folder: Path) -> tuple[dict[str, Any], list[Path]]:

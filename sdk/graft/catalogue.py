@@ -22,7 +22,7 @@ from graft.connection import Connection
 from graft.errors import GraftError, Reason
 from graft.names import base_name, default_base_id, full_name, namespace_name
 from graft.registry.v1 import registry_service_pb2 as pb
-from graft.results import Base, Change
+from graft.results import Base, Change, Version
 
 _PEER = "the registry"
 _PAGE_SIZE = 1000
@@ -83,6 +83,21 @@ async def listed(
         token = page.next_page_token
         if not token or (limit is not None and len(found) >= limit):
             return found[:limit]
+
+
+async def versions_of(connection: Connection, parent: str, find: Find) -> list[Version]:
+    """The versions of an adapter or of a base, newest first where no order is asked for.
+
+    Raises:
+        GraftError: ADAPTER_NOT_FOUND, BASE_NOT_FOUND; INVALID_FILTER, naming the position;
+            INVALID_REQUEST (the order).
+    """
+
+    async def page(token: str) -> pb.ListVersionsResponse:
+        request = pb.ListVersionsRequest(parent=parent, page_token=token, **asked(find))
+        return await connection.call(connection.registry.ListVersions, request, _PEER)
+
+    return await listed(page, lambda answer: map(convert.version, answer.versions), find)
 
 
 class Bases:

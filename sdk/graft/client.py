@@ -20,7 +20,15 @@ from graft.catalogue import Bases
 from graft.connection import Connection
 from graft.endpoints import Endpoints
 from graft.errors import GraftError, Reason
-from graft.generation import Message, Prompt, Sampling, chat_request, generate_request
+from graft.generation import (
+    Message,
+    Prompt,
+    Sampling,
+    chat_request,
+    count_request,
+    embed_request,
+    generate_request,
+)
 from graft.inference.v1 import inference_service_pb2 as pb
 from graft.jobs import JobHandle, Jobs
 from graft.leases import LeaseKeeper
@@ -33,7 +41,9 @@ from graft.plan import OnStage, Plan, Recommendation
 from graft.preflight import OnProgress, PreflightReport, preflight
 from graft.promotion import Promotion
 from graft.replicas import Replicas
-from graft.results import Answer, Change, Model, Residency
+from graft.results import Answer, Change, Embeddings, Model, Residency, TokenCount
+from graft.rollouts import Rollouts
+from graft.served_base import BaseService
 from graft.spec_file import read_any_spec
 from graft.specs import SpecSource, TrainOptions
 from graft.tls import Tls
@@ -69,7 +79,9 @@ class Client:
         adapters: list, get, versions, push, pull, promote, rollback, history.
         base_versions: list, push, pull.
         promotion: policy, set_policy, approve, revoke, approvals.
+        rollouts: start, shadow, status, here, pause, resume, abort.
         bases: list, get, add.
+        served_base: get, switch, cancel: the base of the inference service.
         metadata: get, update, label: descriptions and labels.
         jobs: list, get, handle.
         operations: leases, collection and limits of the registry; delete, undelete and purge.
@@ -98,7 +110,9 @@ class Client:
         self.adapters = Adapters(self._connection, namespace)
         self.base_versions = BaseVersions(self._connection, namespace)
         self.promotion = Promotion(self._connection, namespace)
+        self.rollouts = Rollouts(self._connection, namespace)
         self.bases = Bases(self._connection, namespace)
+        self.served_base = BaseService(self._connection)
         self.metadata = Metadata(self._connection, namespace)
         self.jobs = Jobs(self._connection, namespace)
         self.operations = Operations(self._connection, namespace)
@@ -277,6 +291,7 @@ class Client:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        session_key: str = "",
         **sampling: Unpack[Sampling],
     ) -> Answer:
         """Continues a prompt.
@@ -287,13 +302,15 @@ class Client:
             request_id: what the services' logs call this request.
             priority: -100 to 100; it waits among the adapter's requests as if it had come so many
                 seconds earlier.
-            sampling: max_tokens, temperature, stop, seed and so on.
+            session_key: requests with the same key, a user's id for example, get the same part of an
+                alias with canaries.
+            sampling: max_tokens, temperature, stop, seed, n, json_schema, choice and so on.
 
         Raises:
             GraftError: MODEL_NOT_FOUND, PROMPT_TOO_LONG, WRONG_BASE, INVALID_REQUEST, OVERLOADED,
                 RATE_LIMITED, DEADLINE_EXCEEDED; see GraftError.retry_after_s.
         """
-        request = generate_request(model, prompt, sampling, priority)
+        request = generate_request(model, prompt, sampling, priority, session_key)
         return await self._answer(lambda stub: stub.Generate, request, request_id)
 
     def stream(
@@ -303,13 +320,14 @@ class Client:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        session_key: str = "",
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Answer, None]:
         """Continues a prompt and yields what is new; leaving the iteration aborts the request.
 
         Args and errors as generate.
         """
-        request = generate_request(model, prompt, sampling, priority)
+        request = generate_request(model, prompt, sampling, priority, session_key)
         return self._pieces(lambda stub: stub.StreamGenerate, request, request_id)
 
     async def chat(
@@ -318,8 +336,11 @@ class Client:
         messages: Sequence[Message] | str,
         *,
         tools: Sequence[Message] = (),
+        tool_choice: str = "",
+        parallel_tool_calls: bool = True,
         request_id: str | None = None,
         priority: int = 0,
+        session_key: str = "",
         **sampling: Unpack[Sampling],
     ) -> Answer:
         """Answers a conversation.
@@ -328,13 +349,25 @@ class Client:
             model: as in generate.
             messages: {"role": ..., "content": ...} each, or the text of one user message.
             tools: tools in OpenAI's form, for the chat template.
-            request_id, priority: as in generate.
+            tool_choice: "auto", "none", "required" or a tool's name; empty is "auto" where the service
+                can read the model's calls.
+            parallel_tool_calls: whether one answer may call several tools.
+            request_id, priority, session_key: as in generate.
             sampling: as in generate.
 
         Raises:
             GraftError: as generate.
         """
-        request = chat_request(model, messages, tools, sampling, priority)
+        request = chat_request(
+            model,
+            messages,
+            tools,
+            sampling,
+            priority,
+            session_key,
+            tool_choice,
+            parallel_tool_calls,
+        )
         return await self._answer(lambda stub: stub.Chat, request, request_id)
 
     def stream_chat(
@@ -343,16 +376,68 @@ class Client:
         messages: Sequence[Message] | str,
         *,
         tools: Sequence[Message] = (),
+        tool_choice: str = "",
+        parallel_tool_calls: bool = True,
         request_id: str | None = None,
         priority: int = 0,
+        session_key: str = "",
         **sampling: Unpack[Sampling],
     ) -> AsyncGenerator[Answer, None]:
         """Answers a conversation and yields what is new; leaving the iteration aborts the request.
 
         Args and errors as chat.
         """
-        request = chat_request(model, messages, tools, sampling, priority)
+        request = chat_request(
+            model,
+            messages,
+            tools,
+            sampling,
+            priority,
+            session_key,
+            tool_choice,
+            parallel_tool_calls,
+        )
         return self._pieces(lambda stub: stub.StreamChat, request, request_id)
+
+    async def embed(
+        self, model: str, inputs: Sequence[Prompt], *, pooling: str = "last"
+    ) -> Embeddings:
+        """A vector of length 1 for each text, all of one version.
+
+        Args:
+            model: as in generate.
+            inputs: texts, or token ids of texts; 1 to 2048.
+            pooling: "last" or "mean" of the base's last hidden states.
+
+        Raises:
+            GraftError: as generate; NOT_SUPPORTED by an engine without hidden states.
+        """
+        request = embed_request(model, inputs, pooling)
+
+        def work(stub: InferenceServiceAsyncStub) -> Awaitable[pb.EmbedResponse]:
+            timeout_s = self._generate_timeout_s
+            return self._connection.call(stub.Embed, request, _PEER, timeout_s=timeout_s)
+
+        return convert.embeddings(await self._balancer.call(model, work))
+
+    async def count_tokens(
+        self,
+        model: str,
+        prompt: str | Sequence[Message],
+        *,
+        tools: Sequence[Message] = (),
+    ) -> TokenCount:
+        """What a prompt, or a conversation by the version's own chat template, takes of the context.
+
+        Raises:
+            GraftError: MODEL_NOT_FOUND, PROMPT_TOO_LONG, INVALID_REQUEST.
+        """
+        request = count_request(model, prompt, tools)
+
+        def work(stub: InferenceServiceAsyncStub) -> Awaitable[pb.CountTokensResponse]:
+            return self._connection.call(stub.CountTokens, request, _PEER)
+
+        return convert.token_count(await self._balancer.call(model, work))
 
     async def _answer(
         self,

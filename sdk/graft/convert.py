@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -10,11 +11,16 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from graft import results
+from graft.attestation import Attestation, AttestationSignature
 from graft.common.v1 import common_pb2
+from graft.inference.v1 import attestation_pb2, rollout_pb2
 from graft.inference.v1 import inference_service_pb2 as inference_pb2
 from graft.registry.v1 import registry_service_pb2 as registry_pb2
+from graft.rollout_messages import report_of, rollout_of
 from graft.trainer.v1 import stages_pb2
 from graft.trainer.v1 import trainer_service_pb2 as trainer_pb2
+
+_PARTS = {rollout_pb2.ROLLOUT_PART_STABLE: "stable", rollout_pb2.ROLLOUT_PART_CANARY: "canary"}
 
 
 def metrics(message: common_pb2.TrainingMetrics) -> results.Metrics:
@@ -195,6 +201,10 @@ def alias(message: registry_pb2.Alias) -> results.Alias:
             results.Check(one.condition, one.detail) for one in message.gate_report.results
         ],
         deleted=message.deleted,
+        rollout=rollout_of(message.rollout) if message.HasField("rollout") else None,
+        rollout_report=report_of(message.rollout_report)
+        if message.HasField("rollout_report")
+        else None,
     )
 
 
@@ -223,7 +233,7 @@ def _action(value: registry_pb2.ChangeType.ValueType) -> results.ChangeAction:
 
 def answer(message: inference_pb2.GenerateResponse) -> results.Answer:
     """An answer, or what is new of it."""
-    provenance, usage = message.provenance, message.usage
+    usage = message.usage
     return results.Answer(
         text=message.text,
         token_ids=tuple(message.token_ids),
@@ -232,17 +242,62 @@ def answer(message: inference_pb2.GenerateResponse) -> results.Answer:
             for one in message.logprobs
         ),
         finish_reason=_finish_reason(message.finish_reason),
-        provenance=results.Provenance(
-            provenance.version or None,
-            provenance.version_digest or None,
-            provenance.base,
-            provenance.base_fingerprint,
-        )
-        if message.HasField("provenance")
-        else None,
+        provenance=_provenance(message.provenance) if message.HasField("provenance") else None,
         usage=results.Usage(usage.prompt_tokens, usage.completion_tokens)
         if message.HasField("usage")
         else None,
+        index=message.index,
+        tool_calls=tuple(
+            results.ToolCall(call.index, call.id, call.name, call.arguments_json)
+            for call in message.tool_calls
+        ),
+        others=tuple(map(answer, message.others)),
+        prompt_logprobs=tuple(
+            results.TokenLogprobs(_logprob(one.token), tuple(map(_logprob, one.top)))
+            for one in message.prompt_logprobs
+        ),
+        attestation=_attestation(message.attestation) if message.HasField("attestation") else None,
+    )
+
+
+def _attestation(message: attestation_pb2.Attestation) -> Attestation:
+    return Attestation(
+        message.statement_json,
+        tuple(
+            AttestationSignature(one.key_id, base64.b64encode(one.signature).decode())
+            for one in message.signatures
+        ),
+    )
+
+
+def embeddings(message: inference_pb2.EmbedResponse) -> results.Embeddings:
+    """Vectors with what made them."""
+    return results.Embeddings(
+        vectors=tuple(tuple(one.values) for one in message.embeddings),
+        prompt_tokens=tuple(one.prompt_tokens for one in message.embeddings),
+        provenance=_provenance(message.provenance),
+    )
+
+
+def token_count(message: inference_pb2.CountTokensResponse) -> results.TokenCount:
+    """A count."""
+    return results.TokenCount(
+        message.tokens, message.max_context_tokens, _provenance(message.provenance)
+    )
+
+
+def _provenance(message: inference_pb2.Provenance) -> results.Provenance:
+    return results.Provenance(
+        message.version or None,
+        message.version_digest or None,
+        message.base,
+        message.base_fingerprint,
+        message.engine,
+        blend=message.blend,
+        parts=tuple(
+            results.BlendPart(one.version, one.version_digest, one.weight) for one in message.parts
+        ),
+        rollout_part=_PARTS.get(message.rollout_part),
     )
 
 
@@ -257,6 +312,10 @@ def model(message: inference_pb2.Model) -> results.Model:
         message.version or None,
         message.version_digest or None,
         message.resident,
+        message.engine,
+        blend=message.blend,
+        base=message.base,
+        base_version=message.base_version or None,
     )
 
 
@@ -273,10 +332,18 @@ def residency(message: inference_pb2.Residency) -> results.Residency:
                 in_flight=one.in_flight,
                 size_bytes=one.size_bytes,
                 message=one.message,
+                engine=one.engine,
+                blend=one.blend,
             )
             for one in message.adapters
         ),
         revision=message.revision,
+        base_version=message.base_version or None,
+        base_quantization=message.base_quantization,
+        base_switch=message.base_switch.to_base,
+        slot_room=message.slot_room,
+        slot_room_taken=message.slot_room_taken,
+        page_rank=message.page_rank,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graft.adapters import Note, Transferred
+from graft.adapters import Note
 from graft.client import Client
 from graft.digests import digest_file
 from graft.errors import GraftError, Reason
@@ -24,6 +24,7 @@ from graft.keys import PublicKey
 from graft.model_card import hub_id, model_card
 from graft.results import Version
 from graft.signatures import SignaturePolicy
+from graft.transfers import Transferred
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

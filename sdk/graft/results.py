@@ -8,7 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from graft.attestation import Attestation
 from graft.errors import GraftError, Reason
+from graft.rollout_policy import Rollout, RolloutReport
 
 
 class JobState(StrEnum):
@@ -59,6 +61,7 @@ class FinishReason(StrEnum):
     STOP = "STOP"
     LENGTH = "LENGTH"
     ABORTED = "ABORTED"
+    TOOL_CALLS = "TOOL_CALLS"
 
 
 class ResidencyState(StrEnum):
@@ -285,7 +288,7 @@ class Alias:
     """A mutable pointer to a version, as it was after a move.
 
     canaries are the parts of the requests, in percent, that other versions get; gate_report is what a
-    gate found at the move.
+    gate found at the move; rollout says what happens to canaries, rollout_report why some were taken out.
     """
 
     name: str
@@ -300,6 +303,8 @@ class Alias:
     canaries: Mapping[str, float] = field(default_factory=dict)
     gate_report: Sequence[Check] = ()
     deleted: bool = False
+    rollout: Rollout | None = None
+    rollout_report: RolloutReport | None = None
 
 
 class ChangeAction(StrEnum):
@@ -347,13 +352,34 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class BlendPart:
+    """A version that is blended with others, and what its update is multiplied by."""
+
+    version: str
+    version_digest: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
-    """What made an answer; version and its digest are None for the base alone."""
+    """What made an answer; version and its digest are None for the base alone.
+
+    Attributes:
+        engine: who computed it.
+        blend: of a blend, what it is, as a model's name with its parts' versions; empty for others. version
+            and version_digest are then those of the version that was derived of the parts.
+        parts: of a blend, its parts.
+        rollout_part: "stable" or "canary" where an alias with canaries decided; None else.
+    """
 
     version: str | None
     version_digest: str | None
     base: str
     base_fingerprint: str
+    engine: str = ""
+    blend: str = ""
+    parts: tuple[BlendPart, ...] = ()
+    rollout_part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,10 +391,31 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool; in a stream a piece of one: id and name come with the first, arguments join up.
+
+    Attributes:
+        index: which call of the answer.
+        arguments: JSON text, as the model wrote it.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """An answer, or in a stream what is new of it.
 
-    In a stream provenance is set on the first and last, finish_reason and usage on the last.
+    In a stream provenance is set on the first and last, finish_reason, usage and attestation on the last.
+
+    Attributes:
+        index: which of n answers.
+        tool_calls: in a stream pieces of them.
+        others: the answers with index 1 and up, of a call that answers once.
+        prompt_logprobs: where asked for: the prompt's tokens from the second on.
     """
 
     text: str
@@ -377,21 +424,51 @@ class Answer:
     finish_reason: FinishReason | None
     provenance: Provenance | None
     usage: Usage | None
+    attestation: Attestation | None = None
+    index: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
+    others: tuple[Answer, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of length 1, one for each text, with the tokens that each text had."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: tuple[int, ...]
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """What a prompt takes of the context that it shares with its answer."""
+
+    tokens: int
+    max_context_tokens: int
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name that a request may use; version is None for the base."""
+    """A name that a request may use; version is None for the base, base_version where that is a folder.
+
+    engine is who computes it; blend as in Provenance.
+    """
 
     reference: str
     version: str | None
     version_digest: str | None
     resident: bool
+    engine: str = ""
+    blend: str = ""
+    base: str = ""
+    base_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ResidentAdapter:
-    """An adapter version on an engine."""
+    """An adapter version on an engine. blend as in Provenance."""
 
     version: str
     version_digest: str
@@ -399,16 +476,28 @@ class ResidentAdapter:
     in_flight: int
     size_bytes: int
     message: str
+    engine: str = ""
+    blend: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What an engine holds, and the registry revision that it last acted upon."""
+    """What an engine holds, and the registry revision that it last acted upon.
+
+    base_version is None where the base is a folder; base_switch says what the base is being changed to.
+    slot_room counts pages of page_rank ranks where small adapters share the engine's slots, else slots.
+    """
 
     base: str
     base_fingerprint: str
     adapters: tuple[ResidentAdapter, ...]
     revision: int
+    base_version: str | None = None
+    base_quantization: str = ""
+    base_switch: str = ""
+    slot_room: int = 0
+    slot_room_taken: int = 0
+    page_rank: int = 0
 
 
 def short_id(name: str) -> str:

@@ -28,6 +28,7 @@ from graft.cli.adapter_tables import (
     version_fields,
     version_row,
 )
+from graft.cli.blending import blend
 from graft.cli.metadata import DeletedOption, FilterOption, LimitOption, SortOption, find
 from graft.cli.output import Output, ago, short_digest, size
 from graft.cli.session import JsonOption, run
@@ -311,6 +312,7 @@ def pull(
     run(ctx, out, work)
 
 
+app.command()(blend)
 app.command()(sign)
 app.command()(verify)
 

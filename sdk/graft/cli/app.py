@@ -27,9 +27,12 @@ from graft.cli import (
     plan,
     preflight,
     promotion,
+    rollout,
+    served_bases,
     text,
     train,
     up,
+    verifying,
     watch,
 )
 from graft.cli.cluster import certificates
@@ -121,6 +124,7 @@ def _add_commands() -> None:
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(bases.app, name="bases")
+    app.add_typer(rollout.app, name="rollout")
     app.add_typer(keys.app, name="keys")
     app.add_typer(hub.app, name="hub")
     app.command()(merging.merge)
@@ -131,10 +135,12 @@ def _add_commands() -> None:
     app.command()(models.residency)
     app.command()(text.chat)
     app.command()(text.generate)
+    app.command()(verifying.verify)
     app.command()(watch.watch)
     app.command()(lineage.lineage)
     app.add_typer(audit.app, name="audit")
     bases.app.command()(deploy.deploy)
+    served_bases.add_to(bases.app)
     promotion.add_commands(adapters.app)
     metadata.add_commands(adapters.app, bases.app)
     operations.add_commands(app, adapters.app, bases.app)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from graft.cli import merging
+from graft.cli import merge_options
 from graft.cli.archive import export_archive
+from graft.cli.merge_here import merge_here
 from graft.cli.output import Output
 from graft.cli.session import JsonOption, run
 from graft.trainer.v1 import conversion_pb2 as pb
@@ -35,15 +36,15 @@ def export_command(
     gguf_type: Annotated[
         str, typer.Option(help="f16, bf16, f32 or q8_0.", rich_help_panel=_MODEL)
     ] = "",
-    base: merging.BaseOption = "",
-    dtype: merging.DtypeOption = "",
-    quantize: merging.QuantizeOption = "",
-    text: merging.TextOption = None,
-    tokens: merging.TokensOption = 0,
-    max_error: merging.ErrorOption = 0.0,
-    skip_check: merging.SkipOption = False,
-    write_spec: merging.SpecOption = None,
-    work_dir: merging.WorkOption = None,
+    base: merge_options.Base = "",
+    dtype: merge_options.Dtype = "",
+    quantize: merge_options.Quantize = "",
+    text: merge_options.Text = None,
+    tokens: merge_options.Tokens = 0,
+    max_error: merge_options.Error = 0.0,
+    skip_check: merge_options.Skip = False,
+    write_spec: merge_options.Spec = None,
+    work_dir: merge_options.Work = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a version, merged into its base and proven, to a folder or a GGUF file; or a namespace to a tar.
@@ -59,12 +60,12 @@ def export_command(
     if chosen == "archive":
         run(ctx, out, lambda client: export_archive(client, out, what, path))
         return
-    spec = merging.make_spec(base, dtype, quantize, text, tokens, max_error, skip_check)
+    spec = merge_options.make_spec(base, dtype, quantize, text, tokens, max_error, skip_check)
     spec.version = what
     spec.export.path = str(path.absolute())
     spec.export.format = pb.ExportFormat.Value(f"EXPORT_FORMAT_{chosen.upper()}")
     spec.export.gguf_type = gguf_type
-    merging.do(ctx, out, spec, write_spec, work_dir)
+    merge_here(ctx, out, spec, write_spec, work_dir)
 
 
 def _format(what: str, path: Path) -> str:

@@ -22,10 +22,10 @@ def models(ctx: typer.Context, as_json: JsonOption = False) -> None:
             out.json(found)
             return
         out.table(
-            ("MODEL", "VERSION", "DIGEST", "LOADED"),
+            ("MODEL", "VERSION", "DIGEST", "LOADED", "ENGINE"),
             (
-                (one.reference, short_id(one.version or ""), short_digest(one.version_digest or ""),
-                 Text("yes", style="green") if one.resident else "no")
+                (one.reference, "(blend)" if one.blend else short_id(one.version or ""), short_digest(one.version_digest or ""),
+                 Text("yes", style="green") if one.resident else "no", one.engine)
                 for one in found
             ),
         )  # fmt: skip
@@ -42,14 +42,22 @@ def residency(ctx: typer.Context, as_json: JsonOption = False) -> None:
         if as_json:
             out.json(held)
             return
+        base = held.base_version or held.base
+        quantized = held.base_quantization
+        how = f", {quantized}" if quantized not in ("", "none") else ""
+        coming = f", being switched to {held.base_switch}" if held.base_switch else ""
         out.note(
-            f"base {held.base} ({short_digest(held.base_fingerprint)}), revision {held.revision}"
+            f"base {base} ({short_digest(held.base_fingerprint)}{how}), revision {held.revision}{coming}"
         )
+        if held.page_rank:
+            out.note(
+                f"{held.slot_room_taken} of {held.slot_room} pages of rank {held.page_rank} taken"
+            )
         out.table(
-            ("VERSION", "DIGEST", "STATE", "IN FLIGHT", "SIZE", "MESSAGE"),
+            ("VERSION", "DIGEST", "STATE", "ENGINE", "IN FLIGHT", "SIZE", "MESSAGE"),
             (
-                (short_version(one.version), short_digest(one.version_digest), one.state.lower(),
-                 one.in_flight, size(one.size_bytes), one.message)
+                (one.blend or short_version(one.version), short_digest(one.version_digest), one.state.lower(),
+                 one.engine, one.in_flight, size(one.size_bytes), one.message)
                 for one in held.adapters
             ),
         )  # fmt: skip

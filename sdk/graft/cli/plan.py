@@ -7,14 +7,23 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.status import Status
 from rich.text import Text
 
+from graft.cli.job_options import (
+    BaseOption,
+    BatchSizeOption,
+    DataArgument,
+    MaxLengthOption,
+    ObjectiveOption,
+    PackingOption,
+    SpecOption,
+    complete,
+    given_options,
+)
 from graft.cli.output import Output, make_table, size
 from graft.cli.session import JsonOption, run
-from graft.cli.train import check_data, given_options, is_here
+from graft.cli.waiting import Waiting
 from graft.client import Client
-from graft.endpoints import graft_home, served_base
 from graft.plan import Change, MemoryPlan, Plan, Recommendation, TimePlan
 
 EXIT_DOES_NOT_FIT = 1
@@ -27,27 +36,19 @@ _PARTS = (
     ("activations", "activations_bytes"),
     ("overhead", "overhead_bytes"),
 )
-_Data = Annotated[
-    str | None, typer.Argument(help="A file, a folder, hf://owner/name or s3://bucket/key.")
-]
-_Base = Annotated[str | None, typer.Option(help="Folder of the base model, or a hub id.")]
-_Spec = Annotated[
-    Path | None, typer.Option("--file", "-f", help="Job spec in YAML or JSON; options override it.")
-]
-_Objective = Annotated[str | None, typer.Option(help="sft, dpo, kto and so on.")]
-_Accelerator = Annotated[
+AcceleratorOption = Annotated[
     str, typer.Option(help="Plan for this card (H100, A10G, ...) or cpu, not the trainer's own.")
 ]
 
 
 def plan(
     ctx: typer.Context,
-    data: _Data = None,
-    base: _Base = None,
-    spec: _Spec = None,
+    data: DataArgument = None,
+    base: BaseOption = None,
+    spec: SpecOption = None,
     method: Annotated[str | None, typer.Option(help="lora, qlora, full and so on.")] = None,
-    objective: _Objective = None,
-    accelerator: _Accelerator = "",
+    objective: ObjectiveOption = None,
+    accelerator: AcceleratorOption = "",
     probe: Annotated[
         bool, typer.Option(help="Try a few steps on the trainer's machine, to know the time.")
     ] = True,
@@ -56,16 +57,12 @@ def plan(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead.")] = None,
-    micro_batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Sequences per forward pass.")
-    ] = None,
+    micro_batch_size: BatchSizeOption = None,
     gradient_accumulation_steps: Annotated[
         int | None, typer.Option("--accumulate", help="Forward passes per optimizer step.")
     ] = None,
-    max_length_tokens: Annotated[
-        int | None, typer.Option("--max-length", help="Longest sequence in tokens.")
-    ] = None,
-    packing: Annotated[bool | None, typer.Option("--packing/--no-packing")] = None,
+    max_length_tokens: MaxLengthOption = None,
+    packing: PackingOption = None,
     gradient_checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing/--no-checkpointing")
     ] = None,
@@ -81,8 +78,8 @@ def plan(
     out, chosen = Output(as_json), given_options(ctx.params)
 
     async def work(client: Client) -> int:
-        _complete(client, data, spec, chosen)
-        with _Waiting(out) as waiting:
+        complete(chosen, client, spec)
+        with Waiting(out) as waiting:
             found = await client.plan(
                 spec, accelerator=accelerator, probe=probe, on_stage=waiting.show, **chosen
             )
@@ -97,8 +94,8 @@ def plan(
 
 def recommend(
     ctx: typer.Context,
-    data: _Data = None,
-    base: _Base = None,
+    data: DataArgument = None,
+    base: BaseOption = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", help="What the spec calls the adapter.")
     ] = None,
@@ -106,9 +103,9 @@ def recommend(
         str | None,
         typer.Option(help="Name of a new base, when all parameters are to be trained."),
     ] = None,
-    spec: _Spec = None,
-    objective: _Objective = None,
-    accelerator: _Accelerator = "",
+    spec: SpecOption = None,
+    objective: ObjectiveOption = None,
+    accelerator: AcceleratorOption = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the spec to this YAML file.")
     ] = None,
@@ -121,8 +118,8 @@ def recommend(
     out, chosen = Output(as_json), given_options(ctx.params)
 
     async def work(client: Client) -> int:
-        _complete(client, data, spec, chosen)
-        with _Waiting(out) as waiting:
+        complete(chosen, client, spec)
+        with Waiting(out) as waiting:
             found = await client.recommend(
                 spec, accelerator=accelerator, on_stage=waiting.show, **chosen
             )
@@ -135,34 +132,6 @@ def recommend(
         return 0 if found.plan.fits else EXIT_DOES_NOT_FIT
 
     run(ctx, out, work)
-
-
-def _complete(client: Client, data: str | None, spec: Path | None, chosen: Any) -> None:
-    if data is not None and is_here(client.endpoints.trainer):
-        check_data(data)
-    if "base" not in chosen and spec is None and (served := served_base(graft_home())):
-        chosen["base"] = served
-
-
-class _Waiting:
-    """A line that tells what is being done, where there is somebody to see it."""
-
-    def __init__(self, out: Output) -> None:
-        self._status = Status("starting", console=out.console) if out.live else None
-
-    def __enter__(self) -> _Waiting:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def show(self, stage: str) -> None:
-        """Takes the next stage."""
-        if self._status is not None:
-            self._status.update(stage)
 
 
 def show_plan(out: Output, plan: Plan) -> None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Group
-from rich.status import Status
 from rich.text import Text
 
+from graft.cli.job_options import (
+    BaseOption,
+    BatchSizeOption,
+    DataArgument,
+    MaxLengthOption,
+    ObjectiveOption,
+    PackingOption,
+    SpecOption,
+    complete,
+    given_options,
+)
 from graft.cli.output import Output, make_table
 from graft.cli.session import JsonOption, run
-from graft.cli.train import check_data, given_options, is_here
+from graft.cli.waiting import Waiting
 from graft.client import Client
-from graft.endpoints import graft_home, served_base
 from graft.preflight import Bin, Example, Finding, Lengths, PreflightReport
 
 EXIT_BAD_DATA = 65
@@ -27,27 +35,18 @@ _GOOD_SCORE, _FAIR_SCORE = 80, 50
 
 def preflight(
     ctx: typer.Context,
-    data: Annotated[
-        str | None, typer.Argument(help="A file, a folder, hf://owner/name or s3://bucket/key.")
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Folder of the base model, or a hub id.")] = None,
-    spec: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", help="Job spec in YAML or JSON; options override it."),
-    ] = None,
-    objective: Annotated[str | None, typer.Option(help="sft, dpo, kto and so on.")] = None,
+    data: DataArgument = None,
+    base: BaseOption = None,
+    spec: SpecOption = None,
+    objective: ObjectiveOption = None,
     format: Annotated[str | None, typer.Option(help="Found out if not given.")] = None,
     chat_template: Annotated[
         str | None, typer.Option("--template", help="A named chat template.")
     ] = None,
     loss_on: Annotated[str | None, typer.Option(help="assistant, last_turn or everything.")] = None,
-    max_length_tokens: Annotated[
-        int | None, typer.Option("--max-length", help="Longest sequence in tokens.")
-    ] = None,
-    micro_batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Sequences per forward pass.")
-    ] = None,
-    packing: Annotated[bool | None, typer.Option("--packing/--no-packing")] = None,
+    max_length_tokens: MaxLengthOption = None,
+    micro_batch_size: BatchSizeOption = None,
+    packing: PackingOption = None,
     eval_fraction: Annotated[float | None, typer.Option(help="Rows held out, 0 to 0.5.")] = None,
     max_rows: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
     dedupe: Annotated[
@@ -66,13 +65,14 @@ def preflight(
     out, chosen = Output(as_json), given_options(ctx.params)
 
     async def work(client: Client) -> int:
-        if data is not None and (upload or is_here(client.endpoints.trainer)):
-            check_data(data)
-        if base is None and spec is None and (served := served_base(graft_home())):
-            chosen["base"] = served
-        with _Waiting(out) as waiting:
+        complete(chosen, client, spec, upload=upload)
+        with Waiting(out) as waiting:
             report = await client.preflight(
-                spec, examples=examples, upload=upload, on_progress=waiting.show, **chosen
+                spec,
+                examples=examples,
+                upload=upload,
+                on_progress=lambda stage, rows: waiting.show(f"{stage}, {rows:,} rows"),
+                **chosen,
             )
         if as_json:
             out.json(report)
@@ -81,27 +81,6 @@ def preflight(
         return 0 if report.passed else EXIT_BAD_DATA
 
     run(ctx, out, work)
-
-
-class _Waiting:
-    """A line that tells how far it is, where there is somebody to see it."""
-
-    def __init__(self, out: Output) -> None:
-        self._status = Status("starting", console=out.console) if out.live else None
-
-    def __enter__(self) -> _Waiting:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def show(self, stage: str, rows: int) -> None:
-        """Takes the next progress."""
-        if self._status is not None:
-            self._status.update(f"{stage}, {rows:,} rows")
 
 
 def show_report(out: Output, report: PreflightReport) -> None:

@@ -80,7 +80,7 @@ def approve(
     out = Output(as_json)
 
     async def work(client: Client) -> None:
-        name, number = _version_of(version)
+        name, number = version_of(version)
         if revoke:
             approval = await client.promotion.revoke(name, number, alias=alias)
         else:
@@ -98,7 +98,7 @@ def approvals(ctx: typer.Context, version: _Version, as_json: JsonOption = False
     out = Output(as_json)
 
     async def work(client: Client) -> None:
-        found = await client.promotion.approvals(*_version_of(version))
+        found = await client.promotion.approvals(*version_of(version))
         if as_json:
             out.json(found)
             return
@@ -167,7 +167,12 @@ def tell_gate(out: Output, alias: Alias) -> None:
         out.note(f"  {check.name}: {check.detail}")
 
 
-def _version_of(text: str) -> tuple[str, int]:
+def version_of(text: str) -> tuple[str, int]:
+    """The adapter and the number of "bot:7".
+
+    Raises:
+        GraftError: INVALID_REQUEST, INVALID_REFERENCE.
+    """
     reference = ModelReference.parse(text)
     if reference.version is None:
         raise GraftError(

@@ -42,6 +42,7 @@ class Service:
         folder: where its ready file lies.
         log: file that its output is added to.
         ready_timeout_s: how long it may take until it serves.
+        http_address: URL of the OpenAI API, where it has one.
         exit_code: how its last process ended, below 0 for a signal; None while it runs or never did.
     """
 
@@ -53,6 +54,7 @@ class Service:
     state: ServiceState = ServiceState.WAITING
     address: str = ""
     metrics_address: str = ""
+    http_address: str = ""
     restarts: int = 0
     exit_code: int | None = None
     process: asyncio.subprocess.Process | None = field(default=None, repr=False)
@@ -101,6 +103,7 @@ class Service:
             await asyncio.sleep(_POLL_S)
         ready = json.loads(self.ready_file.read_text("utf-8"))
         self.address, self.metrics_address = ready["address"], ready["metrics_address"]
+        self.http_address = ready.get("http_address", "")
 
     async def stop(self, timeout_s: float) -> None:
         """Asks it to drain and waits; it is killed, with its children, when that takes too long."""

@@ -17,6 +17,7 @@ from graft.errors import GraftError, Reason
 from graft.files import write_atomic
 
 DEFAULT_PORT = 7431
+_HTTP_OFFSET = len(SERVICES)
 _METRICS_OFFSET = 2000
 # A service drains twice, first its workers or its watches and then its calls, and closes what it has.
 _DRAINS = 2
@@ -33,7 +34,8 @@ class StackSettings:
     Attributes:
         home: where all services keep their data.
         host: address to listen on.
-        port: first of three ports; the metrics are 2000 above. 0 takes free ones.
+        port: first of four ports, the last of them for HTTP; the metrics are 2000 above. 0 takes free
+            ones.
         base: folder of the base model; None starts no inference.
         slots: jobs that may train at the same time; None leaves it to the trainer.
         max_adapters: adapter versions on the engine at once; None leaves it to inference.
@@ -64,9 +66,11 @@ class Stack:
     def endpoints(self) -> dict[str, object]:
         """What endpoints.json holds."""
         base = {"base": str(self._settings.base)} if self._settings.base is not None else {}
+        http = [service.http_address for service in self.services if service.http_address]
         return {
             **base,
             **{service.name: service.address for service in self.services},
+            **({"http": http[0]} if http else {}),
             "metrics": {service.name: service.metrics_address for service in self.services},
         }
 
@@ -78,7 +82,8 @@ class Stack:
         """
         ports = {name: self._port(index) for index, name in enumerate(SERVICES)}
         for name in self._wanted:
-            for port in (ports[name], self._metrics_port(ports[name])):
+            more = (self._http_port,) if name == "inference" else ()
+            for port in (ports[name], self._metrics_port(ports[name]), *more):
                 _check_free(self._settings.host, port, name)
         folder, logs = self._settings.home / "run", self._settings.home / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +135,7 @@ class Stack:
                 **service.settings,
                 f"{prefix}_LISTEN": service.address,
                 f"{prefix}_METRICS_LISTEN": service.metrics_address,
+                **_http_listen(service),
             }
             await service.start()
 
@@ -163,6 +169,10 @@ class Stack:
     def _port(self, index: int) -> int:
         return self._settings.port + index if self._settings.port else 0
 
+    @property
+    def _http_port(self) -> int:
+        return self._port(_HTTP_OFFSET)
+
     def _metrics_port(self, port: int) -> int:
         return port + _METRICS_OFFSET if port else 0
 
@@ -183,9 +193,16 @@ class Stack:
                 "GRAFT_INFERENCE_BASE": chosen.base,
                 "GRAFT_INFERENCE_MAX_ADAPTERS": chosen.max_adapters,
                 "GRAFT_INFERENCE_ENGINE": chosen.engine,
+                "GRAFT_INFERENCE_HTTP_LISTEN": f"{chosen.host}:{self._http_port}",
             },
         }
         return {key: str(value) for key, value in everybody[name].items() if value is not None}
+
+
+def _http_listen(service: Service) -> dict[str, str]:
+    if not service.http_address:
+        return {}
+    return {"GRAFT_INFERENCE_HTTP_LISTEN": service.http_address.rpartition("/")[2]}
 
 
 def stop_timeout_s(service: str) -> float:

@@ -52,7 +52,7 @@ def up(
         typer.Option(
             min=0,
             max=63000,
-            help="First of three ports; metrics are 2000 above. 0 takes free ones.",
+            help="First of four ports, the last for OpenAI's API; metrics are 2000 above. 0: free ones.",
         ),
     ] = DEFAULT_PORT,
     detach: Annotated[
@@ -170,6 +170,9 @@ def _announce(out: Output, stack: Stack, settings: StackSettings) -> None:
         return
     if settings.base is None:
         out.note("No base: jobs can train, nothing is served. To serve: graft up --base FOLDER")
+    for service in stack.services:
+        if service.http_address:
+            out.note(f"OpenAI's API is at {service.http_address}/v1")
     out.note(f"Logs are in {settings.home / 'logs'}. Ctrl-C stops everything.")
 
 
@@ -205,7 +208,7 @@ def _detach(out: Output, home: Path) -> None:
     ready = json.loads(lines[0])
     if out.as_json:
         out.json(ready)
-    rows = [(name, ready[name]) for name in ("registry", "trainer", "inference") if name in ready]
+    rows = [(name, ready[name]) for name in (*SERVICES, "http") if name in ready]
     out.table(("SERVICE", "ADDRESS"), rows)
     out.note(f"Runs as process {process.pid}; stop it with `graft down`.")
 

@@ -23,7 +23,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN = (
     "LISTEN", "METRICS_LISTEN", "NAMESPACE", "BASE", "BASE_NAME", "CACHE_DIR", "DATA_DIR",
     "REGISTRY_ADDRESS", "DRAIN_TIMEOUT_S", "REQUIRE_PRODUCTION", "TENSOR_PARALLEL_SIZE",
-    "HEALTH_LISTEN", "TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA",
+    "HEALTH_LISTEN", "ATTESTATION_KEY", "TLS_CERTIFICATE", "TLS_KEY", "TLS_CLIENT_CA",
 )  # fmt: skip
 
 
@@ -146,6 +146,7 @@ class BasePlan:
         tls_secret: a Secret with ca.crt, tls.crt and tls.key: TLS to and from the endpoint, for clients with
             a certificate of that CA; "" for plaintext.
         tls_issuer: cert-manager's Issuer that makes one, instead.
+        attestation_secret: a Secret with service.key, which signs what is attested of each answer; "" for none.
         priority_class: "" for the cluster's default.
         drain_s: how long requests may go on when a replica ends.
         start_s: how long a replica may take until its engine runs.
@@ -166,6 +167,7 @@ class BasePlan:
     pull_secret: str = ""
     tls_secret: str = ""
     tls_issuer: str = ""
+    attestation_secret: str = ""
     priority_class: str = "graft-serving"
     drain_s: int = 120
     start_s: int = 1800

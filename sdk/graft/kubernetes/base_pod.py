@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from graft.kubernetes.base_plan import BasePlan, Cache, Weights
+from graft.kubernetes.pod_attestation import (
+    ATTESTATION_KEY_FILE,
+    ATTESTATION_MOUNT,
+    attestation_volume,
+)
 from graft.kubernetes.pod_tls import (
     CA_FILE,
     CERTIFICATE_FILE,
@@ -15,7 +20,7 @@ from graft.kubernetes.pod_tls import (
 )
 from graft.names import base_name
 
-GRPC_PORT, METRICS_PORT, HEALTH_PORT = 7433, 9433, 8433
+GRPC_PORT, HTTP_PORT, METRICS_PORT, HEALTH_PORT = 7433, 7434, 9433, 8433
 # Until everybody has heard that the pod is going, it answers as ever.
 _GOODBYE_S = 5
 # For the engine's own end, after the last request.
@@ -48,6 +53,7 @@ def settings_of(plan: BasePlan, cache_bytes: int) -> dict[str, str]:
     """The service's variables."""
     told = {
         "LISTEN": f"0.0.0.0:{GRPC_PORT}",
+        "HTTP_LISTEN": f"0.0.0.0:{HTTP_PORT}",
         "METRICS_LISTEN": f"0.0.0.0:{METRICS_PORT}",
         "DATA_DIR": _DATA,
         "CACHE_DIR": _CACHE,
@@ -57,6 +63,8 @@ def settings_of(plan: BasePlan, cache_bytes: int) -> dict[str, str]:
         "BASE": model_folder(plan.weights),
         "BASE_NAME": plan.base,
         "REQUIRE_PRODUCTION": "true",
+        # What is served is what was deployed, unless --set base_switch says otherwise.
+        "BASE_SWITCH": "off",
         "DRAIN_TIMEOUT_S": str(plan.drain_s),
         # So that clients find replicas that were added.
         "MAX_CONNECTION_AGE_S": "300",
@@ -66,6 +74,8 @@ def settings_of(plan: BasePlan, cache_bytes: int) -> dict[str, str]:
         told["TLS_CLIENT_CA"] = CA_FILE
         # Probes speak no TLS.
         told["HEALTH_LISTEN"] = f"0.0.0.0:{HEALTH_PORT}"
+    if plan.attestation_secret:
+        told["ATTESTATION_KEY"] = ATTESTATION_KEY_FILE
     if plan.hardware.gpus > 1:
         told["TENSOR_PARALLEL_SIZE"] = str(plan.hardware.gpus)
     given = {name.upper(): value for name, value in plan.settings.items()}
@@ -133,7 +143,7 @@ def _spread(key: str, selector: dict[str, str]) -> dict[str, Any]:
 
 
 def _container(plan: BasePlan, config: str) -> dict[str, Any]:
-    ports = {"grpc": GRPC_PORT, "metrics": METRICS_PORT}
+    ports = {"grpc": GRPC_PORT, "metrics": METRICS_PORT, "openai": HTTP_PORT}
     if plan.certificate_secret:
         ports["health"] = HEALTH_PORT
     asked = ports.get("health", GRPC_PORT)
@@ -221,6 +231,8 @@ def _mounts(plan: BasePlan) -> list[dict[str, Any]]:
         mounts.append({"name": "model", "mountPath": _MODEL, "readOnly": True})
     if plan.certificate_secret:
         mounts.append(TLS_MOUNT)
+    if plan.attestation_secret:
+        mounts.append(ATTESTATION_MOUNT)
     return mounts
 
 
@@ -241,6 +253,8 @@ def _volumes(plan: BasePlan) -> list[dict[str, Any]]:
         volumes.append({"name": "model", **_room(plan.weights)})
     if plan.certificate_secret:
         volumes.append(tls_volume(plan.certificate_secret))
+    if plan.attestation_secret:
+        volumes.append(attestation_volume(plan.attestation_secret))
     return volumes
 
 

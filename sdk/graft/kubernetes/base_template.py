@@ -83,6 +83,7 @@ def _config(plan: BasePlan) -> dict[str, Any]:
 
 def _service(plan: BasePlan) -> dict[str, Any]:
     metrics = {"name": "metrics", "port": base_pod.METRICS_PORT, "targetPort": "metrics"}
+    openai = {"name": "openai", "port": base_pod.HTTP_PORT, "targetPort": "openai"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -90,7 +91,11 @@ def _service(plan: BasePlan) -> dict[str, Any]:
         "spec": {
             "type": "ClusterIP",
             "selector": selector(plan),
-            "ports": [_grpc_port(plan), {**metrics, "protocol": "TCP"}],
+            "ports": [
+                _grpc_port(plan),
+                {**metrics, "protocol": "TCP"},
+                {**openai, "protocol": "TCP"},
+            ],
         },
     }
 
