@@ -12,15 +12,19 @@ from bench.harness import Report
 # Each module has run(short: bool) -> Report.
 BENCHMARKS = (
     "streaming",
+    "openai_door",
     "swap",
     "fairness",
     "adapters",
     "promotions",
     "lora",
+    "soft_prompts",
+    "kinds",
     "training",
     "checkpoints",
     "overhead",
     "merge",
+    "blends",
     "plan",
     "preflight",
     "registry",
@@ -28,6 +32,7 @@ BENCHMARKS = (
     "capacity",
     "kubernetes",
     "alias_replicas",
+    "rollout",
 )
 
 

@@ -33,9 +33,16 @@ class EngineProcess:
         arguments: of bench.lora_engine.
         env: added to this process's environment.
         log: what it says goes there.
+        module: what is run, if another one.
     """
 
-    def __init__(self, arguments: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        env: dict[str, str],
+        log: Path,
+        module: str = "bench.lora_engine",
+    ) -> None:
         self._log = log
         path = os.pathsep.join([str(REPOSITORY / "sdk"), str(REPOSITORY)])
         quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
@@ -49,7 +56,7 @@ class EngineProcess:
         }
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.lora_engine", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 env={**os.environ, **quiet, **same, **env},
                 cwd=REPOSITORY,
                 stdin=subprocess.PIPE,
@@ -61,11 +68,11 @@ class EngineProcess:
         self._read()
         os.killpg(self._process.pid, signal.SIGSTOP)
 
-    def measure(self, adapters: int) -> Measurement:
-        """Tokens per second of a batch in which so many adapters and the base take turns."""
+    def measure(self, adapters: int, streams: int = STREAMS) -> Measurement:
+        """Tokens per second of a batch of requests in which so many adapters and the base take turns."""
         os.killpg(self._process.pid, signal.SIGCONT)
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"adapters": adapters}) + "\n")
+        self._process.stdin.write(json.dumps({"adapters": adapters, "streams": streams}) + "\n")
         self._process.stdin.flush()
         figures: dict[str, float] = json.loads(self._read())
         os.killpg(self._process.pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""An engine for bench/lora.py, in a process of its own: answers each line {"adapters": n} with its speed.
+"""An engine for bench/lora.py, in a process of its own: answers lines {"adapters": n, "streams": m} with its speed.
 
 Offline, so that nothing but the engine is measured. With --lora it takes adapters of the folder, one per slot.
 """
@@ -65,13 +65,14 @@ def main() -> None:
     ]
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        count = json.loads(line)["adapters"]
+        asked = json.loads(line)
+        count, streams = asked["adapters"], asked["streams"]
         # Every adapter and the base in turns.
         mixture = [None, *requests[:count]]
-        chosen = [mixture[number % len(mixture)] for number in range(STREAMS)]
+        chosen = [mixture[number % len(mixture)] for number in range(streams)]
         start_s = time.perf_counter()
         outputs = engine.generate(
-            prompts, params, lora_request=chosen if folders else None, use_tqdm=False
+            prompts[:streams], params, lora_request=chosen if folders else None, use_tqdm=False
         )
         took_s = time.perf_counter() - start_s
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)

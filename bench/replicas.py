@@ -23,6 +23,8 @@ from graft.signatures import SignaturePolicy
 from prometheus_client import CollectorRegistry
 
 from services.common.logs import configure_logs
+from services.inference.blends.fake import FakeBlender
+from services.inference.blends.store import BlendStore
 from services.inference.cache import AdapterCache
 from services.inference.catalogue import Catalogue
 from services.inference.domain import AdapterVersion, Base
@@ -86,7 +88,8 @@ async def start_replica(
     gate = Gate(engine, 30.0, 1024)
     files = AdapterCache(cache, registry, metrics)
     trust = Trust(registry, SignaturePolicy.OFF, ())
-    preparation = Preparation(engine, files, base, trust)
+    blends = BlendStore(files, FakeBlender(), metrics)
+    preparation = Preparation(engine, files, base, trust, blends)
     residency = Residency(engine, gate, preparation, metrics, ResidencyOptions())
     catalogue = Catalogue()
     swaps = NotedSwaps(catalogue, registry, residency, metrics)

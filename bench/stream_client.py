@@ -1,6 +1,6 @@
-"""Load for bench.streaming, in a process of its own: `python -m bench.stream_client grpc|sse ADDRESS JSON`.
+"""Load for streaming.py and openai_door.py: `python -m bench.stream_client grpc|sse|chat ADDRESS JSON`.
 
-Both kinds keep the same number of streams open, read every token's text, and print the same figures.
+All kinds keep the same number of streams open, read every token's text, and print the same figures.
 """
 
 from __future__ import annotations
@@ -61,17 +61,22 @@ async def over_grpc(address: str, load: Load) -> list[Answered]:
         return await _run(ask, load)
 
 
-async def over_sse(url: str, load: Load) -> list[Answered]:
-    """Streams from an OpenAI server's /v1/completions."""
+async def over_sse(url: str, load: Load, *, chat: bool = False) -> list[Answered]:
+    """Streams from an OpenAI server's /v1/completions, or /v1/chat/completions."""
     import aiohttp
 
+    path = f"{url}/v1/chat/completions" if chat else f"{url}/v1/completions"
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
         async def ask(prompt: str) -> Answered:
             body = {
                 "model": load.model,
-                "prompt": prompt,
+                **(
+                    {"messages": [{"role": "user", "content": prompt}]}
+                    if chat
+                    else {"prompt": prompt}
+                ),
                 "max_tokens": load.max_tokens,
                 "temperature": 0,
                 "ignore_eos": True,
@@ -79,7 +84,7 @@ async def over_sse(url: str, load: Load) -> list[Answered]:
                 "stream_options": {"include_usage": True},
             }
             answered, began_s = Answered(0, 0, 0.0), time.perf_counter()
-            async with session.post(f"{url}/v1/completions", json=body) as response:
+            async with session.post(path, json=body) as response:
                 response.raise_for_status()
                 async for line in response.content:
                     if not line.startswith(b"data: {"):
@@ -88,7 +93,9 @@ async def over_sse(url: str, load: Load) -> list[Answered]:
                         answered.first_token_s = time.perf_counter() - began_s
                     event = json.loads(line[6:])
                     if event["choices"]:
-                        answered.characters += len(event["choices"][0]["text"])
+                        choice = event["choices"][0]
+                        text = choice["delta"].get("content") or "" if chat else choice["text"]
+                        answered.characters += len(text)
                     else:
                         answered.tokens = event["usage"]["completion_tokens"]
             return answered
@@ -112,9 +119,11 @@ def main() -> None:
     """Runs the load and prints its figures as JSON."""
     kind, address, load_json = sys.argv[1:]
     load = Load(**json.loads(load_json))
-    work = over_grpc if kind == "grpc" else over_sse
     began_s = time.perf_counter()
-    answers = uvloop.run(work(address, load))
+    work = (
+        over_grpc(address, load) if kind == "grpc" else over_sse(address, load, chat=kind == "chat")
+    )
+    answers = uvloop.run(work)
     seconds = time.perf_counter() - began_s
     wrong = [each for each in answers if each.tokens != load.max_tokens]
     assert not wrong, f"{len(wrong)} answers have not {load.max_tokens} tokens"

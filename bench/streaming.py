@@ -37,20 +37,17 @@ def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Re
             "streams": STREAMS,
             "requests_per_stream": 2 if short else 4,
             "max_tokens": MAX_TOKENS,
-            "prompts": _prompts(STREAMS * 4),
+            "prompts": prompts(STREAMS * 4),
         }
     )
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as temporary:
         folder = Path(temporary)
-        ours, address = start_graft_service("inference", _our_settings(base), folder / "ours")
+        ours, address = start_graft_service("inference", our_settings(base), folder / "ours")
         servers = [ours]
         try:
-            peers: dict[str, _Told] = {"vllm (HTTP)": ((), {})}
-            if on_cpu():
-                peers |= _told_by_hand()
             contenders = {"graft (gRPC)": partial(run_client, ours, client, "grpc", address, load)}
-            for who, (more, env) in peers.items():
-                arguments = [*_peer_arguments(base), *more]
+            for who, (more, env) in peers().items():
+                arguments = [*peer_arguments(base), *more]
                 peer, url = start_vllm_server(arguments, folder / f"peer-{len(servers)}", env)
                 servers.append(peer)
                 contenders[who] = partial(run_client, peer, client, "sse", url, load)
@@ -73,7 +70,13 @@ def run(*, short: bool = False, base: Path = REPOSITORY / "examples/base") -> Re
     return report
 
 
-def _our_settings(base: Path) -> dict[str, object]:
+def peers() -> dict[str, _Told]:
+    """vLLM's own server as it comes and, on a CPU, told by hand to do as ours does."""
+    return {"vllm (HTTP)": ((), {})} | (_told_by_hand() if on_cpu() else {})
+
+
+def our_settings(base: Path) -> dict[str, object]:
+    """Of our service."""
     return {
         "base": base,
         "max_adapters": 0,
@@ -84,7 +87,8 @@ def _our_settings(base: Path) -> dict[str, object]:
     }
 
 
-def _peer_arguments(base: Path) -> list[str]:
+def peer_arguments(base: Path) -> list[str]:
+    """The same for vLLM's server."""
     return [
         *("--model", str(base), "--served-model-name", base.name),
         *("--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(STREAMS)),
@@ -111,7 +115,8 @@ def on_cpu() -> tuple[str, ...]:
     return ("--worker-cls", _CPU_WORKER) if cpu else ()
 
 
-def _prompts(count: int) -> list[str]:
+def prompts(count: int) -> list[str]:
+    """So many texts that share no long prefix."""
     return [
         " ".join(
             WORDS[(number * 7 + place * (1 + number % 5)) % len(WORDS)]
