@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,10 +18,49 @@ import pytest_asyncio
 from tests.support.models import REPOSITORY, make_adapter, make_base
 from tests.support.objects import ObjectStore, object_store_server
 from tests.support.postgres import PostgresServer
+from tests.support.spread import Spread, file_of, turn
 from tests.support.stack import Stack, graft_up
 
 if TYPE_CHECKING:
     from tests.support.engines import SharedEngine
+
+
+def pytest_configure() -> None:
+    """Trainers of tests have no processes that wait for a job, but where they are what is tested."""
+    os.environ.setdefault("GRAFT_TRAINER_WARM_WORKERS", "0")
+
+
+# Modules that one import of a large library brings; objects of fewer are soon looked through.
+_MANY_MODULES = 200
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Takes what libraries hold out of the garbage collector's sight: trainers have it look at everything, often."""
+    known = item.config.stash.get(_FROZEN_MODULES, 0)
+    if len(sys.modules) - known > _MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        item.config.stash[_FROZEN_MODULES] = len(sys.modules)
+
+
+_FROZEN_MODULES = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    items.sort(key=lambda item: turn(file_of(item.nodeid)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """How `make test` spreads files over its processes."""
+    return Spread(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_unconfigure() -> None:
+    """What libraries hold is freed at the end, as they expect."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

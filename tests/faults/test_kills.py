@@ -224,7 +224,10 @@ def reported_steps(events: list[pb.JobEvent]) -> list[int]:
     return [event.metrics.step for event in events if event.HasField("metrics")]
 
 
-@pytest.mark.parametrize("kind", ["padded", "packed", "nf4"])
+@pytest.mark.parametrize(
+    "kind",
+    ["padded", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("packed", "nf4"))],
+)
 async def test_a_killed_worker_is_started_again_and_ends_with_the_weights_of_an_undisturbed_one(
     lab: Lab, kind: str
 ) -> None:

@@ -62,7 +62,12 @@ async def whole_events(calls: RegistryCalls) -> list[pb.WatchResponse]:
 
 
 @pytest.mark.parametrize(
-    "halt", ["in mid-upload", "between bytes and row", "between row and answer"]
+    "halt",
+    [
+        pytest.param("in mid-upload", marks=pytest.mark.soak),
+        "between bytes and row",
+        "between row and answer",
+    ],
 )
 async def test_an_upload_goes_on(start: Start, tmp_path: Path, halt: str) -> None:
     path = tmp_path / "weights.bin"

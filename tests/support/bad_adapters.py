@@ -19,6 +19,9 @@ from tests.support.admission import Folder, good, pack
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 A0, B0 = f"{Q0}.lora_A.weight", f"{Q0}.lora_B.weight"
+M0, M7 = (f"{each}.lora_magnitude_vector" for each in (Q0, Q0.replace("layers.0", "layers.7")))
+K0 = f"{Q0}.ia3_l".replace("q_proj", "v_proj")
+K7 = K0.replace("layers.0", "layers.7")
 Files = dict[str, bytes]
 
 
@@ -194,6 +197,19 @@ def of_dora(folder: Folder) -> None:
             folder.tensors[vector] = np.ones(folder.tensors[name].shape[0])
 
 
+def of_scales(
+    words: str, make: Callable[[Folder], None], tensor: str, values: np.ndarray
+) -> BadAdapter:
+    """An IA3 or a DoRA, one of whose vectors is another."""
+
+    def spoil(folder: Folder) -> None:
+        make(folder)
+        folder.tensors[tensor] = values
+
+    kind = "IA3" if make is of_ia3 else "LORA"
+    return replace(spoiled(words, spoil), peft_type=kind)
+
+
 def of_prompts(folder: Folder) -> None:
     """What PEFT saves of prompt tuning."""
     folder.config = {
@@ -202,6 +218,17 @@ def of_prompts(folder: Folder) -> None:
         "num_attention_heads": 2, "prompt_tuning_init": "RANDOM",
     }  # fmt: skip
     folder.tensors = {"prompt_embeddings": np.full((4, 64), 0.1)}
+
+
+def of_table(words: str, table: np.ndarray, **fields: object) -> BadAdapter:
+    """Prompt tuning with another table than its configuration and the base ask for."""
+
+    def spoil(folder: Folder) -> None:
+        of_prompts(folder)
+        folder.config |= fields
+        folder.tensors["prompt_embeddings"] = table
+
+    return replace(spoiled(words, spoil), peft_type="PROMPT_TUNING")
 
 
 def of_many_tensors(folder: Folder) -> None:
@@ -255,7 +282,7 @@ CONFIGS: Mapping[str, BadAdapter] = {
     "targets of no module": saying("no such module", target_modules=["q_proj", "v_proj", "c_attn"]),
     "no kind": saying("peft_type is None", peft_type=None),
     "a kind of tomorrow": saying("peft_type is 'TELEPATHY'", peft_type="TELEPATHY"),
-    "DoRA without its magnitudes": saying("it is missing, though use_dora is set", "DoRA", use_dora=True),
+    "DoRA without its magnitudes": saying("it is missing, though use_dora is set", use_dora=True),
     "a bias": saying("bias", bias="all"),
     "a bias of LoRA's own": saying("lora_bias", lora_bias=True),
     "layers said twice": saying("layer_replication", layer_replication=[[0, 2], [1, 2]]),
@@ -309,14 +336,22 @@ TENSORS: Mapping[str, BadAdapter] = {
 }  # fmt: skip
 
 KINDS: Mapping[str, BadAdapter] = {
-    "IA3": replace(spoiled("", of_ia3, "it is IA3"), peft_type="IA3"),
-    "DoRA": spoiled("", of_dora, "DoRA"),
-    "prompt tuning": replace(
-        spoiled("", of_prompts, "it is PROMPT_TUNING"), peft_type="PROMPT_TUNING"
+    "IA3 with a NaN": of_scales("NaN or infinite", of_ia3, K0, np.full((32, 1), np.nan)),
+    "IA3 of another base's width": of_scales("its shape is [64, 1]", of_ia3, K0, np.ones((64, 1))),
+    "IA3 of a layer that is not there": of_scales(
+        "ask for no such tensor", of_ia3, K7, np.ones((32, 1))
     ),
+    "DoRA with an infinite magnitude": of_scales(
+        "NaN or infinite", of_dora, M0, np.full(64, np.inf)
+    ),
+    "DoRA with too few magnitudes": of_scales("out_features", of_dora, M0, np.ones(32)),
+    "DoRA with a magnitude more": of_scales("no LoRA pair", of_dora, M7, np.ones(64)),
+    "prompt tuning with a NaN": of_table("NaN or infinite", np.full((4, 64), np.nan)),
+    "prompt tuning with a row more": of_table("its shape is [5, 64]", np.ones((5, 64))),
+    "prompt tuning of another base's width": of_table("token_dim", np.ones((4, 96)), token_dim=96),
     # A registry that knows no better: the files tell.
     "IA3 that is said to be LoRA": saying(
-        "ask for no such tensor", "peft_type is", peft_type="IA3", feedforward_modules=[]
+        "ask for no such tensor", peft_type="IA3", feedforward_modules=[]
     ),
     "X-LoRA": saying("peft_type is", peft_type="XLORA"),
 }

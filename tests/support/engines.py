@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psutil
 
+from services.inference.engines.base import EngineAdapter
 from services.inference.engines.vllm import VllmEngine
 from services.inference.engines.vllm_arguments import VllmOptions
 
 
 class SharedEngine(VllmEngine):
-    """Started once by its fixture; a service that stops it only loses its adapters."""
+    """Started once by its fixture; a service that stops it only loses the adapters that came since its start.
+
+    So a test may have a service of its own inside of one that its module shares. LoRAs of both at once it
+    cannot have: each service counts its loads by itself.
+    """
+
+    def __init__(self, options: VllmOptions) -> None:
+        super().__init__(options)
+        # At the start of each service that has not stopped it yet, the outermost first.
+        self._there_before: list[frozenset[EngineAdapter]] = []
 
     @property
     def options(self) -> VllmOptions:
@@ -19,10 +31,18 @@ class SharedEngine(VllmEngine):
     async def start(self) -> None:
         if not self.healthy:
             await super().start()
+        self._there_before.append(frozenset(self.loaded))
 
     async def stop(self) -> None:
-        for adapter in tuple(self.loaded):
+        kept = self._there_before.pop() if self._there_before else frozenset()
+        for adapter in set(self.loaded) - kept:
             await self.unload(adapter)
+
+    @property
+    def hugging_face(self) -> Any:
+        """The tokenizer, as transformers has it."""
+        assert self._tokenizer is not None
+        return self._tokenizer.tokenizer
 
     async def listed(self) -> set[int]:
         """Numbers of the adapters that vLLM itself says it holds."""

@@ -11,6 +11,7 @@ import grpc
 from graft.errors import GraftError, Reason
 from graft.inference.v1 import inference_service_pb2 as inference_pb2
 from graft.inference.v1 import inference_service_pb2_grpc as inference_grpc
+from graft.inference.v1 import rollout_pb2
 from graft.trainer.v1 import trainer_service_pb2 as trainer_pb2
 from graft.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from prometheus_client import CollectorRegistry
@@ -144,7 +145,30 @@ class FakeTrainer(trainer_grpc.TrainerServiceServicer):
         return self.jobs[name]
 
 
-class FakeInference(inference_grpc.InferenceServiceServicer):
+class PartOfInference(inference_grpc.InferenceServiceServicer):
+    """What a fake does not answer is UNIMPLEMENTED, as of a server that does not know it."""
+
+    async def Embed(self, request: Any, context: Any) -> Any:
+        await self._unknown(context)
+
+    async def CountTokens(self, request: Any, context: Any) -> Any:
+        await self._unknown(context)
+
+    async def GetBase(self, request: Any, context: Any) -> Any:
+        await self._unknown(context)
+
+    async def SwitchBase(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._unknown(context)
+        yield
+
+    async def CancelBaseSwitch(self, request: Any, context: Any) -> Any:
+        await self._unknown(context)
+
+    async def _unknown(self, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "a fake does not know it")
+
+
+class FakeInference(PartOfInference):
     """Answers with the words of the prompt, one per message of a stream; "endless" never ends.
 
     Attributes:
@@ -204,6 +228,16 @@ class FakeInference(inference_grpc.InferenceServiceServicer):
         base = inference_pb2.Model(reference="tiny", resident=True)
         bot = inference_pb2.Model(reference="bot@production", version=_VERSION)
         return inference_pb2.ListModelsResponse(models=[base, bot])
+
+    async def ListRollouts(self, request: Any, context: Any) -> rollout_pb2.ListRolloutsResponse:
+        figures = rollout_pb2.PartFigures(version=_VERSION, requests=7)
+        canary = rollout_pb2.CanaryStatus(
+            weight_percent=5, state=rollout_pb2.CANARY_STATE_SERVING, figures=figures
+        )
+        alias = f"{_VERSION.rpartition('/versions/')[0]}/aliases/production"
+        return rollout_pb2.ListRolloutsResponse(
+            rollouts=[rollout_pb2.RolloutStatus(alias=alias, stable=figures, canaries=[canary])]
+        )
 
     async def GetResidency(self, request: Any, context: Any) -> inference_pb2.Residency:
         held = inference_pb2.ResidentAdapter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,9 @@ from graft.inference.v1 import inference_service_pb2 as pb
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from services.common.tracing import Tracing
+from services.inference.bases.place import Measure
+from services.inference.blends.base import Blender
+from services.inference.blends.fake import FakeBlender
 from services.inference.config import InferenceSettings
 from services.inference.domain import AdapterVersion
 from services.inference.engines.base import Engine
@@ -105,17 +108,25 @@ async def start_inference(
     registry: Registry | None = None,
     base: Path = Path("tiny"),
     tracing: Tracing | None = None,
+    blender: Blender | None = None,
+    make: Callable[[InferenceSettings], Engine] | None = None,
+    measure: Measure | None = None,
     **settings: object,
 ) -> AsyncIterator[RunningInference]:
-    """Starts a service on a free port and stops it at the end."""
+    """Starts a service on a free port and stops it at the end; make and measure are for changes of the base."""
     engine = FakeEngine() if engine is None else engine
     registry = MemoryRegistry(FINGERPRINT) if registry is None else registry
+    if blender is None and isinstance(engine, FakeEngine):
+        blender = FakeBlender()
     values = {"base": base, "base_name": "tiny", "data_dir": folder / "data", **settings}
     server = InferenceServer(
         InferenceSettings(**values),  # type: ignore[arg-type]
         engine=engine,
         registry=registry,
+        blender=blender,
         tracing=tracing,
+        make=make,
+        measure=measure,
     )
     await server.start()
     channel = open_channel(server.address)

@@ -41,7 +41,7 @@ def make_base(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0)
         "num_key_value_heads": 1,
         "head_dim": 32,
         "vocab_size": 1024,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,

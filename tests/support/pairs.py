@@ -9,14 +9,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tests.support.processes import ROOT
 from tests.unit.trainer_worker.support import Outcome, attempt
+
+# For how many sequences at once a process has memory.
+ROOM = "TEST_ROOM_SEQUENCES"
 
 
 class Processes:
@@ -54,18 +57,26 @@ class Processes:
         ]
 
     def train(
-        self, spec: Mapping[str, Any], work_dir: Path, processes: int = 0, **environment: str
+        self,
+        spec: Mapping[str, Any],
+        work_dir: Path,
+        processes: int = 0,
+        room: Sequence[int] = (),
+        **environment: str,
     ) -> list[Outcome]:
         """Trains a job to its end; what became of it in each process.
 
         Args:
             processes: how many of them; all when 0.
+            room: for how many sequences at once each has memory, by rank; 0 for any.
         """
         self._jobs += 1
         taken = self._processes[: processes or len(self._processes)]
         for rank, process in enumerate(taken):
             assert process.stdin is not None
             variables = {"RANK": str(rank), "WORLD_SIZE": str(len(taken)), **environment}
+            if room:
+                variables[ROOM] = str(room[rank])
             job = {
                 "spec": spec,
                 "work_dir": str(work_dir),
@@ -126,6 +137,28 @@ def weights(outcome: Outcome) -> Any:
     return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
 
 
+@contextmanager
+def _room_for(sequences: int) -> Iterator[None]:
+    """Within it a step of more sequences fails for want of memory, once their gradients are there; 0 for never."""
+    import torch
+    from transformers import Trainer
+
+    real = Trainer.training_step
+
+    def step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+        loss = real(self, model, inputs, *rest)
+        held = next(value for value in inputs.values() if isinstance(value, torch.Tensor))
+        if sequences and len(held) > sequences:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss
+
+    type.__setattr__(Trainer, "training_step", step)
+    try:
+        yield
+    finally:
+        type.__setattr__(Trainer, "training_step", real)
+
+
 def main() -> None:
     """Does the jobs of standard input."""
     from services.trainer.run.joined_team import JoinedTeam
@@ -147,7 +180,8 @@ def main() -> None:
     type.__setattr__(JoinedTeam, "join", staticmethod(join_once))
     for line in sys.stdin:
         job = json.loads(line)
-        outcome = attempt(job["spec"], Path(job["work_dir"]), environment=job["environment"])
+        with _room_for(int(job["environment"].get(ROOM, 0))):
+            outcome = attempt(job["spec"], Path(job["work_dir"]), environment=job["environment"])
         answers.write(json.dumps(asdict(outcome), default=str) + "\n")
         answers.flush()
 

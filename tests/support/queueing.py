@@ -20,6 +20,7 @@ class Asked:
     adapter: str
     tokens: int
     asked_at: int
+    room: int = 1
     given_at: int | None = None
     ended: bool = False
     task: asyncio.Task[None] | None = None
@@ -57,12 +58,14 @@ class Simulation:
         priority: int = 0,
         within: float | None = None,
         fails: bool = False,
+        room: int = 1,
     ) -> Asked:
         """Asks; with fails it ends as soon as it has its turn, before it comes to the engine."""
         claim = Claim(
-            namespace, adapter, adapter if slot is None else slot, prompt, tokens, priority, within
-        )
-        asked = Asked(adapter, tokens, self.time)
+            namespace, adapter, adapter if slot is None else slot, prompt, tokens, priority, within,
+            room=room,
+        )  # fmt: skip
+        asked = Asked(adapter, tokens, self.time, room)
         asked.task = asyncio.create_task(self._run(claim, asked, fails))
         # Whether it was refused is asked by those who want to know.
         asked.task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -108,7 +111,10 @@ class Simulation:
                 asked.tokens -= 1
                 if asked.tokens == 0:
                     del self.running[turn]
-                    self._ends.pop(turn).set_result(None)
+                    ended = self._ends.pop(turn)
+                    # One that was cancelled in this very step has not gone on yet.
+                    if not ended.done():
+                        ended.set_result(None)
             await self.settle()
 
     async def drain(self, limit: int = 10_000) -> None:

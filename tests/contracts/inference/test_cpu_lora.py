@@ -1,12 +1,13 @@
 """Every slot filled and everything in one batch, on the real engine: nobody gets another's adapter.
 
-Once as its layers are written, once compiled.
+Once as its layers are written, with a slot for each; once compiled, with slots that small ones share.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from safetensors.torch import load_file, save_file
 
 from services.inference.engines.base import EngineAdapter, Sampling
 from tests.support.engines import SharedEngine
@@ -40,8 +42,9 @@ async def ask(engine: SharedEngine, ids: list[int], adapter: EngineAdapter | Non
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def compiled(vllm_engine: SharedEngine) -> AsyncIterator[SharedEngine]:
-    """As vllm_engine otherwise."""
-    engine = SharedEngine(replace(vllm_engine.options, enforce_eager=False))
+    """As vllm_engine otherwise, but for twice as many adapters in its two slots, if they are small."""
+    options = replace(vllm_engine.options, max_cpu_adapters=8, lora_page_rank=8, max_lora_rank=32)
+    engine = SharedEngine(replace(options, enforce_eager=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         await engine.start()
@@ -80,7 +83,7 @@ async def test_with_every_slot_filled_each_answer_is_what_it_is_alone(
     ]
     bases = {number: peft_greedy(tiny_base, None, ids, COUNT) for number, ids in enumerate(PROMPTS)}
     first, second = [await load(empty, folder) for folder in folders]
-    assert empty.limits.max_adapters == 2
+    assert empty.limits.max_adapters == (empty.limits.pages or 2)
     asked = [
         (number, adapter) for number in range(len(PROMPTS)) for adapter in (None, first, second)
     ]
@@ -111,3 +114,64 @@ async def test_a_slot_that_gets_another_adapter_answers_with_that_one(
         answers.append(mixed)
         await empty.unload(adapter)
     assert answers[0] != answers[1] != answers[2]
+
+
+async def test_adapters_of_mixed_ranks_that_share_slots_answer_as_each_does_alone(
+    compiled: SharedEngine, tiny_base: Path, tmp_path: Path
+) -> None:
+    """More in one batch than there are slots, and again when others have taken their pages."""
+    await compiled.stop()
+    assert (compiled.limits.pages, compiled.limits.page_rank) == (8, 8)
+    ids, loaded = PROMPTS[1], []
+    for number, rank in enumerate((8, 8, 16, 3, 24, 8, 32, 8)):
+        targets = ALL if number % 2 else ("q_proj", "down_proj")
+        folder = make_adapter(
+            tmp_path / str(number), tiny_base, rank=rank, seed=number, scale=0.1, targets=targets
+        )
+        loaded.append(await load(compiled, folder))
+    base = peft_greedy(tiny_base, None, ids, COUNT)
+    wanted = [peft_greedy(tiny_base, each.folder, ids, COUNT) for each in loaded]
+    assert len({tuple(tokens) for tokens in (base, *wanted)}) == 9
+    # All that fit; a large one, which pushes the others out; all at once, which the engine has to split.
+    for asked in ((0, 1, 2, 3, 5, 7), (6, 4), (4, 0, 1), tuple(range(8))):
+        together = await asyncio.gather(
+            ask(compiled, ids, None), *(ask(compiled, ids, loaded[each]) for each in asked)
+        )
+        assert together == [base, *(wanted[each] for each in asked)]
+    # What is unloaded leaves its pages to others.
+    for each in loaded[:4]:
+        await compiled.unload(each)
+    again = await load(compiled, loaded[2].folder)
+    together = await asyncio.gather(*(ask(compiled, ids, each) for each in (again, *loaded[4:])))
+    assert together == [wanted[2], *wanted[4:]]
+    await compiled.stop()
+
+
+async def test_an_adapter_that_is_no_number_spoils_no_neighbour_of_its_slot_nor_who_gets_its_page(
+    compiled: SharedEngine, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The service refuses such weights; what came into the engine all the same harms its own answers."""
+    await compiled.stop()
+    ids, folders = PROMPTS[2], []
+    for number in range(8):
+        folder = tmp_path / str(number)
+        folders.append(make_adapter(folder, tiny_base, rank=8, seed=number, scale=0.1))
+    spoiled = folders[3] / "adapter_model.safetensors"
+    tensors = load_file(spoiled)
+    save_file({name: tensor * math.nan for name, tensor in tensors.items()}, spoiled)
+    base = peft_greedy(tiny_base, None, ids, COUNT)
+    wanted = [
+        peft_greedy(tiny_base, folder, ids, COUNT) for folder in folders if folder != folders[3]
+    ]
+    loaded = [await load(compiled, folder) for folder in folders]
+    bad = loaded.pop(3)
+    assert compiled.limits.pages == 8
+    asked = [ask(compiled, ids, each) for each in (None, *loaded)]
+    together = await asyncio.gather(*asked, ask(compiled, ids, bad))
+    assert together[:-1] == [base, *wanted]
+    assert together[-1] != base
+    await compiled.unload(bad)
+    heir = await load(compiled, folders[0])
+    asked = [ask(compiled, ids, each) for each in (None, *loaded, heir)]
+    assert await asyncio.gather(*asked) == [base, *wanted, wanted[0]]
+    await compiled.stop()

@@ -1,10 +1,11 @@
-"""What every engine promises: the fake and real vLLM pass the same tests."""
+"""What every engine promises: the fake, real vLLM and transformers pass the same tests."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import os
+import signal
 import warnings
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable
@@ -17,6 +18,8 @@ from graft.errors import GraftError, Reason
 
 from services.inference.engines.base import Delta, Engine, EngineAdapter, Finish, Position, Sampling
 from services.inference.engines.fake import FakeEngine
+from services.inference.engines.transformers_engine import TransformersEngine
+from services.inference.engines.transformers_messages import TransformersOptions
 from tests.support.engines import SharedEngine, engine_cores
 from tests.support.models import make_adapter
 from tests.support.peft import peft_greedy
@@ -224,6 +227,31 @@ class TestFakeEngine(EngineContract):
     async def kill(self, engine: Engine) -> None:
         assert isinstance(engine, FakeEngine)
         engine.die()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def transformers_engine(tiny_base: Path) -> AsyncIterator[TransformersEngine]:
+    """Two slots."""
+    options = TransformersOptions(tiny_base, max_adapters=2, max_model_len=256, threads=1)
+    engine = TransformersEngine(options)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.mark.engine
+class TestTransformersEngine(EngineContract):
+    """The second engine by itself, in a process of its own."""
+
+    @pytest_asyncio.fixture(loop_scope="session")
+    async def engine(self, transformers_engine: TransformersEngine) -> Engine:
+        """The shared one."""
+        return transformers_engine
+
+    async def kill(self, engine: Engine) -> None:
+        assert isinstance(engine, TransformersEngine)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
 
 
 @pytest.mark.engine

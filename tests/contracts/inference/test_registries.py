@@ -6,6 +6,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import graft
@@ -14,7 +15,11 @@ from graft.channel import open_channel
 from graft.digests import digest_file
 from graft.errors import GraftError, Reason
 from graft.names import ModelReference
+from graft.registry.v1 import registry_service_pb2 as pb
+from graft.rollout_messages import rollout_message
+from graft.rollout_policy import Rollout, RolloutLimits, RolloutReport
 
+from services.inference.bases.domain import BaseReference
 from services.inference.domain import AdapterSeen, AdapterVersion, AliasSeen, Event
 from services.inference.registry.base import Registry
 from services.inference.registry.memory import MemoryRegistry
@@ -43,6 +48,10 @@ class World:
     @abstractmethod
     async def promote(self, number: int, alias: str = "production") -> None:
         """Moves an alias."""
+
+    @abstractmethod
+    async def roll_out(self, number: int, canary: int, percent: float, rollout: Rollout) -> None:
+        """Gives a version a part of production's requests."""
 
 
 class RegistryContract:
@@ -119,6 +128,38 @@ class RegistryContract:
                 await world.registry.find(ModelReference.parse(reference))
             assert caught.value.reason is reason
 
+    async def test_a_canary_is_seen_and_taken_back_from_the_state_that_was_judged_only(
+        self, world: World, tmp_path: Path, tiny_base: Path
+    ) -> None:
+        await world.create_adapter()
+        for seed in (1, 2):
+            await world.commit(make_adapter(tmp_path / str(seed), tiny_base, seed=seed))
+        await world.promote(1)
+        limits = RolloutLimits(window_s=5.0, max_error_rate=0.1)
+        await world.roll_out(1, 2, 5.0, Rollout(limits, steps_percent=(5.0, 100.0)))
+        (seen,) = (await world.registry.snapshot()).aliases
+        assert (seen.number, seen.canaries) == (1, ((2, 5.0),))
+        assert seen.rollout == Rollout(limits, steps_percent=(5.0, 100.0))
+        name = f"{BOT}/aliases/production"
+        report = RolloutReport(2, "max_error_rate", 0.5, 0.1, None, 40, 5.0, "half of them failed")
+        for stale in (
+            world.registry.take_back(name, "stale", report),
+            world.registry.advance(name, "stale", "well"),
+        ):
+            with pytest.raises(GraftError) as caught:
+                await stale
+            assert caught.value.reason is Reason.ALIAS_MOVED
+        await world.registry.take_back(name, seen.etag, report)
+        (after,) = (await world.registry.snapshot()).aliases
+        assert (after.number, after.canaries, after.rollout) == (1, (), Rollout(limits))
+        for gone in (
+            world.registry.take_back(name, after.etag, report),
+            world.registry.advance(name, after.etag, "well"),
+        ):
+            with pytest.raises(GraftError) as caught:
+                await gone
+            assert caught.value.reason is Reason.NO_ROLLOUT
+
     async def test_files_arrive_whole(self, world: World, folder: Path, tmp_path: Path) -> None:
         await world.create_adapter()
         await world.commit(folder)
@@ -159,6 +200,9 @@ class MemoryWorld(World):
     async def promote(self, number: int, alias: str = "production") -> None:
         await self.registry.set_alias(BOT, alias, number)
 
+    async def roll_out(self, number: int, canary: int, percent: float, rollout: Rollout) -> None:
+        await self.registry.set_alias(BOT, "production", number, {canary: percent}, rollout)
+
 
 class TestMemoryRegistry(RegistryContract):
     """The one in memory."""
@@ -185,6 +229,12 @@ class RemoteWorld(World):
     async def promote(self, number: int, alias: str = "production") -> None:
         await self._calls.set_alias(f"{BOT}/versions/{number}", alias)
 
+    async def roll_out(self, number: int, canary: int, percent: float, rollout: Rollout) -> None:
+        part = pb.Canary(version=f"{BOT}/versions/{canary}", weight_percent=percent)
+        await self._calls.set_alias(
+            f"{BOT}/versions/{number}", canaries=[part], rollout=rollout_message(rollout, BOT)
+        )
+
 
 class TestRemoteRegistry(RegistryContract):
     """The real one."""
@@ -200,6 +250,41 @@ class TestRemoteRegistry(RegistryContract):
             registry = RemoteRegistry(open_channel(server.address), "default")
             yield RemoteWorld(registry, calls, base.fingerprint.digest)
             await registry.close()
+
+
+async def test_a_version_of_a_base_is_found_and_is_no_adapter(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    async with (
+        running_registry(tmp_path / "registry") as server,
+        graft.Client(registry=server.address) as client,
+    ):
+        registry = RemoteRegistry(open_channel(server.address), "default")
+        tiny = BaseReference("default", "tiny")
+        await registry.record_base(tiny_base, BASE)
+        with pytest.raises(GraftError, match="has no version") as caught:
+            await registry.base_version(tiny)
+        assert caught.value.reason is Reason.VERSION_NOT_FOUND
+        pushed = [
+            await client.base_versions.push(make_base(tmp_path / f"m{seed}", seed=seed), "tiny")
+            for seed in (5, 6)
+        ]
+        assert (await registry.base_version(tiny)).name == pushed[1].name
+        await client.adapters.promote(BASE, 1)
+        found = await registry.base_version(tiny)
+        assert (found.name, found.fingerprint) == (pushed[0].name, pushed[0].fingerprint)
+        assert await registry.base_version(replace(tiny, alias="production")) == found
+        assert await registry.base_version(replace(tiny, number=1)) == found
+        with pytest.raises(GraftError) as caught:
+            await registry.base_version(replace(tiny, number=9))
+        assert caught.value.reason is Reason.VERSION_NOT_FOUND
+        # Who serves adapters hears of neither: nobody may load a base as one.
+        snapshot = await registry.snapshot()
+        assert (snapshot.adapters, snapshot.aliases) == ((), ())
+        await client.adapters.push("bot", make_adapter(tmp_path / "bot", tiny_base), base=tiny_base)
+        changes = [event.change for event in await take(registry.watch(0), 2)]
+        assert [type(change) for change in changes] == [AdapterSeen, AdapterVersion]
+        await registry.close()
 
 
 async def test_a_version_of_the_base_is_served_under_its_name_and_no_other_model(

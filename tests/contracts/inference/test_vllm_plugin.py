@@ -16,6 +16,7 @@ import pytest_asyncio
 from tests.support.models import make_adapter, make_base
 from tests.support.peft import peft_greedy
 from tests.support.registry import RegistryCalls, registry_calls, running_registry
+from tests.support.scaled_folders import make_dora, make_ia3
 from tests.support.vllm_server import vllm_server
 from tests.support.waiting import eventually
 
@@ -96,6 +97,19 @@ async def test_an_alias_is_answered_as_peft_would_and_the_answer_names_the_versi
     assert await serving.answer("bot@production") == ("bot:1", expected)
     _, by_the_base = await serving.answer(str(serving.base))
     assert by_the_base == await serving.reference(None) != expected
+
+
+async def test_dora_and_ia3_are_answered_as_peft_would_beside_the_base(serving: Serving) -> None:
+    for kind, make in (("dora", make_dora), ("ia3", make_ia3)):
+        await serving.registry.create_adapter(kind)
+        files = make(serving.folder / kind, serving.base)
+        await serving.registry.commit(files, serving.fingerprint, kind)
+        expected = await serving.reference(files)
+        found, (_, by_the_base) = await asyncio.gather(
+            serving.answer(f"{kind}:1"), serving.answer(str(serving.base))
+        )
+        assert found == (f"{kind}:1", expected)
+        assert by_the_base == await serving.reference(None) != expected
 
 
 async def test_an_alias_that_moves_is_followed_and_what_has_begun_ends_on_its_version(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from graft.registry.v1 import blob_service_pb2 as blobs
 from graft.registry.v1 import operations_service_pb2 as ops
 from graft.registry.v1 import registry_service_pb2 as pb
 from graft.registry.v1.operations_service_pb2_grpc import OperationsServiceStub
+from graft.registry.v1.rollout_pb2 import Rollout, RolloutLimits
 from graft.signatures import sign
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -34,10 +36,13 @@ from services.registry.catalogue.database import Database
 from services.registry.server import RegistryServer
 from tests.support.models import make_adapter
 from tests.support.registry import RegistryCalls, running_registry
+from tests.support.waiting import eventually
 
 NS = "namespaces/default"
 BOT, TINY = f"{NS}/adapters/bot", f"{NS}/bases/tiny"
 ONE, TWO, ALIAS = f"{BOT}/versions/1", f"{BOT}/versions/2", f"{BOT}/aliases/production"
+CANARY = pb.Canary(version=TWO, weight_percent=5)
+ROLLOUT = Rollout(limits=RolloutLimits(window_s=1, max_error_rate=0.1), steps_percent=[5, 50])
 # Why these leave no entry though they are no mere reads.
 NOT_AUDITED = {
     "AcquireLease": "a lease changes nothing that exists, and is renewed every few seconds",
@@ -98,6 +103,8 @@ def steps(commits: Sequence[pb.CommitVersionRequest], base: pb.Base) -> list[tup
         (ALIAS, pb.SetAliasRequest(name=ALIAS, version=TWO)),
         (ALIAS, pb.RollbackAliasRequest(name=ALIAS)),
         (ALIAS, pb.SetAliasPolicyRequest(policy=policy)),
+        (ALIAS, pb.SetAliasRequest(name=ALIAS, version=ONE, canaries=[CANARY], rollout=ROLLOUT)),
+        (ALIAS, pb.AdvanceRolloutRequest(name=ALIAS, reason="well")),
         (ALIAS, pb.DeleteAliasRequest(name=ALIAS)),
         (TWO, pb.DeleteVersionRequest(name=TWO)),
         (TWO, pb.UndeleteVersionRequest(name=TWO)),
@@ -134,6 +141,17 @@ async def mutate(calls: RegistryCalls, request: Message, request_id: str) -> Non
         await getattr(stub, method)(request, metadata=call_metadata(request_id, "ann"))
 
 
+async def has_advanced(calls: RegistryCalls, request: Message, request_id: str) -> bool:
+    """Whether the step was taken: not before a window has passed."""
+    try:
+        await mutate(calls, request, request_id)
+    except GraftError as error:
+        if error.reason is not Reason.NO_ROLLOUT:
+            raise
+        return False
+    return True
+
+
 async def entries(client: graft.Client, after: int = 0, **asked: Any) -> list[AuditEntry]:
     """The log of all namespaces after a number."""
     return [one async for one in client.audit.entries(after, **{"everywhere": True, **asked})]
@@ -163,7 +181,11 @@ async def test_every_mutation_leaves_one_entry_with_who_how_and_what(
         if isinstance(request, pb.SignVersionRequest):
             digest = (await calls.get_version(ONE)).digest
             request.envelope_json = sign(digest, load_key(tmp_path / "key"))
-        await mutate(calls, request, f"request-{number}")
+        if isinstance(request, pb.AdvanceRolloutRequest):
+            request.etag = (await calls.stub.GetAlias(pb.GetAliasRequest(name=ALIAS))).etag
+            await eventually(partial(has_advanced, calls, request, f"request-{number}"), "the step")
+        else:
+            await mutate(calls, request, f"request-{number}")
         found = await entries(client, number - 1)
         assert [(one.number, one.method, one.resource) for one in found] == [
             (number, method, resource)
@@ -186,7 +208,7 @@ async def test_every_mutation_leaves_one_entry_with_who_how_and_what(
     assert done | NOT_AUDITED.keys() == mutations()
     whole = await entries(client)
     assert json.loads(whole[6].detail_json)["after"] == {"description": "good"}
-    assert json.loads(whole[18].detail_json)["reason"] == "wrong data"
+    assert json.loads(whole[20].detail_json)["reason"] == "wrong data"
     last = await client.audit.verify(known=whole[0].digest)
     assert last == whole[-1]
 

@@ -110,7 +110,7 @@ async def taken_silently(chaos: Chaos) -> str:
     """What stock vLLM takes without a word."""
     bad = everything()
     kinds = (
-        "kind: IA3", "tensors: another base's widths", "tensors: NaN", "tensors: a layer too many",
+        "kind: IA3 of another base's width", "tensors: another base's widths", "tensors: NaN", "tensors: a layer too many",
         "config: a rank above its tensors'", "tensors: matrices on their side",
     )  # fmt: skip
     async with Innocents(chaos, ["tiny", "one"]):

@@ -28,10 +28,13 @@ SLACK_BYTES = 24 * MIB
 
 
 async def prepare(chaos: Chaos) -> None:
-    """Two more versions to swap between, and one that nobody gets."""
+    """Two more versions to swap between, one that nobody gets, and an engine that has its kernels."""
     for seed in (31, 32):
         await chaos.add("one", chaos.fresh(seed))
     await chaos.add("bad", everything()["tensors: NaN"].write(chaos.folder / "nan"))
+    # Steps of more sizes than a CPU engine keeps kernels of (cpu_kernels): it takes no more from here on.
+    for tokens in range(1, 151):
+        await chaos.ask("tiny", tuple(3 + (7 * place + tokens) % 500 for place in range(tokens)), 1)
 
 
 @dataclass(slots=True)
@@ -104,17 +107,32 @@ async def at_rest(chaos: Chaos) -> None:
 
 
 @pytest.mark.parametrize(
-    ("warm_s", "load_s"),
+    ("warm_s", "load_s", "rounds"),
     [
-        pytest.param(4.0, 8.0, id="short"),
-        pytest.param(60.0, LONG_S, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(7200)]),
+        # A short load is still warming up; what grows grows in every round.
+        pytest.param(3.0, 5.0, 3, id="short"),
+        pytest.param(
+            60.0, LONG_S, 1, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(7200)]
+        ),
     ],
 )
-async def test_full_load_grows_in_nothing(chaos: Chaos, warm_s: float, load_s: float) -> None:
+async def test_full_load_grows_in_nothing(
+    chaos: Chaos, warm_s: float, load_s: float, rounds: int
+) -> None:
     await fill_thread_pool()
     await prepare(chaos)
     async with full_load(chaos):
         await asyncio.sleep(warm_s)
+    grown = ""
+    for _ in range(rounds):
+        grown = await growth_under_load(chaos, load_s)
+        if not grown:
+            return
+    raise AssertionError(grown)
+
+
+async def growth_under_load(chaos: Chaos, load_s: float) -> str:
+    """What there is more of after a while at full load, with what was done; empty for nothing."""
     await at_rest(chaos)
     before = await taken(chaos)
     async with full_load(chaos) as load:
@@ -123,8 +141,15 @@ async def test_full_load_grows_in_nothing(chaos: Chaos, warm_s: float, load_s: f
     assert load.answers
     assert load.swaps
     assert load.leavers
-    after = await taken(chaos)
-    assert not after.growth_since(before, SLACK_BYTES), f"{load} {before} {after}"
+    # What passes is no growth, as a process that PostgreSQL starts now and then for another test, or a
+    # thread that gRPC has under load and ends when it had nothing to do for 20 s.
+    for _ in range(60):
+        after = await taken(chaos)
+        grown = after.growth_since(before, SLACK_BYTES)
+        if not grown:
+            return ""
+        await asyncio.sleep(0.5)
+    return f"{grown}: {load} {before} {after}"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Installation:
 # What is documented to go together.
 INSTALLATIONS = (
     Installation("dev"),
-    Installation("dev", ("persistent",)),
+    Installation("dev", ("persistent", "attestation")),
     Installation("dev", ("kueue",)),
     Installation("dev", ("monitoring",)),
     Installation("dev", ("tls",)),
@@ -43,6 +43,7 @@ INSTALLATIONS = (
     Installation("gpu", ("hpa",)),
     Installation("gpu", ("cert-manager",)),
     Installation("gpu", ("gateway", "gateway-openai")),
+    Installation("gpu", ("gateway", "gateway-http")),
     Installation("gpu", ("kueue", "keda", "monitoring", "gateway")),
 )
 

@@ -152,6 +152,9 @@ def test_bases_are_added_and_listed(graft: Graft, tiny_base: Path) -> None:
 def test_models_and_what_the_engine_holds(graft: Graft, tiny_base: Path) -> None:
     assert "tiny" in graft("models").out
     assert graft("models", "--json").json()[0]["reference"] == "tiny"
+    assert graft("models", "--json").json()[0]["engine"] == "fake"
+    assert "ENGINE" in graft("models").out
+    assert "ENGINE" in graft("residency").out
     assert "base" in graft("residency").out
     assert "adapters" in graft("residency", "--json").json()
 
@@ -163,6 +166,22 @@ def test_text_from_a_prompt_a_message_and_standard_input(graft: Graft) -> None:
     assert answer["usage"]["completion_tokens"] == 4
     piped = graft("chat", "tiny", "--max-tokens", 4, "--show-version", stdin="hello\n")
     assert (piped.code, "no adapter" in piped.err) == (0, True)
+
+
+def test_an_answer_has_the_form_that_an_option_says(graft: Graft, tmp_path: Path) -> None:
+    choice = graft("generate", "tiny", "Is it?", "--choice", "yes", "--choice", "no")
+    assert choice.out.strip() in ("yes", "no")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [11, 22]}')
+    assert graft("chat", "tiny", "-m", "x", "--schema", schema).out.strip() in ("11", "22")
+    tool = tmp_path / "tool.json"
+    tool.write_text('{"type": "function", "function": {"name": "stop"}}')
+    call = graft("chat", "tiny", "-m", "x", "--tool", tool, "--tool-choice", "stop")
+    assert call.out.strip() == "stop {}"
+    schema.write_text('{"enum": []}')
+    wrong = graft("generate", "tiny", "x", "--schema", schema)
+    assert wrong.code != 0
+    assert "structure.json_schema" in wrong.err
 
 
 def test_what_does_not_exist_ends_with_3_and_a_next_step(graft: Graft) -> None:

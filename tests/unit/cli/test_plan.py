@@ -101,18 +101,18 @@ def test_a_row_that_cannot_be_read_is_named(graft: Graft, rows: Path, tmp_path: 
 
 
 def _large_base(folder: Path) -> Path:
-    """A 14B's config without weights, with the tokenizer of the tiny base."""
+    """Config of 13B numbers in few, wide layers, without weights, with the tokenizer of the tiny base."""
     from tests.support.models import make_base
 
     make_base(folder)
     (folder / "model.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())
     sizes = {
-        "hidden_size": 5120,
-        "intermediate_size": 13824,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 40,
+        "hidden_size": 16384,
+        "intermediate_size": 45056,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 128,
         "head_dim": 128,
         "vocab_size": 32000,
         "tie_word_embeddings": False,

@@ -45,6 +45,8 @@ settings = {key: value for key, value in os.environ.items() if key.startswith(pr
 # Last: who has heard it may read the files.
 say("starts")
 addresses = {"address": "127.0.0.1:1", "metrics_address": "127.0.0.1:2"}
+if name == "inference":
+    addresses["http_address"] = "http://127.0.0.1:3"
 part = home / f"{name}.part"
 part.write_text(json.dumps(addresses))
 part.rename(os.environ[prefix + "READY_FILE"])
@@ -138,8 +140,10 @@ def test_services_start_from_the_registry_up_and_drain_in_the_opposite_order(
     process = graft("up", "--port", 0, "--base", base, "--slots", 3, "--max-adapters", 5, "--json")
     ready = _ready(process)
     assert json.loads((home / "endpoints.json").read_text()) == {
-        name: ready[name] for name in ("base", "registry", "trainer", "inference", "metrics")
+        name: ready[name]
+        for name in ("base", "registry", "trainer", "inference", "http", "metrics")
     }
+    assert ready["http"] == "http://127.0.0.1:3"
     process.send_signal(number)
     assert process.wait(30) == 0
     told = _told(home)
@@ -180,14 +184,15 @@ def test_a_service_that_dies_at_its_start_shows_its_log_and_takes_the_others_dow
 
 
 async def test_a_service_that_dies_later_is_started_again_where_it_was(
-    graft: Up, home: Path
+    graft: Up, home: Path, base: Path
 ) -> None:
-    process = graft("up", "--port", 0, "--json")
+    process = graft("up", "--port", 0, "--base", base, "--json")
     _ready(process)
-    os.kill(int((home / "trainer").read_text()), signal.SIGKILL)
-    await until(lambda: _told(home).count("starts trainer") == 2)
-    settings = json.loads((home / "trainer.settings").read_text())
-    assert settings["GRAFT_TRAINER_LISTEN"] == "127.0.0.1:1"
+    os.kill(int((home / "inference").read_text()), signal.SIGKILL)
+    await until(lambda: _told(home).count("starts inference") == 2)
+    settings = json.loads((home / "inference.settings").read_text())
+    assert settings["GRAFT_INFERENCE_LISTEN"] == "127.0.0.1:1"
+    assert settings["GRAFT_INFERENCE_HTTP_LISTEN"] == "127.0.0.1:3"
     process.terminate()
     assert process.wait(30) == 0
 

@@ -12,7 +12,8 @@ from google.protobuf.struct_pb2 import Struct
 from graft.errors import GraftError, Reason
 from graft.inference.v1 import inference_service_pb2 as pb
 
-from services.inference import convert
+from services.inference.convert.conversations import plain
+from services.inference.convert.requests import chat_question
 from services.inference.engines.fake import FakeEngine
 from services.inference.prompts import LONG_BYTES, Conversation
 from tests.support.inference import RunningInference, question, start_inference
@@ -35,7 +36,7 @@ async def test_a_conversation_is_answered_through_the_chat_template(
 
 def test_a_struct_has_sorted_keys_and_whole_numbers() -> None:
     struct = ParseDict({"b": 1, "a": {"d": [2.5, 3.0], "c": True}}, Struct())
-    assert repr(convert.plain(struct)) == "{'a': {'c': True, 'd': [2.5, 3]}, 'b': 1}"
+    assert repr(plain(struct)) == "{'a': {'c': True, 'd': [2.5, 3]}, 'b': 1}"
 
 
 WRONG_CONVERSATIONS = [
@@ -133,7 +134,7 @@ def test_tools_and_arguments_as_json_keep_their_order() -> None:
         ],
         tools_json=['{"type": "function", "function": {"name": "f", "description": ""}}'],
     )
-    prompt = convert.chat_question(request).prompt
+    prompt = chat_question(request).prompt
     assert isinstance(prompt, Conversation)
     assert repr(prompt.tools[0]) == (
         "{'type': 'function', 'function': {'name': 'f', 'description': ''}}"
@@ -151,7 +152,7 @@ def test_arguments_that_are_not_json_are_refused_by_name(arguments: str) -> None
     ]
     field = r"messages\[0\].tool_calls\[0\].arguments_json"
     with pytest.raises(GraftError, match=field) as caught:
-        convert.chat_question(pb.ChatRequest(model="tiny", messages=messages))
+        chat_question(pb.ChatRequest(model="tiny", messages=messages))
     assert caught.value.next_step
 
 

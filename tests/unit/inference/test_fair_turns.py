@@ -136,6 +136,38 @@ async def test_a_turn_of_no_time_lets_another_on_as_soon_as_running_answers_end(
 
 @settings(max_examples=15, deadline=None)
 @given(
+    rooms=st.lists(st.sampled_from([1, 1, 1, 2, 4, 8]), min_size=2, max_size=16),
+    lengths=st.lists(st.integers(1, MOST_TOKENS), min_size=1, max_size=5),
+)
+def test_adapters_that_share_slots_never_take_more_than_there_is_and_large_ones_come_on_too(
+    rooms: list[int], lengths: list[int]
+) -> None:
+    """Eight pages, and adapters of one to all of them."""
+
+    async def run() -> None:
+        simulation = simulate(1000, 8)
+        for step in range(120):
+            for number, room in enumerate(rooms):
+                simulation.ask(f"a{number}", lengths[(step + number) % len(lengths)], room=room)
+            await simulation.step()
+            held = {asked.adapter: asked.room for asked in simulation.running.values()}
+            assert sum(held.values()) <= 8
+        # The turns and the longest answers of all that are before it, each alone.
+        bound = len(rooms) * (10 + MOST_TOKENS + 2)
+        for number in range(len(rooms)):
+            given = [each.given_at for each in simulation.asked if each.adapter == f"a{number}"]
+            times = sorted({0, 120, *(each for each in given if each is not None)})
+            assert max(later - earlier for earlier, later in pairwise(times)) <= bound
+        for asked in simulation.asked:
+            assert asked.task is not None
+            asked.task.cancel()
+        await simulation.settle()
+
+    asyncio.run(run())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
     slots=st.integers(1, 3),
     adapters=st.integers(2, 7),
     lengths=st.lists(st.integers(1, MOST_TOKENS), min_size=1, max_size=5),

@@ -13,6 +13,7 @@ from graft.channel import open_channel
 from graft.errors import GraftError, Reason
 
 from services.inference.config import InferenceSettings
+from services.inference.engines.base import EngineAdapter
 from services.inference.engines.fake import FakeEngine
 from services.inference.registry.memory import MemoryRegistry
 from services.inference.server import InferenceServer
@@ -144,13 +145,19 @@ async def test_a_rank_that_only_others_take_keeps_it_from_being_ready(world: Wor
 
 
 async def test_a_version_that_nobody_can_serve_does_not_keep_replicas_from_the_others(
-    world: World, capsys: pytest.CaptureFixture[str]
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.promote("good")
     await world.promote("bad")
     engine = FakeEngine()
-    # The last moved is loaded first.
-    engine.load_failures.append(GraftError(Reason.ADAPTER_UNUSABLE, "bad tensors"))
+    load = engine.load
+
+    async def load_the_good(adapter: EngineAdapter) -> None:
+        if adapter.name.startswith("bad@"):
+            raise GraftError(Reason.ADAPTER_UNUSABLE, "bad tensors")
+        await load(adapter)
+
+    monkeypatch.setattr(engine, "load", load_the_good)
     async with world.replica(engine) as replica:
         await asyncio.wait_for(replica.starting, 20)
         assert await replica.ready()

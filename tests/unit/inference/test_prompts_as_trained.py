@@ -13,7 +13,7 @@ from graft.generation import chat_request
 from graft.inference.v1 import inference_service_pb2 as pb
 from transformers import AutoTokenizer
 
-from services.inference import convert
+from services.inference.convert.requests import chat_question
 from services.inference.engines.vllm_tokenizer import BaseTokenizer
 from services.inference.prompts import Conversation
 from services.inference.templates import ChatTemplate
@@ -93,7 +93,7 @@ def trained(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], int]:
 
 def served(tokenizer: Any, request: pb.ChatRequest, template: str = "") -> list[int]:
     """The ids that the engine gets for a call; template is what the version brings, if it brings one."""
-    conversation = convert.chat_question(request).prompt
+    conversation = chat_question(request).prompt
     assert isinstance(conversation, Conversation)
     base = BaseTokenizer(tokenizer)
     messages, tools = conversation.messages, conversation.tools
@@ -136,7 +136,7 @@ def test_a_template_that_names_speakers_and_calls_gets_them_as_in_training(token
     ]
     template = "{% for m in messages %}{{ m.role }}|{{ m.name }}|{{ m.tool_call_id }}|{% endfor %}"
     example = Messages().read(json.loads(json.dumps({"messages": messages})), Place("x.jsonl", 1))
-    conversation = convert.chat_question(chat_request("tiny", messages, (), {})).prompt
+    conversation = chat_question(chat_request("tiny", messages, (), {})).prompt
     assert isinstance(conversation, Conversation)
     asked, learned = (
         tokenizer.apply_chat_template(each, chat_template=template, tokenize=False)

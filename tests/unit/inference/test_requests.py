@@ -11,8 +11,10 @@ import grpc
 import pytest
 from graft.errors import GraftError, Reason
 from graft.inference.v1 import inference_service_pb2 as pb
+from graft.inference.v1 import structured_pb2
 
-from services.inference.engines.base import Sampling
+from services.inference.convert.requests import generate_question
+from services.inference.engines.base import Sampling, Structure
 from services.inference.sampling import checked_sampling
 from tests.support.inference import FINGERPRINT, RunningInference, question, start_inference
 from tests.support.waiting import eventually
@@ -125,11 +127,18 @@ def test_every_field_of_sampling_arrives() -> None:
         ignore_eos=True,
         logprobs=0,
         min_tokens=2,
+        structure=structured_pb2.Structure(choice=structured_pb2.Choice(texts=["a", "b"])),
+        n=2,
+        include_stop=True,
+        prompt_logprobs=3,
     )
     assert checked_sampling(params) == Sampling(
-        9, 0.0, 0.5, 7, 0.1, 1.25, -1.5, 0.5, 0, ("a", "b"), (3,), True, 0, 2
-    )
-    assert {field.name for field in params.DESCRIPTOR.fields} == set(Sampling.__slots__)
+        9, 0.0, 0.5, 7, 0.1, 1.25, -1.5, 0.5, 0, ("a", "b"), (3,), True, 0, 2,
+        structure=Structure(choice=("a", "b")), include_stop=True, prompt_logprobs=3,
+    )  # fmt: skip
+    assert generate_question(pb.GenerateRequest(model="m", prompt="p", sampling=params)).n == 2
+    names = {field.name for field in params.DESCRIPTOR.fields}
+    assert names - {"n"} == set(Sampling.__slots__) - {"special_tokens_text"}
 
 
 WRONG_REQUESTS = [

@@ -93,6 +93,7 @@ NOT_FLOWS = [
     (INFERENCE, INFERENCE, 7433),
     (STRANGER, REGISTRY, 7431),
     (STRANGER, INFERENCE, 7433),
+    (STRANGER, INFERENCE, 7434),
 ]
 
 
@@ -110,7 +111,9 @@ def test_all_others_are_closed(
     assert not may_reach(objects, source, target, port)
 
 
-@pytest.mark.parametrize(("target", "port"), [(REGISTRY, 7431), (TRAINER, 7432), (INFERENCE, 7433)])
+@pytest.mark.parametrize(
+    ("target", "port"), [(REGISTRY, 7431), (TRAINER, 7432), (INFERENCE, 7433), (INFERENCE, 7434)]
+)
 def test_whoever_has_the_label_of_clients_is_let_in(
     objects: list[Object], target: dict[str, str], port: int
 ) -> None:

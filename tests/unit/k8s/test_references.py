@@ -29,6 +29,7 @@ def test_config_maps_secrets_claims_and_accounts_are_there(
     accounts = named(objects, "ServiceAccount")
     secrets = MADE_BY_HAND[str(installation.overlay)] | set(named(objects, "Secret"))  # type: ignore[attr-defined]
     secrets |= TLS if "tls" in installation.components else set()  # type: ignore[attr-defined]
+    secrets |= {"graft-attestation"} if "attestation" in installation.components else set()  # type: ignore[attr-defined]
     secrets |= {one["spec"]["secretName"] for one in named(objects, "Certificate").values()}
     for owner, _, spec in pod_specs(objects):
         assert spec["serviceAccountName"] in accounts, owner

@@ -50,6 +50,7 @@ PLANS = {
         env_secret="hub",
         pull_secret="pull",
         priority_class="",
+        attestation_secret="keys",
     ),
     "hpa": BasePlan("tiny", IMAGE, replicas=Replicas(Scaling.HPA, least=1, most=5)),
     "keda": BasePlan("tiny", IMAGE, replicas=Replicas(Scaling.KEDA, least=1, most=5)),
@@ -214,6 +215,14 @@ def test_no_old_replica_ends_before_a_new_one_is_ready(plan: BasePlan) -> None:
     assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     # Whoever scales owns the number.
     assert ("replicas" in spec) == (plan.replicas.scaling is Scaling.NONE)
+
+
+def test_a_base_that_may_be_switched_is_asked_for() -> None:
+    def switch(plan: BasePlan) -> str:
+        return str(only(plan, "ConfigMap")["data"]["GRAFT_INFERENCE_BASE_SWITCH"])
+
+    assert switch(PLANS["cpu"]) == "off"
+    assert switch(replace(PLANS["cpu"], settings={"base_switch": "registry"})) == "registry"
 
 
 def test_other_settings_are_another_config_so_that_old_replicas_keep_theirs() -> None:

@@ -12,7 +12,10 @@ from graft.channel import rpc_errors
 from graft.errors import GraftError
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.inference import RunningInference, question, start_inference
+from services.inference.config import InferenceSettings
+from services.inference.engines.beside import with_second
+from services.inference.engines.fake import FakeEngine
+from tests.support.inference import RunningInference, adapter_resource, question, start_inference
 from tests.support.waiting import eventually
 
 
@@ -26,7 +29,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 async def _scraped(folder: Path) -> str:
-    async with start_inference(folder, max_adapters=4) as service:
+    # The second is never started: its metrics are there all the same.
+    engine = with_second(InferenceSettings(base=Path("tiny")), FakeEngine())
+    async with start_inference(folder, engine=engine, max_adapters=4) as service:
         await _traffic(service)
         address = service.server.grpc.metrics_address
         return await asyncio.to_thread(_read, f"http://{address}/metrics")
@@ -41,12 +46,18 @@ async def _traffic(service: RunningInference) -> None:
     for number in (1, 2):
         await service.promote("moved", number)
         await eventually(partial(_serves, service, number), "the swap")
+    await service.memory.set_alias(adapter_resource("moved"), "production", 2, {1: 50.0})
+    await eventually(partial(_by_part, service), "the canary")
     with pytest.raises(GraftError), rpc_errors("the service"):
         await service.ask("absent")
 
 
 async def _serves(service: RunningInference, number: int) -> bool:
     return (await service.ask("moved")).provenance.version.endswith(f"/{number}")
+
+
+async def _by_part(service: RunningInference) -> bool:
+    return (await service.ask("moved")).provenance.rollout_alias != ""
 
 
 def _read(url: str) -> str:

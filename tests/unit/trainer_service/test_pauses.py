@@ -32,9 +32,13 @@ from tests.support.trainer import (
 if TYPE_CHECKING:
     from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
-STEPS = 60
-STEADY = Script(steps=STEPS, step_s=0.005)
+STEPS = 30
 Play = Callable[[Launch], Script]
+
+
+def steady(launch: Launch) -> Script:
+    """A first attempt that no pause comes too late for, and quick ones after it."""
+    return Script(steps=STEPS, step_s=0.05 if launch.attempt == 1 else 0.002)
 
 
 class Trainer:
@@ -106,7 +110,7 @@ async def refused(call: Any) -> GraftError:
 
 
 async def test_a_paused_job_frees_its_slot_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    async with trainer(tmp_path, STEADY, slots=1) as t:
+    async with trainer(tmp_path, steady, slots=1) as t:
         first = await t.create()
         await until_step(t.stub, first, 3)
         asked = await t.pause()
@@ -126,7 +130,7 @@ async def test_a_paused_job_frees_its_slot_and_goes_on_from_its_checkpoint(tmp_p
 
 
 async def test_pausing_twice_and_resuming_twice_is_as_once(tmp_path: Path) -> None:
-    async with trainer(tmp_path, STEADY) as t:
+    async with trainer(tmp_path, steady) as t:
         await until_step(t.stub, await t.create(), 3)
         await t.pause()
         await t.pause("again")
@@ -143,7 +147,7 @@ async def test_pausing_twice_and_resuming_twice_is_as_once(tmp_path: Path) -> No
 async def test_a_job_that_waits_is_paused_at_once_and_keeps_its_number_of_attempts(
     tmp_path: Path,
 ) -> None:
-    async with trainer(tmp_path, STEADY, slots=1) as t:
+    async with trainer(tmp_path, steady, slots=1) as t:
         running = await t.create()
         await until_state(t.stub, running, pb.JOB_STATE_RUNNING)
         waiting = await t.create()
@@ -156,7 +160,7 @@ async def test_a_job_that_waits_is_paused_at_once_and_keeps_its_number_of_attemp
 
 
 async def test_a_pause_that_is_on_its_way_can_be_taken_back(tmp_path: Path) -> None:
-    stubborn = Script(steps=200, step_s=0.005, stubborn=True)
+    stubborn = Script(steps=30, step_s=0.05, stubborn=True)
     async with trainer(tmp_path, stubborn) as t:
         await until_step(t.stub, await t.create(), 2)
         await t.pause()
@@ -168,7 +172,7 @@ async def test_a_worker_that_does_not_pause_in_time_is_killed_and_nothing_counts
     tmp_path: Path,
 ) -> None:
     def play(launch: Launch) -> Script:
-        return Script(steps=STEPS, step_s=0.005 if launch.attempt > 1 else 0.02, stubborn=True)
+        return Script(steps=STEPS, step_s=0.005 if launch.attempt > 1 else 0.1, stubborn=True)
 
     async with trainer(tmp_path, play, pause_grace_s=0.05) as t:
         await until_step(t.stub, await t.create(), 2)
@@ -183,7 +187,7 @@ async def test_a_worker_that_does_not_pause_in_time_is_killed_and_nothing_counts
 async def test_a_pause_while_the_result_is_committed_waits_with_it_or_comes_too_late(
     tmp_path: Path,
 ) -> None:
-    slow = Script(steps=2, finalizing_s=0.2)
+    slow = Script(steps=2, finalizing_s=1.0)
     async with trainer(tmp_path, slow) as t:
         await until_state(t.stub, await t.create(), pb.JOB_STATE_FINALIZING)
         await t.pause()
@@ -192,7 +196,7 @@ async def test_a_pause_while_the_result_is_committed_waits_with_it_or_comes_too_
         assert "makes nothing again" in (await t.resume()).message
         events = await t.succeeded()
         assert steps(events) == [1, 2]
-    deaf = Script(steps=2, finalizing_s=0.05, stubborn=True)
+    deaf = Script(steps=2, finalizing_s=0.5, stubborn=True)
     async with trainer(tmp_path / "late", deaf) as t:
         await until_state(t.stub, await t.create(), pb.JOB_STATE_FINALIZING)
         await t.pause()
@@ -204,7 +208,7 @@ async def test_a_pause_while_the_result_is_committed_waits_with_it_or_comes_too_
 async def test_a_job_can_be_cancelled_while_it_is_paused_and_while_it_pauses(
     tmp_path: Path,
 ) -> None:
-    async with trainer(tmp_path, STEADY) as t:
+    async with trainer(tmp_path, steady) as t:
         await until_step(t.stub, await t.create(), 2)
         await t.pause()
         await t.cancel()
@@ -244,13 +248,13 @@ async def test_a_trainer_that_stops_while_a_job_pauses_leaves_it_paused(tmp_path
 
 async def test_a_paused_job_goes_on_where_its_folder_is_taken_to(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    async with trainer(here, STEADY) as t:
+    async with trainer(here, steady) as t:
         await until_step(t.stub, name := await t.create(), 3)
         await t.pause()
         await t.paused()
     shutil.copytree(here, there)  # What a shared volume, or a disk that moves, brings along.
     shutil.rmtree(here)
-    async with trainer(there, STEADY) as t:
+    async with trainer(there, steady) as t:
         t.job = name
         await t.resume()
         assert steps(await t.succeeded()) == list(range(1, STEPS + 1))
@@ -306,7 +310,7 @@ async def test_a_lost_job_that_is_retried_has_all_its_restarts_again(tmp_path: P
 
 
 async def test_the_sdk_pauses_resumes_and_retries(tmp_path: Path) -> None:
-    async with trainer(tmp_path, STEADY) as t:
+    async with trainer(tmp_path, steady) as t:
         await until_step(t.stub, name := await t.create(), 2)
         async with Client(trainer=t.server.address) as client:
             handle = client.job(name)

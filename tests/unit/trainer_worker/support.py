@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.digests import digest_file
+from graft.files import write_atomic
 
 from services.trainer.run import __main__ as worker
 from services.trainer.run.background import BackgroundLoop
@@ -76,7 +77,8 @@ def write_spec(spec: dict[str, Any], work_dir: Path) -> Path:
     """Writes the spec where the launcher would."""
     work_dir.mkdir(exist_ok=True)
     path = work_dir / "spec.json"
-    path.write_text(json.dumps(spec), "utf-8")
+    # Each of several processes writes it, while another may read it.
+    write_atomic(path, json.dumps(spec).encode())
     return path
 
 

@@ -63,3 +63,11 @@ def test_both_train_the_whole_model_that_one_trains(
 ) -> None:
     job = job_of(small, sharding, "full")
     same(two.train(job, tmp_path / "two"), alone(job, tmp_path / "one"))
+
+
+def test_memory_that_runs_out_in_one_of_them_loses_nothing(
+    two: Processes, small: dict[str, Any], tmp_path: Path
+) -> None:
+    both = two.train(small, tmp_path / "two", room=(0, 2))
+    same(both, alone(small, tmp_path / "one"))
+    assert both[0].log.count("Memory ran out") + both[1].log.count("Memory ran out") == 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.trainer.run import training
+from services.trainer.run.trainers.common import GraftTrainer
 from tests.unit.trainer_worker.support import Outcome
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
@@ -54,6 +55,27 @@ def test_a_result_that_cannot_be_saved_is_saved_by_the_next_attempt_without_trai
     assert len(undisturbed.losses) == 7
     assert again.weights_digest == undisturbed.weights_digest
     assert figures(again) == figures(undisturbed)
+
+
+def test_an_evaluation_that_fails_after_the_training_is_done_by_the_next_attempt_alone(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {
+        "hyperparameters": STEPS,
+        "dataset": {"eval_fraction": 0.1},
+    }
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the card fell off the bus")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GraftTrainer, "measure_after", broken)
+        failed = train("disturbed", **changes)
+    assert failed.code == 70
+    assert stages(failed)[-1] == "EVALUATING"
+    again = train("disturbed", **changes)
+    assert (again.code, again.losses) == (0, []), again.message
+    assert figures(again) == figures(train("undisturbed", **changes))
 
 
 def figures(outcome: Outcome) -> str:

@@ -142,7 +142,9 @@ async def test_a_worker_is_cancelled_or_preempted_by_its_trainer(
     environment = {"GRAFT_WORKER_TRAINER": address, "GRAFT_WORKER_TOKEN": "secret"}
     first = start(environment=environment, hyperparameters={"epochs": 10_000})
     await until(lambda: any(r.metrics.step >= 2 for r in servicer.heard), _WITHIN_S)
-    servicer.commands.put_nowait(pb.SessionResponse(preempt=pb.Preempt(reason="drain")))
+    # As over a stream that broke and the one after it.
+    for _ in range(2):
+        servicer.commands.put_nowait(pb.SessionResponse(preempt=pb.Preempt(reason="drain")))
     assert await asyncio.to_thread(first.process.wait) == 75
     finished = servicer.heard[-1].finished
     assert finished.preempted

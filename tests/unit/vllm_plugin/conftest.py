@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -149,3 +149,32 @@ def make_server(model: Path, max_rank: int, chat_template: str) -> Server:
     models = OpenAIServingModels(engine, [BaseModelPath(name="base", model_path=str(model))])
     plugin.attach(models, str(model), None, max_rank, chat_template)
     return Server(models, engine, plugin)
+
+
+@pytest.fixture(params=["together", "packed", "one by one", "as it decides"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ways of LoRA have to give the same for every shape; a CPU without AMX has no packed one."""
+    from services.inference.vllm_plugin import cpu_lora_math, cpu_lora_packed
+
+    if request.param in ("together", "one by one"):
+        monkeypatch.setattr(
+            cpu_lora_packed.PackedLayer, "of", classmethod(lambda cls, slices: None)
+        )
+    if request.param != "as it decides":
+        pays = request.param != "one by one"
+        monkeypatch.setattr(
+            cpu_lora_math, "together_pays", lambda x, content, groups: pays and content.tame
+        )
+
+
+@pytest.fixture(scope="session")
+def kernels() -> None:
+    """vLLM's own products; without the package there are none, and torch's are used."""
+    import torch
+
+    with warnings.catch_warnings(), suppress(ImportError):
+        warnings.simplefilter("ignore")
+        import vllm._C  # noqa: F401
+    ask: Any = getattr(torch.cpu, "_init_amx", None)
+    if ask is not None:
+        ask()

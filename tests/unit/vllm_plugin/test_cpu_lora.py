@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import random
-import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 import torch
 
-from services.inference.vllm_plugin import cpu_lora_math, cpu_lora_packed
+from services.inference.vllm_plugin import cpu_lora_packed
 from services.inference.vllm_plugin.cpu_lora_groups import TokenGroups
 from services.inference.vllm_plugin.cpu_lora_math import add_adapters, added, expand, shrink
 from services.inference.vllm_plugin.cpu_lora_weights import LayerWeights, SlotChanges
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kernels")]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
@@ -62,31 +60,6 @@ def plain(
                 low = a[slot, 0].double() @ x[token].double()
                 wanted[token, start:stop] += scale * (b[slot, 0].double() @ low)
     return wanted
-
-
-@pytest.fixture(params=["together", "packed", "one by one", "as it decides"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All ways have to give the same for every shape; a CPU without AMX has no packed one."""
-    if request.param in ("together", "one by one"):
-        monkeypatch.setattr(
-            cpu_lora_packed.PackedLayer, "of", classmethod(lambda cls, slices: None)
-        )
-    if request.param != "as it decides":
-        pays = request.param != "one by one"
-        monkeypatch.setattr(
-            cpu_lora_math, "together_pays", lambda x, content, groups: pays and content.tame
-        )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _kernels() -> None:
-    """vLLM's own products; without the package there are none, and torch's are used."""
-    with warnings.catch_warnings(), suppress(ImportError):
-        warnings.simplefilter("ignore")
-        import vllm._C  # noqa: F401
-    ask = getattr(torch.cpu, "_init_amx", None)
-    if ask is not None:
-        ask()
 
 
 @pytest.mark.parametrize("most_merged", [0, 2**18], ids=["apart", "merged"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from graft.errors import GraftError, Reason
+from graft.errors import GraftError, Reason, UnavailableError
 
 from services.inference.vllm_plugin.settings import PluginSettings
 from tests.support.models import make_adapter, make_base
@@ -114,9 +115,16 @@ async def test_while_the_registry_is_away_what_was_resolved_is_served(
 
     back = await start_registry(tmp_path / "registry", listen=address)
     try:
-        # A connection of its own: the old one may still be waiting for its next attempt.
         async with registry_calls(back.address) as calls:
-            await calls.set_alias(versions[1])
+
+            async def moved() -> bool:
+                # gRPC shares connections of a process, and an old one may wait for its next attempt.
+                with suppress(UnavailableError):
+                    await calls.set_alias(versions[1])
+                    return True
+                return False
+
+            await eventually(moved, "the registry's return", 60.0)
         await server.comes_to("bot@production", "bot:2")
     finally:
         await back.stop()
