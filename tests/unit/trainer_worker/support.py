@@ -146,6 +146,13 @@ class WorkerProcess:
                 return
         raise AssertionError(f"ended before step {step}: {self.errors()}")
 
+    def until_checkpoint(self, step: int) -> None:
+        """Waits until it has said that the checkpoint of a step, or of a later one, is stored."""
+        for event in self.read_events():
+            if int(event.get("checkpoint_step", 0)) >= step:
+                return
+        raise AssertionError(f"ended before the checkpoint of step {step}: {self.errors()}")
+
     def send(self, number: signal.Signals) -> None:
         """Sends a signal."""
         self.process.send_signal(number)
