@@ -21,6 +21,7 @@ from services.inference.engines.base import EngineAdapter, Sampling
 from tests.support.engines import SharedEngine
 from tests.support.models import LINEAR, make_adapter
 from tests.support.peft import peft_greedy
+from tests.support.scaled_folders import make_dora, make_ia3
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.engine]
 COUNT = 12
@@ -144,6 +145,35 @@ async def test_adapters_of_mixed_ranks_that_share_slots_answer_as_each_does_alon
     again = await load(compiled, loaded[2].folder)
     together = await asyncio.gather(*(ask(compiled, ids, each) for each in (again, *loaded[4:])))
     assert together == [wanted[2], *wanted[4:]]
+    await compiled.stop()
+
+
+async def test_doras_and_ia3s_that_share_slots_with_loras_answer_as_each_does_alone(
+    compiled: SharedEngine, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Their scales are kept by slot, their low-rank part by page; and whoever gets their pages gets neither."""
+    await compiled.stop()
+    ids = PROMPTS[1]
+    folders = [
+        make_dora(tmp_path / "dora", tiny_base, seed=1, rank=8, scale=0.1),
+        make_dora(tmp_path / "wide dora", tiny_base, seed=2, rank=16, scale=0.1),
+        make_ia3(tmp_path / "ia3", tiny_base, seed=3, spread=0.6),
+        make_adapter(tmp_path / "lora", tiny_base, seed=4, rank=8, scale=0.1, targets=ALL),
+        make_adapter(tmp_path / "wide", tiny_base, seed=5, rank=24, scale=0.1, targets=ALL),
+    ]
+    base = peft_greedy(tiny_base, None, ids, COUNT)
+    wanted = [peft_greedy(tiny_base, folder, ids, COUNT) for folder in folders]
+    assert len({tuple(tokens) for tokens in (base, *wanted)}) == 6
+    loaded = [await load(compiled, folder) for folder in folders]
+    together = await asyncio.gather(*(ask(compiled, ids, each) for each in (None, *loaded)))
+    assert together == [base, *wanted]
+    heirs = []
+    for number in range(3):
+        await compiled.unload(loaded[number])
+        folder = make_adapter(tmp_path / f"heir {number}", tiny_base, seed=6 + number, scale=0.1)
+        heirs.append(await load(compiled, folder))
+    answers = await asyncio.gather(*(ask(compiled, ids, each) for each in (None, *heirs)))
+    assert answers == [base, *(peft_greedy(tiny_base, each.folder, ids, COUNT) for each in heirs)]
     await compiled.stop()
 
 
