@@ -49,8 +49,8 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "hyperparameters": {"max_steps": 150, "gradient_accumulation_steps": 4},
         "resources": {"max_restarts": 1000},
     },
-    # Long enough that a step is seen to be the last one.
-    "slow": {"hyperparameters": {"gradient_accumulation_steps": 16, "max_steps": 1000}},
+    # A step takes longer than a cancelled worker waits until its last words are stored.
+    "slow": {"hyperparameters": {"gradient_accumulation_steps": 32, "max_steps": 1000}},
 }
 
 

@@ -26,7 +26,7 @@ from tests.support.processes import process_environment
 from tests.support.trainer import stub_worker_command, until
 
 ENDLESS = Script(steps=10_000, step_s=0.05)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 Start = Callable[[Launcher, Launch], Awaitable[Worker]]
 
 
@@ -128,6 +128,8 @@ class TestLauncher:
     ) -> None:
         launcher = await make(kind, ENDLESS)
         worker = await start(launcher, launch)
+        # A process has its environment a moment after it was started: no trainer asks that soon.
+        await until((launch.work_dir / "scripted-checkpoint.json").exists)
         found = await launcher.find(launch, "")
         assert found is not None
         assert found.handle == worker.handle
