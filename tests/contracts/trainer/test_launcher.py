@@ -120,7 +120,8 @@ class TestLauncher:
         assert found is not None
         assert found.handle == worker.handle
         found.kill()
-        assert await ended(worker) == -9
+        # The end of a pod's Job may reach it first: then it is told to end, and does so in good order.
+        assert await ended(worker) in ((-9, 75) if kind == "kubernetes" else (-9,))
         await ended(found)
 
     async def test_a_running_worker_is_found_without_a_handle(
