@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import psutil
 import pytest
 from google.protobuf.json_format import ParseDict
 from graft.registry.v1 import registry_service_pb2 as registry_pb
 from graft.trainer.v1 import job_spec_pb2, model_jobs_pb2, stages_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
+from tests.support.ports import kept_port
 from tests.support.processes import ServiceProcess, worker_processes
 from tests.support.registry import registry_calls
 from tests.support.trainer import ENDED, TrainerProcess, follow, trainer_stub, until, until_state
@@ -47,8 +49,8 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "hyperparameters": {"max_steps": 150, "gradient_accumulation_steps": 4},
         "resources": {"max_restarts": 1000},
     },
-    # Long enough that a step is seen to be the last one.
-    "slow": {"hyperparameters": {"gradient_accumulation_steps": 16, "max_steps": 1000}},
+    # A step takes longer than a cancelled worker waits until its last words are stored.
+    "slow": {"hyperparameters": {"gradient_accumulation_steps": 32, "max_steps": 1000}},
 }
 
 
@@ -66,8 +68,11 @@ class Lab:
         self._base = base
         self._data = data
         self._digests: dict[str, str] = {}
-        self.registry = ServiceProcess("registry", folder, log_level="DEBUG").wait_ready()
-        self.trainer = self._start_trainer("127.0.0.1:0")
+        # Both come back where they were.
+        registry, trainer = (f"127.0.0.1:{kept_port()}" for _ in range(2))
+        self.registry = ServiceProcess("registry", folder, log_level="DEBUG", listen=registry)
+        self.registry.wait_ready()
+        self.trainer = self._start_trainer(trainer)
 
     def _start_trainer(self, listen: str) -> TrainerProcess:
         address = self.registry.address
@@ -98,6 +103,11 @@ class Lab:
         self.registry.__exit__()
         for worker in self.workers():
             worker.kill()
+
+    @property
+    def drains(self) -> int:
+        """How often a trainer has begun to drain."""
+        return self.trainer.log_path.read_text("utf-8").count('"draining"')
 
     def workers(self, job: str = "") -> list[Any]:
         """The worker processes, or those of a job."""
@@ -133,12 +143,22 @@ class Lab:
             return (await stub.CreateJob(request)).name
 
     async def checkpoint(self, job: str) -> None:
-        """Waits until a job has written a checkpoint, so that there is something to go on from."""
-        async with self.jobs() as stub:
-            async for event in stub.WatchJob(pb.WatchJobRequest(name=job)):
-                if event.checkpoint_step:
-                    return
-        raise AssertionError(f"{job} ended before its first checkpoint")
+        """Waits until a job has written a checkpoint, so that there is something to go on from.
+
+        It is looked for on disk: the trainer stores what it is told, and may hear of it when all is trained.
+        """
+        folder = self._folder / "trainer/jobs/default" / job.rpartition("/")[2] / "checkpoints"
+        await eventually(lambda: any(folder.glob("step-*")), f"a checkpoint of {job}", 120)
+
+    @asynccontextmanager
+    async def held(self, job: str) -> AsyncIterator[None]:
+        """While inside, the worker of a job gets no further, so that nothing comes too late for it."""
+        (worker,) = self.workers(job)
+        worker.suspend()
+        try:
+            yield
+        finally:
+            worker.resume()
 
     async def begun(self, job: str) -> None:
         """Waits until a job trains."""
@@ -167,7 +187,8 @@ class Lab:
             await self.restart_registry()
         else:
             for worker in self.workers(job):
-                worker.kill()
+                with suppress(psutil.NoSuchProcess):  # It may just have ended.
+                    worker.kill()
 
     async def succeeded(self, job: str) -> list[pb.JobEvent]:
         """All events of a job, once it has ended as it should."""
@@ -284,7 +305,8 @@ async def test_a_paused_job_leaves_no_process_and_ends_with_the_weights_of_an_un
     job = await lab.create("paused")
     await lab.checkpoint(job)
     async with lab.jobs() as stub:
-        await stub.PauseJob(pb.PauseJobRequest(name=job, reason="others first"))
+        async with lab.held(job):
+            await stub.PauseJob(pb.PauseJobRequest(name=job, reason="others first"))
         await until_state(stub, job, pb.JOB_STATE_PAUSED)
         assert lab.workers(job) == []
         await stub.ResumeJob(pb.ResumeJobRequest(name=job))
@@ -313,7 +335,11 @@ async def test_sigterm_to_the_trainer_leaves_no_process_and_the_job_goes_on_when
 ) -> None:
     job = await lab.create("preempted")
     await lab.checkpoint(job)
-    assert await lab.trainer.stop() == 0
+    before = lab.drains
+    async with lab.held(job):
+        stopping = asyncio.ensure_future(lab.trainer.stop())
+        await eventually(lambda: lab.drains > before, "the trainer's drain", 60)
+    assert await stopping == 0
     assert lab.workers() == []
     await lab.restart_trainer()
     events = await lab.succeeded(job)

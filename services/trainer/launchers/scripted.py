@@ -24,6 +24,7 @@ from graft.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
 from services.trainer.verdict import EXIT_CANCELLED, EXIT_PREEMPTED, EXIT_STALLED
 
 _RETRY_S = 0.05
+_LOOK_AGAIN_S = 0.01
 # Whoever preempts goes away soon, and the exit code says the same.
 _PREEMPTED_PATIENCE_S = 1.0
 _REFUSALS = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION)
@@ -45,7 +46,9 @@ class Script:
         version: what it says that it made.
         heartbeat_s: seconds between two signs of life.
         stalled_s: its heartbeats say so long that it does not get on in its step.
-        finalizing_s: how long it takes from the last step to the version.
+        waits_at: after this step it gets no further until it is told to end, or until waits_for is there; after
+            the last one its result waits to be committed. 0: it never waits.
+        waits_for: a file; without one only an end is waited for.
         failed_uploads: attempts up to this one fail when they upload.
     """
 
@@ -60,7 +63,8 @@ class Script:
     version: str = "namespaces/default/adapters/bot/versions/1"
     heartbeat_s: float = 0.2
     stalled_s: float = 0.0
-    finalizing_s: float = 0.0
+    waits_at: int = 0
+    waits_for: str = ""
     failed_uploads: int = 0
 
 
@@ -114,6 +118,7 @@ class ScriptedWorker:
         self._say(pb.SessionRequest(started=pb.Started(step=self._step, total_steps=total)))
         while self._step < total:
             await asyncio.sleep(script.step_s)
+            await self._wait()
             if self._stop_code is not None:
                 return self._stopped(self._stop_code)
             self._train_step(total)
@@ -122,6 +127,13 @@ class ScriptedWorker:
             if script.exit_code and self._step * 2 >= total:
                 return script.exit_code
         return await self._finish()
+
+    async def _wait(self) -> None:
+        script = self._script
+        while script.waits_at and self._step == script.waits_at and self._stop_code is None:
+            if script.waits_for and Path(script.waits_for).exists():
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _train_step(self, total: int) -> None:
         self._step += 1
@@ -145,7 +157,7 @@ class ScriptedWorker:
             failed = pb.Finished(failure_cause=cause, message="the registry is away")
             self._say(pb.SessionRequest(finished=failed))
             return 70
-        await asyncio.sleep(self._script.finalizing_s)
+        await self._wait()
         if self._stop_code is not None:
             return self._stopped(self._stop_code)
         self._say(pb.SessionRequest(stage=stages.JOB_STAGE_COMMITTING))

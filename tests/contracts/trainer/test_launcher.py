@@ -26,7 +26,7 @@ from tests.support.processes import process_environment
 from tests.support.trainer import stub_worker_command, until
 
 ENDLESS = Script(steps=10_000, step_s=0.05)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 Start = Callable[[Launcher, Launch], Awaitable[Worker]]
 
 
@@ -120,7 +120,8 @@ class TestLauncher:
         assert found is not None
         assert found.handle == worker.handle
         found.kill()
-        assert await ended(worker) == -9
+        # The end of a pod's Job may reach it first: then it is told to end, and does so in good order.
+        assert await ended(worker) in ((-9, 75) if kind == "kubernetes" else (-9,))
         await ended(found)
 
     async def test_a_running_worker_is_found_without_a_handle(
@@ -128,6 +129,8 @@ class TestLauncher:
     ) -> None:
         launcher = await make(kind, ENDLESS)
         worker = await start(launcher, launch)
+        # A process has its environment a moment after it was started: no trainer asks that soon.
+        await until((launch.work_dir / "scripted-checkpoint.json").exists)
         found = await launcher.find(launch, "")
         assert found is not None
         assert found.handle == worker.handle

@@ -18,6 +18,7 @@ from tests.support.kube_api import Cluster, IdleRun, PodRun, ScriptedRun
 from tests.support.kube_api.preflight import NoPreflight
 from tests.support.kube_api.runs import Ended, Started
 from tests.support.kube_api.store import Object
+from tests.support.ports import kept_port
 from tests.support.trainer import follow, start_trainer
 from tests.support.waiting import eventually
 
@@ -36,7 +37,7 @@ class Lab:
         self.script = Script()
         self.make: Callable[[Started], PodRun] | None = None
         self.policies = PodPolicies(PodPolicy(gpus_per_slot=0, keep_s=600))
-        self.port = 0
+        self.port = kept_port()
         self.cluster: Cluster
 
     def start_pod(self, started: Started) -> PodRun:
@@ -52,7 +53,6 @@ class Lab:
         async with start_trainer(
             self.folder, launcher=launcher, preflight=NoPreflight(), **chosen
         ) as trainer:
-            self.port = int(trainer.address.rpartition(":")[2])
             yield trainer
 
     def work_dir(self, name: str) -> Path:
@@ -62,7 +62,7 @@ class Lab:
 
 async def states(stub: Any, name: str) -> list[str]:
     """The states that a job went through to its end."""
-    events = await asyncio.wait_for(follow(stub, name), 30)
+    events = await asyncio.wait_for(follow(stub, name), 120)
     changes = [event.state_change for event in events if event.HasField("state_change")]
     return [pb.JobState.Name(change.to_state).removeprefix("JOB_STATE_") for change in changes]
 

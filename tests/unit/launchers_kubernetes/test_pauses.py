@@ -40,10 +40,10 @@ async def trainer(
 
     def play(at: Started) -> ScriptedRun:
         started.append(at)
-        # A training's first attempt would last for 12 seconds: a pause comes before its end.
+        # A training's first attempt gets no further than there: a pause comes before its end.
         first = "merge" not in at.command and at.environment["GRAFT_WORKER_ATTEMPT"] == "1"
-        step_s = 0.2 if first else 0.01
-        return ScriptedRun(at, Script(steps=STEPS, step_s=step_s, heartbeat_s=0.05))
+        waits_at = 5 if first else 0
+        return ScriptedRun(at, Script(steps=STEPS, waits_at=waits_at, heartbeat_s=0.05))
 
     async with kube_cluster(folder / "cluster", play) as cluster:
         policies = PodPolicies(PodPolicy(gpus_per_slot=0))

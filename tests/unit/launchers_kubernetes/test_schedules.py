@@ -23,6 +23,7 @@ from tests.support.kube_api import Cluster, Fault, ScriptedRun, kube_cluster
 from tests.support.kube_api.controller import is_over
 from tests.support.kube_api.preflight import NoPreflight
 from tests.support.kube_api.runs import Ended, Started
+from tests.support.ports import kept_port
 from tests.support.trainer import ENDED, follow, job_request, start_trainer, trainer_stub
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
         # The answer to one creation at least is lost: whoever tries it again must find what there is.
         faults.next.append(Fault(0, done=True, method="POST", plural="jobs"))
         names: list[str] = []
-        port, left = 0, list(schedule)
+        listen, left = f"127.0.0.1:{kept_port()}", list(schedule)
         while True:
             launcher = KubernetesLauncher(policies, kubeconfig=cluster.kubeconfig)
             async with (
@@ -145,11 +146,10 @@ async def live_through(folder: Path, schedule: Schedule, error_rate: float, chan
                     launcher=launcher,
                     preflight=NoPreflight(),
                     slots=JOBS,
-                    listen=f"127.0.0.1:{port}",
+                    listen=listen,
                 ) as trainer,
                 trainer_stub(trainer.address) as stub,
             ):
-                port = int(trainer.address.rpartition(":")[2])
                 while len(names) < JOBS:
                     names.append((await stub.CreateJob(job_request(max_restarts=100))).name)
                 while left:

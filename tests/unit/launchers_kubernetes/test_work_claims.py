@@ -10,12 +10,11 @@ from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from services.trainer.launchers.scripted import Script
 from tests.support.kube_api import IdleRun
-from tests.support.kube_api.lab import Lab, states, until_said
+from tests.support.kube_api.lab import LONG, Lab, states, until_said
 from tests.support.kube_api.store import Object
 from tests.support.trainer import follow, job_request, trainer_stub, until_step
 from tests.support.waiting import eventually
 
-SLOW = Script(steps=40, step_s=0.02)
 CLAIMS = "persistentvolumeclaims"
 
 
@@ -25,7 +24,7 @@ def claims(lab: Lab) -> Lab:
     lab.cluster.kubelet.forgetful = True
     work = WorkStorage(per_job="10Gi")
     lab.policies = PodPolicies(PodPolicy(gpus_per_slot=0, keep_s=600, work=work))
-    lab.script = SLOW
+    lab.script = LONG
     return lab
 
 
@@ -46,6 +45,7 @@ async def evicted_to_another_node(lab: Lab) -> list[int]:
         await until_said(stub, job.name, "Runs on node-1")
         await until_step(stub, job.name, 5)
         lab.cluster.kubelet.node = "node-2"
+        lab.script = Script(steps=40)
         ((_, pod),) = lab.cluster.controller.ran
         lab.cluster.kubelet.evict(pod, "graft")
         events = await follow(stub, job.name)

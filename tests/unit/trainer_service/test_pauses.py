@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,12 @@ Play = Callable[[Launch], Script]
 
 def steady(launch: Launch) -> Script:
     """A first attempt that no pause comes too late for, and quick ones after it."""
-    return Script(steps=STEPS, step_s=0.05 if launch.attempt == 1 else 0.002)
+    return Script(steps=STEPS, waits_at=5 if launch.attempt == 1 else 0)
+
+
+def held(go_on: Path, stubborn: bool = False) -> Script:
+    """Gets no further than step 5 before a file is there."""
+    return Script(steps=STEPS, waits_at=5, waits_for=str(go_on), stubborn=stubborn)
 
 
 class Trainer:
@@ -110,7 +116,10 @@ async def refused(call: Any) -> GraftError:
 
 
 async def test_a_paused_job_frees_its_slot_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    async with trainer(tmp_path, steady, slots=1) as t:
+    def play(launch: Launch) -> Script:
+        return steady(launch) if launch.job == t.launcher.launches[0].job else Script()
+
+    async with trainer(tmp_path, play, slots=1) as t:
         first = await t.create()
         await until_step(t.stub, first, 3)
         asked = await t.pause()
@@ -147,12 +156,14 @@ async def test_pausing_twice_and_resuming_twice_is_as_once(tmp_path: Path) -> No
 async def test_a_job_that_waits_is_paused_at_once_and_keeps_its_number_of_attempts(
     tmp_path: Path,
 ) -> None:
-    async with trainer(tmp_path, steady, slots=1) as t:
+    go_on = tmp_path / "go-on"
+    async with trainer(tmp_path, held(go_on), slots=1) as t:
         running = await t.create()
         await until_state(t.stub, running, pb.JOB_STATE_RUNNING)
         waiting = await t.create()
         await until_state(t.stub, waiting, pb.JOB_STATE_QUEUED)
         assert (await t.pause()).state == pb.JOB_STATE_PAUSED
+        go_on.touch()
         await follow(t.stub, running)
         assert [launch.job for launch in t.launcher.launches] == [running]
         assert (await t.resume()).state == pb.JOB_STATE_PENDING
@@ -160,11 +171,12 @@ async def test_a_job_that_waits_is_paused_at_once_and_keeps_its_number_of_attemp
 
 
 async def test_a_pause_that_is_on_its_way_can_be_taken_back(tmp_path: Path) -> None:
-    stubborn = Script(steps=30, step_s=0.05, stubborn=True)
-    async with trainer(tmp_path, stubborn) as t:
+    go_on = tmp_path / "go-on"
+    async with trainer(tmp_path, held(go_on, stubborn=True)) as t:
         await until_step(t.stub, await t.create(), 2)
         await t.pause()
         assert not (await t.resume()).pause_requested
+        go_on.touch()
         assert "PAUSED" not in states(await t.succeeded())
 
 
@@ -172,7 +184,7 @@ async def test_a_worker_that_does_not_pause_in_time_is_killed_and_nothing_counts
     tmp_path: Path,
 ) -> None:
     def play(launch: Launch) -> Script:
-        return Script(steps=STEPS, step_s=0.005 if launch.attempt > 1 else 0.1, stubborn=True)
+        return replace(steady(launch), stubborn=True)
 
     async with trainer(tmp_path, play, pause_grace_s=0.05) as t:
         await until_step(t.stub, await t.create(), 2)
@@ -187,8 +199,10 @@ async def test_a_worker_that_does_not_pause_in_time_is_killed_and_nothing_counts
 async def test_a_pause_while_the_result_is_committed_waits_with_it_or_comes_too_late(
     tmp_path: Path,
 ) -> None:
-    slow = Script(steps=2, finalizing_s=1.0)
-    async with trainer(tmp_path, slow) as t:
+    def play(launch: Launch) -> Script:
+        return Script(steps=2, waits_at=2 if launch.attempt == 1 else 0)
+
+    async with trainer(tmp_path, play) as t:
         await until_state(t.stub, await t.create(), pb.JOB_STATE_FINALIZING)
         await t.pause()
         await t.paused()
@@ -196,10 +210,12 @@ async def test_a_pause_while_the_result_is_committed_waits_with_it_or_comes_too_
         assert "makes nothing again" in (await t.resume()).message
         events = await t.succeeded()
         assert steps(events) == [1, 2]
-    deaf = Script(steps=2, finalizing_s=0.5, stubborn=True)
+    go_on = tmp_path / "go-on"
+    deaf = Script(steps=2, waits_at=2, waits_for=str(go_on), stubborn=True)
     async with trainer(tmp_path / "late", deaf) as t:
         await until_state(t.stub, await t.create(), pb.JOB_STATE_FINALIZING)
         await t.pause()
+        go_on.touch()
         events = await t.succeeded()
         assert "PAUSED" not in states(events)
         assert not (await t.get()).pause_requested

@@ -11,6 +11,7 @@ import pytest
 from graft.common.v1 import common_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
+from tests.support.ports import kept_port
 from tests.support.processes import worker_processes
 from tests.support.trainer import (
     TrainerProcess,
@@ -74,7 +75,9 @@ async def test_a_killed_worker_is_started_again_and_the_job_succeeds(
 async def test_a_killed_trainer_finds_its_running_job_and_it_finishes_exactly_once(
     folder: Path, base_folder: Path, data_file: Path
 ) -> None:
-    with start(folder, {"slots": "1"}, steps=100, step_s=0.02) as first:
+    listen = f"127.0.0.1:{kept_port()}"
+    held = {"waits_at": 5, "waits_for": str(folder / "go-on")}
+    with start(folder, {"slots": "1", "listen": listen}, steps=100, **held) as first:
         await first.ready()
         address = first.address
         async with trainer_stub(address) as stub:
@@ -87,6 +90,7 @@ async def test_a_killed_trainer_finds_its_running_job_and_it_finishes_exactly_on
         await second.ready()
         async with trainer_stub(address) as stub:
             next_name = await create(stub, base_folder, data_file)
+            (folder / "go-on").touch()
             events = await follow(stub, name)
             assert states(events) == ["PREFLIGHT", "QUEUED", "RUNNING", "FINALIZING", "SUCCEEDED"]
             assert steps(events) == list(range(1, 101))
@@ -101,7 +105,8 @@ async def test_a_killed_trainer_finds_its_running_job_and_it_finishes_exactly_on
 async def test_a_cancellation_outlives_a_killed_trainer(
     folder: Path, base_folder: Path, data_file: Path
 ) -> None:
-    with start(folder, steps=10_000, step_s=0.02, stubborn=True) as first:
+    listen = {"listen": f"127.0.0.1:{kept_port()}"}
+    with start(folder, listen, steps=10_000, step_s=0.02, stubborn=True) as first:
         await first.ready()
         address = first.address
         async with trainer_stub(address) as stub:
@@ -119,7 +124,7 @@ async def test_a_cancellation_outlives_a_killed_trainer(
 async def test_a_job_whose_worker_died_with_the_trainer_is_started_again(
     folder: Path, base_folder: Path, data_file: Path
 ) -> None:
-    with start(folder, steps=100, step_s=0.02) as first:
+    with start(folder, steps=100, waits_at=5) as first:
         await first.ready()
         async with trainer_stub(first.address) as stub:
             name = await create(stub, base_folder, data_file)
@@ -127,6 +132,7 @@ async def test_a_job_whose_worker_died_with_the_trainer_is_started_again(
         first.kill()
         for worker in worker_processes(folder):
             worker.kill()
+        await until(lambda: worker_processes(folder) == [])
     with start(folder, steps=100) as second:
         await second.ready()
         async with trainer_stub(second.address) as stub:
@@ -194,7 +200,7 @@ async def test_a_cancelled_job_leaves_no_process(
 async def test_a_job_cancelled_before_its_worker_speaks_ends_at_once(
     folder: Path, base_folder: Path, data_file: Path
 ) -> None:
-    sleeper = json.dumps(["sh", "-c", "sleep 600"])
+    sleeper = json.dumps(["sh", "-c", "while :; do sleep 600; done"])
     with TrainerProcess(folder, worker_command=sleeper) as trainer:
         await trainer.ready()
         async with trainer_stub(trainer.address) as stub:

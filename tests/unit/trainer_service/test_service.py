@@ -28,6 +28,7 @@ from tests.support.trainer import (
     job_request,
     start_trainer,
     trainer_stub,
+    until,
     until_state,
     until_step,
 )
@@ -230,11 +231,15 @@ async def test_never_more_jobs_run_than_there_are_slots_and_the_first_goes_first
     def play(_launch: Launch) -> Script:
         nonlocal most
         most = max(most, launcher.running + 1)
-        return Script(steps=3, step_s=0.01)
+        return Script(steps=3, step_s=0.01, waits_at=1, waits_for=str(go_on))
 
+    # None ends before all are there: else one slot might be enough for them.
+    go_on = tmp_path / "go-on"
     launcher = FakeLauncher(play)
     async with trainer(tmp_path, launcher=launcher, slots=2) as t:
         names = [(await t.stub.CreateJob(job_request(f"bot-{n}"))).name for n in range(6)]
+        await until(lambda: launcher.running == 2)
+        go_on.touch()
         await asyncio.gather(*(follow(t.stub, name) for name in names))
         assert most == 2
         assert [launch.job for launch in launcher.launches] == names
@@ -391,7 +396,7 @@ async def refusal(t: Trainer, job: str, attempt: int, token: str) -> Reason:
 async def test_a_stopped_trainer_preempts_its_workers_and_goes_on_when_started_again(
     tmp_path: Path,
 ) -> None:
-    async with trainer(tmp_path, Script(steps=50, step_s=0.01)) as t:
+    async with trainer(tmp_path, Script(steps=50, waits_at=5)) as t:
         name = (await t.stub.CreateJob(job_request())).name
         await until_step(t.stub, name, 3)
     assert t.launcher.running == 0

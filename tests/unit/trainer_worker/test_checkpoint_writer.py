@@ -19,7 +19,7 @@ from services.trainer.run.trainers.saving import Schedule
 from services.trainer.spec import Checkpointing
 from tests.support.waiting import eventually
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 Make = Callable[..., CheckpointWriter]
 
 

@@ -64,7 +64,7 @@ def test_a_worker_by_itself_watches_over_itself() -> None:
     pulse, ended = Pulse(), list[str]()
     pulse.works()
     thread = watch_over(pulse, StallLimits(1, 0.02, 0.02), ended.append)
-    thread.join(timeout=20)
+    thread.join(timeout=200)
     assert "step 1 has not ended" in ended[0]
 
 
@@ -77,9 +77,10 @@ def test_a_loader_that_hangs_is_ended_with_its_stack_and_the_next_attempt_goes_o
     work = tmp_path / "work"
     path = write_spec(spec, work)
     hanging = (
-        "import sys, threading\n"
+        "import pathlib, sys, threading, time\n"
         "from services.trainer.run import __main__ as worker\n"
         "from services.trainer.run.batches import PaddedRows\n"
+        "from services.trainer.run.pulse import Pulse\n"
         "made = 0\n"
         "def forever_in_the_loader(self, features):\n"
         "    global made\n"
@@ -88,14 +89,22 @@ def test_a_loader_that_hangs_is_ended_with_its_stack_and_the_next_attempt_goes_o
         "        threading.Event().wait()\n"
         "    return real(self, features)\n"
         "real, PaddedRows.__call__ = PaddedRows.__call__, forever_in_the_loader\n"
+        # A checkpoint is written beside the steps: the clock of step 3 begins when that of step 2 is there.
+        "def works(self):\n"
+        "    while self.beat().step == 2 and not stored.exists():\n"
+        "        time.sleep(0.01)\n"
+        "    really_works(self)\n"
+        "stored = pathlib.Path(sys.argv[1]).parent / 'checkpoints/step-000000002'\n"
+        "really_works, Pulse.works = Pulse.works, works\n"
         "sys.exit(worker.main(sys.argv[1:]))\n"
     )
     environment = process_environment() | {
         "GRAFT_WORKER_DIR": str(work),
         "GRAFT_WORKER_JOB": "namespaces/default/jobs/j1",
         "GRAFT_WORKER_STALL_FACTOR": "0.001",
-        "GRAFT_WORKER_STALL_LEAST_S": "3",
-        "GRAFT_WORKER_STALL_FIRST_S": "60",
+        # A step takes some hundredths of that.
+        "GRAFT_WORKER_STALL_LEAST_S": "5",
+        "GRAFT_WORKER_STALL_FIRST_S": "200",
     }
     done = subprocess.run(
         [sys.executable, "-c", hanging, str(path)],
@@ -103,7 +112,7 @@ def test_a_loader_that_hangs_is_ended_with_its_stack_and_the_next_attempt_goes_o
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
     assert done.returncode == EXIT_STALLED, done.stderr

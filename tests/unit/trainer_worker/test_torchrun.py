@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ from services.trainer.run.torchrun import telling_code
 from services.trainer.run.trainers.shares import Share
 from services.trainer.spec import parse_spec
 from tests.support.pod_processes import PodProcess
+from tests.support.ports import kept_port
 from tests.support.processes import ROOT, process_environment
 from tests.support.waiting import eventually
 from tests.unit.trainer_worker.support import Outcome, merge
@@ -50,7 +51,7 @@ def pods(spec: dict[str, Any], tmp_path: Path) -> Iterator[Pods]:
         two = merge(merge(spec, {"resources": {"nodes": 2}}), changes)
         job = ManualJob("two-nodes", "train", spec_from_dict(two), registry_address="")
         manifests = render_job(job, CPU)
-        port = free_port()
+        port = kept_port()
         here = {"two-nodes-0.two-nodes": "127.0.0.1", "=29500": f"={port}"}
         both = [
             PodProcess(manifests, tmp_path / f"node-{index}", {}, index, here) for index in (0, 1)
@@ -63,19 +64,18 @@ def pods(spec: dict[str, Any], tmp_path: Path) -> Iterator[Pods]:
         pod.close()
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 async def test_a_drained_node_stops_both_after_one_step_and_they_end_with_the_weights_of_one_process(
     pods: Pods, train: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     changes = {"method": {"lora": {"dropout": 0.0}}, "dataset": {"max_rows": ROWS}}
     first, second = pods(**changes, checkpointing={"every_steps": 100})
-    await eventually(lambda: first.step() >= 4, "step 4", within_s=60)
+    await eventually(lambda: first.step() >= 1, "step 1", within_s=200)
+    # Neither gets further before the signal has come through to the worker: they do each step together.
+    (worker,) = psutil.Process(second.process.pid).children()
+    worker.suspend()
     second.process.send_signal(signal.SIGTERM)
+    await eventually(lambda: is_told(worker, signal.SIGTERM), "the signal", within_s=60)
+    worker.resume()
     assert (first.wait(), second.wait()) == (75, 75), first.output() + second.output()
     saved = [int(e["checkpoint_step"]) for e in first.events() if "checkpoint_step" in e]
     assert saved == [first.step()]
@@ -99,6 +99,13 @@ async def test_a_drained_node_stops_both_after_one_step_and_they_end_with_the_we
     assert not (tmp_path / "node-1/graft/work/default/two-nodes/result").exists()
 
 
+def is_told(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal waits for a suspended process."""
+    status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
+    waiting = re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in waiting)
+
+
 def weights(outcome: Outcome) -> Any:
     from safetensors.numpy import load_file
 
@@ -107,8 +114,9 @@ def weights(outcome: Outcome) -> Any:
 
 
 async def test_when_one_dies_the_other_ends_to_be_started_again(pods: Pods) -> None:
-    first, second = pods()
-    await eventually(lambda: first.step() >= 2, "step 2", within_s=60)
+    # It cannot be over before the kill.
+    first, second = pods(hyperparameters={"epochs": 10_000})
+    await eventually(lambda: first.step() >= 2, "step 2", within_s=200)
     (worker,) = psutil.Process(second.process.pid).children()
     worker.kill()
     assert second.wait() == 137

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from graft.digests import digest_file
 
-from services.trainer.launchers import idle
+from services.trainer.launchers import idle, warm
 from services.trainer.launchers.base import Launch
 from services.trainer.launchers.local import LocalLauncher
 from services.trainer.launchers.warm import WarmWorkers
@@ -23,7 +23,7 @@ from tests.support.processes import process_environment
 from tests.support.waiting import eventually
 from tests.unit.trainer_worker.support import Outcome
 
-_WITHIN_S = 60.0
+_WITHIN_S = 200.0
 COLD = (sys.executable, "-c", "raise SystemExit(3)")
 VARIABLES = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -45,8 +45,21 @@ def launch(folder: Path, spec: dict[str, Any], **changes: Any) -> Launch:
 
 def waiting() -> list[int]:
     """Processes of this test that wait for a job."""
-    mine = psutil.Process().children()
-    return [each.pid for each in mine if "services.trainer.run.warm" in each.cmdline()]
+    return [each.pid for each in psutil.Process().children() if is_warm(each)]
+
+
+def is_warm(process: psutil.Process) -> bool:
+    try:
+        return "services.trainer.run.warm" in process.cmdline()
+    except psutil.NoSuchProcess:  # It has ended meanwhile, or nobody has asked yet how it ended.
+        return False
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much memory other tests of this machine have just taken."""
+    memory = SimpleNamespace(available=16 * 1024**3)
+    monkeypatch.setattr(warm, "psutil", SimpleNamespace(virtual_memory=lambda: memory))
 
 
 @asynccontextmanager
@@ -190,7 +203,7 @@ def test_none_waits_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> N
     class Full:
         available = 1024**3
 
-    monkeypatch.setattr(psutil, "virtual_memory", Full)
+    monkeypatch.setattr(warm, "psutil", SimpleNamespace(virtual_memory=Full))
     workers = WarmWorkers(1, process_environment())
     workers.prepare(VARIABLES)
     assert workers.take("") is None
