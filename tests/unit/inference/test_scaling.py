@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -81,9 +82,8 @@ async def test_a_drain_waits_for_answers_and_not_for_who_watches_its_health(
 ) -> None:
     """As a call does that gRPC's core took while the server stopped, a watch never ends by itself."""
     async with start_inference(tmp_path, registry=registry, drain_timeout_s=DRAIN_S) as service:
-        watch = health_pb2_grpc.HealthStub(service.channel).Watch(
-            health_pb2.HealthCheckRequest(service=READINESS)
-        )
+        stub: Any = health_pb2_grpc.HealthStub(service.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=READINESS))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         service.fake.hold(after_tokens=2)
         streaming = asyncio.create_task(_stream(service.stub))
