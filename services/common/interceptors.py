@@ -9,7 +9,8 @@ import asyncio
 import inspect
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -43,6 +44,10 @@ class CallInterceptor(_Interceptor):
         self._metrics, self._tracing = metrics, tracing or Tracing.off()
         # From then on no call begins; those that have begun go on.
         self.draining = False
+        # Set while no call is being answered; those of machines, which are not observed, are none.
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._in_flight = 0
 
     async def intercept_service(
         self,
@@ -67,13 +72,25 @@ class CallInterceptor(_Interceptor):
             response_serializer=handler.response_serializer,
         )
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._in_flight += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self.idle.set()
+
     def _observed(self, method: str, context: Context) -> _Observed:
         return _Observed(self._metrics, self._tracing, method, context, refuse=self.draining)
 
     def _unary(self, method: str, handler: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Context) -> Any:
-            async with self._observed(method, context):
-                return await handler(request, context)
+            with self._counted():
+                async with self._observed(method, context):
+                    return await handler(request, context)
 
         return call
 
@@ -83,9 +100,10 @@ class CallInterceptor(_Interceptor):
             return self._unary(method, handler)
 
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._observed(method, context):
-                async for answer in handler(request, context):
-                    yield answer
+            with self._counted():
+                async with self._observed(method, context):
+                    async for answer in handler(request, context):
+                        yield answer
 
         return call
 

@@ -39,6 +39,8 @@ _OPTIONS = (
 # Different questions, each a name at grpc.health.v1: whether it has started once, whether it should get
 # calls now, and whether there is hope for this process. "" and each service's name ask the second.
 STARTUP, READINESS, LIVENESS = "startup", "readiness", "liveness"
+# For the last bytes of the last answers to get to their callers.
+_LAST_BYTES_S = 3.0
 
 
 class GrpcServer:
@@ -174,7 +176,19 @@ class GrpcServer:
     async def drain(self) -> None:
         """Takes no new calls, lets those in flight end within the drain time, then stops."""
         await self.refuse()
-        await self.grpc.stop(self._settings.drain_timeout_s)
+        drain_s = self._settings.drain_timeout_s
+        stopping = asyncio.ensure_future(self.grpc.stop(drain_s))
+        answered = asyncio.ensure_future(self._interceptor.idle.wait())
+        try:
+            await asyncio.wait({stopping, answered}, return_when=asyncio.FIRST_COMPLETED)
+            # What gRPC still waits for is nothing that comes to an end: who watches our health, and calls on
+            # connections that were made in this very moment, which its core keeps and hands to nobody. Their
+            # callers would wait for all of the drain time, too; so they are told to go elsewhere.
+            await self.grpc.stop(min(_LAST_BYTES_S, drain_s))
+            await stopping
+        finally:
+            answered.cancel()
+            stopping.cancel()
         if self._plain is not None:
             await self._plain.stop(None)
         self._endpoint.close()

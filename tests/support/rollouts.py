@@ -78,7 +78,7 @@ class World:
             found = [await self.state(number) for number in range(len(self.replicas))]
             return all(one and one.canaries and one.canaries[0].state == state for one in found)
 
-        await eventually(now, rollout_pb2.CanaryState.Name(state))
+        await eventually(now, rollout_pb2.CanaryState.Name(state), within_s=60)
 
     async def alias(self) -> registry_service_pb2.Alias:
         """bot@production as the registry has it."""
@@ -92,7 +92,7 @@ class World:
             states = [await self.state(number) for number in range(len(self.replicas))]
             return not (await self.alias()).canaries and not any(states)
 
-        await eventually(now, "taking it back")
+        await eventually(now, "taking it back", within_s=60)
 
     async def ask(
         self,

@@ -76,7 +76,7 @@ def children(process: Process) -> list[psutil.Process]:
 
 async def assert_gone(processes: list[psutil.Process]) -> None:
     assert processes
-    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=10)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=60)
     assert not alive
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from graft.errors import Reason
 from tests.faults.chaos.cases import Case
 from tests.faults.chaos.service import LONG, SHORT, Chaos, Innocents, same
 from tests.support.bad_adapters import everything
+from tests.support.engines import engine_cores
 from tests.support.models import make_adapter, make_base
 from tests.support.waiting import eventually
 
@@ -185,18 +187,29 @@ async def removed_in_flight(chaos: Chaos) -> str:
     """The alias moves away from a version with a running answer: it is unloaded when that has ended."""
     whole = await chaos.ask("one", SHORT, 200)
     await chaos.add("one", chaos.fresh(18))
+    # On a slot already: the alias moves without the engine, which stands still meanwhile.
+    await chaos.ask("one:2")
+    (core,) = engine_cores(os.getpid())
     async with chaos.answering("one", SHORT, 200) as running:
-        await chaos.running.promote("one", 2)
+        core.suspend()
+        try:
+            await chaos.running.promote("one", 2)
 
-        async def drains() -> bool:
-            states = await chaos.residency()
-            return states.get("namespaces/default/adapters/one/versions/1") == "DRAINING"
+            async def drains() -> bool:
+                states = await chaos.residency()
+                return states.get("namespaces/default/adapters/one/versions/1") == "DRAINING"
 
-        await eventually(drains, "draining")
+            await eventually(drains, "draining")
+        finally:
+            core.resume()
         assert await running == whole
     await chaos.ask("one")
-    held = [each for each in await chaos.residency() if "/one/" in each]
-    assert held == ["namespaces/default/adapters/one/versions/2"]
+
+    async def left() -> bool:
+        held = [each for each in await chaos.residency() if "/one/" in each]
+        return held == ["namespaces/default/adapters/one/versions/2"]
+
+    await eventually(left, "the unload")
     return "unloaded after its last answer, which was whole"
 
 

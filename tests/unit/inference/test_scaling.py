@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from graft.channel import open_channel, rpc_errors
 from graft.errors import GraftError, Reason
 from graft.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.server import READINESS
 from services.inference.engines.fake import FakeEngine
 from services.inference.registry.memory import MemoryRegistry
 from tests.support.health import probes
@@ -26,6 +29,8 @@ from tests.support.inference import (
 from tests.support.waiting import eventually
 
 BOT = adapter_resource("bot")
+# How long a drain may take that has something to wait for, and when one must be over that has nothing.
+DRAIN_S, WELL_BEFORE_S = 240.0, 60.0
 
 
 @pytest.fixture
@@ -45,7 +50,11 @@ async def test_scale_in_drains_and_no_request_of_a_client_of_both_fails(
     async with (
         start_inference(tmp_path / "stays", registry=registry, require_production=True) as stays,
         start_inference(
-            tmp_path / "goes", registry=registry, require_production=True, engine=going_engine
+            tmp_path / "goes",
+            registry=registry,
+            require_production=True,
+            engine=going_engine,
+            drain_timeout_s=DRAIN_S,
         ) as goes,
     ):
         both = f"ipv4:{stays.server.address},{goes.server.address}"
@@ -56,14 +65,34 @@ async def test_scale_in_drains_and_no_request_of_a_client_of_both_fails(
             load = asyncio.create_task(_load(channel, requests=60))
             await asyncio.sleep(0)
             stopping = asyncio.create_task(goes.server.stop())
+            await eventually(lambda: not goes.server.grpc.says(READINESS), "the drain")
             # Those that are held here came before the drain: they are answered when it goes on.
-            counts = await asyncio.wait_for(_released(load, going_engine), 30)
+            await going_engine.release()
+            counts = await asyncio.wait_for(load, WELL_BEFORE_S)
         assert counts == Counter(ok=60)
         text, finished = await streaming
         assert finished
         assert len(text) == 8
-        # Well before its 30 seconds are over: nothing runs any more.
-        await asyncio.wait_for(stopping, 20)
+        # Nothing runs any more.
+        await asyncio.wait_for(stopping, WELL_BEFORE_S)
+
+
+async def test_a_drain_waits_for_answers_and_not_for_who_watches_its_health(
+    tmp_path: Path, registry: MemoryRegistry
+) -> None:
+    """As a call does that gRPC's core took while the server stopped, a watch never ends by itself."""
+    async with start_inference(tmp_path, registry=registry, drain_timeout_s=DRAIN_S) as service:
+        stub: Any = health_pb2_grpc.HealthStub(service.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=READINESS))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        service.fake.hold(after_tokens=2)
+        streaming = asyncio.create_task(_stream(service.stub))
+        await eventually(lambda: service.fake.unfinished() == 1, "the stream")
+        stopping = asyncio.create_task(service.server.stop())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await service.fake.release()
+        assert (await streaming)[1]
+        await asyncio.wait_for(stopping, WELL_BEFORE_S)
 
 
 @pytest.mark.parametrize("answers", [0, 20, 100, 200])
@@ -82,12 +111,6 @@ async def test_requests_that_reach_a_replica_as_it_stops_go_to_the_other(
         await goes.server.stop()
         await asyncio.gather(*loads)
     assert counts == Counter(ok=400)
-
-
-async def _released(load: asyncio.Task[Counter[str]], engine: FakeEngine) -> Counter[str]:
-    await asyncio.sleep(0.2)
-    await engine.release()
-    return await load
 
 
 async def _load(

@@ -473,4 +473,10 @@ async def test_nothing_is_left_when_it_ends(trained: Trained) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, 0)
         raise AssertionError("it is still there")
-    assert await reason_of(anext(running)) is Reason.ENGINE_DEAD
+
+    async def to_its_end() -> None:
+        # What the process had said before is still there to be taken.
+        async for _ in running:
+            pass
+
+    assert await reason_of(to_its_end()) is Reason.ENGINE_DEAD
