@@ -125,7 +125,7 @@ async def until_step(stub: TrainerServiceAsyncStub, name: str, step: int) -> Non
     raise AssertionError(f"{name} ended before step {step}")
 
 
-async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     """Waits for a condition; fails when it does not come about in time."""
     deadline = asyncio.get_running_loop().time() + within_s
     while not condition():

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 
 async def eventually(
-    condition: Callable[[], bool | Awaitable[bool]], what: str = "it", within_s: float = 20.0
+    condition: Callable[[], bool | Awaitable[bool]], what: str = "it", within_s: float = 60.0
 ) -> None:
     """Returns as soon as condition() is true; fails the test, naming what, when it stays false."""
     try:
