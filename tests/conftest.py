@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Trainers of tests have no processes that wait for a job, but where they are what is tested."""
     os.environ.setdefault("GRAFT_TRAINER_WARM_WORKERS", "0")
+    # A GPU host may bring a Python without it.
+    with suppress(ImportError):
+        from hypothesis import HealthCheck, settings
+
+        # How long an example takes says nothing of what is tested, only of the machine.
+        settings.register_profile(
+            "graft", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        )
+        settings.load_profile("graft")
 
 
 # Modules that one import of a large library brings; objects of fewer are soon looked through.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import graft
 
-_START_TIMEOUT_S = 180
+_START_TIMEOUT_S = 900
 
 
 @asynccontextmanager

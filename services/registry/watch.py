@@ -102,7 +102,8 @@ class ChangeFeed:
     @property
     def lag(self) -> int:
         """Events that the slowest watcher has not been sent."""
-        return max((self._head - one.position for one in tuple(self._watchers)), default=0)
+        # A watch that begins may be at events that the reader is about to read: it is not behind.
+        return max((0, *(self._head - one.position for one in tuple(self._watchers))))
 
     async def follow(
         self, which: EventFilter, after: int

@@ -15,7 +15,7 @@ from examples.demo.questions import ask_all, exact_match, read_questions, stream
 from tests.support.models import REPOSITORY
 from tests.support.stack import Stack
 
-pytestmark = [pytest.mark.engine, pytest.mark.training, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.engine, pytest.mark.training, pytest.mark.timeout(1200)]
 EXAMPLES = REPOSITORY / "examples"
 
 
@@ -106,13 +106,13 @@ async def test_a_swap_under_load_fails_no_request_and_mixes_no_answer(
         )
     load = Load(partial(stream_pieces, client, "support-bot"), [q.text for q in questions], 8)
     load.start()
-    assert await load.until(lambda records: len(records) >= 40, 60)
+    assert await load.until(lambda records: len(records) >= 40, 240)
     await client.adapters.promote("support-bot", 2, reason="test")
 
     def enough(records: list[Record]) -> bool:
         return sum(record.version == second.name for record in records) >= 40
 
-    assert await load.until(enough, 60)
+    assert await load.until(enough, 240)
     await load.stop()
     assert [record.error for record in load.records if record.error] == []
     mixed = [r for r in load.records if expected[r.version][r.question] != r.text]
@@ -126,7 +126,7 @@ async def _answered_by(client: graft.Client, version: str) -> bool:
     ask = partial(stream_pieces, client, "support-bot")
     load = Load(ask, ["Hello"], 1)
     load.start()
-    arrived = await load.until(lambda records: any(r.version == version for r in records), 30)
+    arrived = await load.until(lambda records: any(r.version == version for r in records), 240)
     await load.stop()
     return arrived
 

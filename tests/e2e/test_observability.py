@@ -13,7 +13,7 @@ import pytest
 from tests.support.models import make_adapter
 from tests.support.stack import Stack
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 FIGURES = {
     "registry": (
         "graft_registry_versions",

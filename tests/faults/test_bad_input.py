@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tests.support.models import make_adapter, make_base
 from tests.support.stack import Stack
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 BAD_CONFIG, BAD_DATA = 64, 65
 GOOD = '{"instruction": "Say hi", "output": "hi"}\n'
 

@@ -107,7 +107,7 @@ def object_store_server() -> Iterator[ObjectStore]:
     assert process.stdin is not None
     try:
         url = process.stdout.readline().strip()
-        assert url, f"moto's server did not start: exit code {process.wait(20)}"
+        assert url, f"moto's server did not start: exit code {process.wait(60)}"
         with pytest.MonkeyPatch.context() as patch:
             for name, value in (CREDENTIALS | DIRECT).items():
                 patch.setenv(name, value)
@@ -115,7 +115,7 @@ def object_store_server() -> Iterator[ObjectStore]:
     finally:
         process.stdin.close()
         process.stdout.close()
-        process.wait(20)
+        process.wait(60)
 
 
 def _serve() -> None:

@@ -28,6 +28,8 @@ T = TypeVar("T")
 _USER = "graft"
 _START_S = 60.0
 _STOP_S = 60.0
+# A busy machine may take that long to begin a program.
+_APPEAR_S = 10.0
 _PORTS_TRIED = 20
 _SETTINGS = (
     "listen_addresses=127.0.0.1",
@@ -196,7 +198,7 @@ class PostgresServer:
             if pid_file.exists() and self._answers():
                 return True
             # A server whose port is taken ends at once and takes its pid file along.
-            if time.monotonic() > begin_s + 2 and not pid_file.exists():
+            if time.monotonic() > begin_s + _APPEAR_S and not pid_file.exists():
                 return False
             time.sleep(0.01)
         return False
@@ -247,7 +249,7 @@ class PostgresServer:
         self._run(self._value(statement, database))
 
     async def _value(self, statement: str, database: str = "postgres") -> Any:
-        connection = await asyncpg.connect(self.url(database), timeout=10)
+        connection = await asyncpg.connect(self.url(database), timeout=_START_S)
         try:
             # Statements such as CREATE DATABASE are no queries: those have no value.
             if statement.lstrip().upper().startswith("SELECT"):

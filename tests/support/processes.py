@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 
 ROOT = Path(__file__).parents[2]
-_START_S = 60.0
+_START_S = 120.0
 
 
 class ServiceProcess:

@@ -123,7 +123,7 @@ class RegistryCalls:
 def fetch_text(url: str) -> str:
     """What an HTTP address answers, without proxies."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=10) as answer:
+    with opener.open(url, timeout=60) as answer:
         return str(answer.read().decode())
 
 

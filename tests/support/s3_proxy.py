@@ -51,6 +51,8 @@ class S3Proxy:
         self.upstream = urlsplit(upstream).netloc
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
+        # How many requests are on their way to the store, also when nobody waits for their answers any more.
+        self.forwarding = 0
         self.ended = threading.Event()
         self._lock = threading.Lock()
         self._server = self._listen(0)
@@ -78,6 +80,17 @@ class S3Proxy:
     def seen(self, method: str, path: str = "") -> list[str]:
         """The paths of the requests of a method whose path holds path."""
         return [found for how, found in self.requests if how == method and path in found]
+
+    @contextmanager
+    def on_its_way(self) -> Iterator[None]:
+        """Counts a request while it is forwarded."""
+        with self._lock:
+            self.forwarding += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.forwarding -= 1
 
     def fault_for(self, method: str, path: str) -> Fault:
         """What is to go wrong with a request; the empty Fault for nothing."""
@@ -131,12 +144,13 @@ def _handler(proxy: S3Proxy) -> Callable[..., BaseHTTPRequestHandler]:
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer_one
 
         def _forward(self, body: bytes, fault: Fault) -> None:
-            upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
-            upstream.request(self.command, self.path, body, headers)
-            answer = upstream.getresponse()
-            data = answer.read()
-            upstream.close()
+            with proxy.on_its_way():
+                upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
+                upstream.request(self.command, self.path, body, headers)
+                answer = upstream.getresponse()
+                data = answer.read()
+                upstream.close()
             if fault.lose_answer:
                 self.close_connection = True
             else:

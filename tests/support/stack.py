@@ -16,8 +16,8 @@ from typing import Any
 
 from tests.support.models import REPOSITORY
 
-_START_TIMEOUT_S = 180
-_CALL_TIMEOUT_S = 280
+_START_TIMEOUT_S = 600
+_CALL_TIMEOUT_S = 600
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:

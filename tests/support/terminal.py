@@ -62,7 +62,7 @@ class Terminal:
         """Types keys."""
         os.write(self._main, keys.encode())
 
-    async def see(self, text: str, within_s: float = 30.0) -> None:
+    async def see(self, text: str, within_s: float = 60.0) -> None:
         """Waits until text has been shown after what was seen last; then forgets up to it."""
         try:
             async with asyncio.timeout(within_s):
@@ -73,7 +73,7 @@ class Terminal:
             raise AssertionError(f"{text!r} was not shown, but: {self.shown}") from None
         self.shown = self.shown.partition(text)[2]
 
-    async def ended(self, within_s: float = 30.0) -> int:
+    async def ended(self, within_s: float = 60.0) -> int:
         """Waits for the end; answers with the exit code."""
         async with asyncio.timeout(within_s):
             while self.process.poll() is None:

@@ -72,9 +72,15 @@ class Switch:
 
     def __init__(self, number: int, wanted: Wanted, from_base: str) -> None:
         self.wanted = wanted
-        self.told = Told(number, Stage.CHECKING, from_base, wanted.base, time.time())
+        # A handful: a switch has few stages.
+        self._all = [Told(number, Stage.CHECKING, from_base, wanted.base, time.time())]
         self._moved = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def told(self) -> Told:
+        """Where it is."""
+        return self._all[-1]
 
     @property
     def over(self) -> bool:
@@ -89,16 +95,20 @@ class Switch:
     def tell(self, stage: Stage, message: str = "", **changes: object) -> None:
         """It is here now."""
         end_s = time.time() if stage in OVER else 0.0
-        self.told = replace(self.told, stage=stage, message=message, end_s=end_s, **changes)  # type: ignore[arg-type]
+        self._all.append(
+            replace(self.told, stage=stage, message=message, end_s=end_s, **changes)  # type: ignore[arg-type]
+        )
         self._moved.set()
         self._moved = asyncio.Event()
 
     async def follow(self) -> AsyncIterator[Told]:
-        """As it is now, and whenever that changes, up to its end; what passes unseen is left out."""
+        """As it is now, and all that it becomes, up to its end, however slowly that is heard."""
+        heard = len(self._all) - 1
         while True:
-            moved, told = self._moved, self.told
+            told = self._all[heard]
             yield told
             if told.stage in OVER:
                 return
-            if told is self.told:
-                await moved.wait()
+            heard += 1
+            if heard == len(self._all):
+                await self._moved.wait()

@@ -249,7 +249,7 @@ async def test_following_tells_what_comes(
     following = client.audit.follow(everywhere=True)
     first = asyncio.create_task(anext(following))
     await calls.create_base(tiny_base)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert (await first).method == "CreateBase"
         await calls.create_adapter()
         assert (await anext(following)).method == "CreateAdapter"

@@ -302,7 +302,7 @@ class SlowDisk(Disk):
 
     def append(self, handle: int, data: bytes, at: int) -> None:
         self.began.set()
-        assert self.go_on.wait(20)
+        assert self.go_on.wait(60)
         super().append(handle, data, at)
 
 
@@ -357,7 +357,7 @@ class TestFilesystemBlobStore(FiniteStoreContract):
         upload = await store.begin_upload(DIGEST, len(DATA))
         assert upload is not None
         task = asyncio.create_task(upload.append(0, DATA[:500_000]))
-        await asyncio.to_thread(disk.began.wait, 20)
+        await asyncio.to_thread(disk.began.wait, 60)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         closing = asyncio.create_task(upload.close())

@@ -17,7 +17,7 @@ from services.registry.watch import Bookmark, ChangeFeed
 from tests.support.catalogue import BASE, BOT, adapter, move, version
 from tests.support.waiting import eventually
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 EVERYTHING = EventFilter()
 
 

@@ -23,7 +23,7 @@ from services.registry.pulse import Pulse
 from tests.support.catalogue import BOT, adapter, fill, move
 from tests.support.postgres import PostgresServer
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ def bot(graft: Graft, tiny_base: Path, tmp_path: Path) -> str:
 
 
 def test_a_rollout_is_started_shown_held_and_aborted(graft: Graft, bot: str) -> None:
-    limits = ("--window", "1m", "--max-error-rate", 0.05, "--max-token-ratio", 2)
+    # No step is taken by itself meanwhile, however long the commands take.
+    limits = ("--window", "60m", "--max-error-rate", 0.05, "--max-token-ratio", 2)
     started = graft("rollout", "start", f"{bot}:2", "--steps", "5,50,100", *limits)
     assert (started.code, "rolled@production names version 1, canaries 2 5%." in started.out) == (
         0,
@@ -35,7 +36,7 @@ def test_a_rollout_is_started_shown_held_and_aborted(graft: Graft, bot: str) -> 
     assert graft("rollout", "pause", bot).code == 0
     shown = graft("rollout", "status", bot)
     assert shown.code == 0, shown.err
-    for words in ("5 %, 50 %, 100 % (paused)", "window 60 s", "max_token_ratio 2", "canary 5 %"):
+    for words in ("5 %, 50 %, 100 % (paused)", "window 3600 s", "max_token_ratio 2", "canary 5 %"):
         assert words in shown.out, shown.out
     assert graft("rollout", "resume", bot).code == 0
     key = ("--session-key", "ann", "--max-tokens", 4, "--json")

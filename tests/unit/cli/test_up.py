@@ -23,8 +23,9 @@ from services.common.config import ServiceSettings
 from tests.support.models import REPOSITORY
 from tests.support.trainer import until
 
+DEADLINE_S = 120
 _SERVICE = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, signal, sys, time
 name = pathlib.Path(__file__).parent.name
 prefix, home = f"GRAFT_{name.upper()}_", pathlib.Path(os.environ["GRAFT_HOME"])
 def say(what):
@@ -51,7 +52,8 @@ part = home / f"{name}.part"
 part.write_text(json.dumps(addresses))
 part.rename(os.environ[prefix + "READY_FILE"])
 while True:
-    signal.pause()
+    # Not pause(): a signal that comes just before it would wait for the next one.
+    time.sleep(0.05)
 """
 Up = Callable[..., subprocess.Popen[str]]
 
@@ -100,7 +102,7 @@ def graft(stand_ins: Path, home: Path, tmp_path: Path) -> Iterator[Up]:
     for process in started:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=DEADLINE_S)
 
 
 def _ready(process: subprocess.Popen[str]) -> dict[str, str]:
@@ -145,7 +147,7 @@ def test_services_start_from_the_registry_up_and_drain_in_the_opposite_order(
     }
     assert ready["http"] == "http://127.0.0.1:3"
     process.send_signal(number)
-    assert process.wait(30) == 0
+    assert process.wait(DEADLINE_S) == 0
     told = _told(home)
     assert (told[0], told[3:]) == (
         "starts registry",
@@ -168,14 +170,14 @@ def test_without_a_base_nothing_is_served_and_that_is_said(graft: Up, home: Path
     process = graft("up", "--port", 0)
     assert "No base" in _shown_until(process, "Ctrl-C stops everything")
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(DEADLINE_S) == 0
     assert _told(home) == ["starts registry", "starts trainer", "stops trainer", "stops registry"]
 
 
 def test_a_service_that_dies_at_its_start_shows_its_log_and_takes_the_others_down(
     graft: Up, home: Path
 ) -> None:
-    out, err = graft("up", "--port", 0, BREAK="trainer").communicate(timeout=30)
+    out, err = graft("up", "--port", 0, BREAK="trainer").communicate(timeout=DEADLINE_S)
     assert "trainer service ended with exit code 3" in err
     assert "cannot find the engine" in err
     assert "graft doctor" in err
@@ -189,12 +191,13 @@ async def test_a_service_that_dies_later_is_started_again_where_it_was(
     process = graft("up", "--port", 0, "--base", base, "--json")
     _ready(process)
     os.kill(int((home / "inference").read_text()), signal.SIGKILL)
-    await until(lambda: _told(home).count("starts inference") == 2)
+    ready = home / "run/inference.ready.json"
+    await until(lambda: _told(home).count("starts inference") == 2 and ready.exists())
     settings = json.loads((home / "inference.settings").read_text())
     assert settings["GRAFT_INFERENCE_LISTEN"] == "127.0.0.1:1"
     assert settings["GRAFT_INFERENCE_HTTP_LISTEN"] == "127.0.0.1:3"
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(DEADLINE_S) == 0
 
 
 async def test_asking_twice_ends_at_once_what_will_not_drain(graft: Up, home: Path) -> None:
@@ -203,7 +206,7 @@ async def test_asking_twice_ends_at_once_what_will_not_drain(graft: Up, home: Pa
     process.terminate()
     await until(lambda: "ignores trainer" in _told(home))
     process.terminate()
-    assert "trainer with signal SIGKILL" in process.communicate(timeout=30)[1]
+    assert "trainer with signal SIGKILL" in process.communicate(timeout=DEADLINE_S)[1]
     assert process.returncode == 1
     for name in ("registry", "trainer"):
         assert not Path("/proc", (home / name).read_text()).exists()
@@ -228,7 +231,7 @@ def test_a_service_that_fails_at_its_end_is_no_clean_end_for_the_script_either(g
     process = graft("up", "--port", 0, "--json", FAIL_AT_END="registry")
     _ready(process)
     process.terminate()
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=DEADLINE_S)
     assert "registry with exit code 4" in json.loads(err)["error"]["message"]
     assert (process.returncode, "stopped" in out) == (1, False)
 
@@ -257,7 +260,7 @@ def test_a_port_in_use_is_named_with_the_way_out(graft: Up) -> None:
         if port > 63000:
             pytest.skip("the free port is too high to be the first of three")
         process = graft("up", "--port", port)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 5
     assert f"Port {port} on 127.0.0.1, for the registry" in err
     assert "--port" in err
@@ -266,14 +269,14 @@ def test_a_port_in_use_is_named_with_the_way_out(graft: Up) -> None:
 def test_only_one_runs_in_a_home_and_graft_down_ends_it(graft: Up, home: Path) -> None:
     first = graft("up", "--port", 0, "--detach", "--json")
     assert "registry" in _ready(first)
-    assert first.wait(30) == 0
+    assert first.wait(DEADLINE_S) == 0
     second = graft("up", "--port", 0)
-    assert "runs already" in second.communicate(timeout=30)[1]
+    assert "runs already" in second.communicate(timeout=DEADLINE_S)[1]
     assert second.returncode == 4
-    assert graft("down").wait(60) == 0
+    assert graft("down").wait(DEADLINE_S) == 0
     assert _told(home)[-1] == "stops registry"
     third = graft("down")
-    assert "No `graft up` runs" in third.communicate(timeout=30)[1]
+    assert "No `graft up` runs" in third.communicate(timeout=DEADLINE_S)[1]
     assert third.returncode == 5
 
 
@@ -281,6 +284,6 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_starts(
     graft: Up, home: Path, tmp_path: Path
 ) -> None:
     process = graft("up", "--port", 0, "--base", tmp_path)
-    assert "has no config.json" in process.communicate(timeout=30)[1]
+    assert "has no config.json" in process.communicate(timeout=DEADLINE_S)[1]
     assert process.returncode == 2
     assert not (home / "told").exists()

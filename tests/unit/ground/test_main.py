@@ -22,7 +22,7 @@ def start(service: str, *arguments: str, **variables: str) -> subprocess.Complet
         env={"PATH": os.environ["PATH"], "PYTHONPATH": paths, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

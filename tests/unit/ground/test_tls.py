@@ -69,7 +69,7 @@ async def serving(
 
 
 def connection(address: str, tls: Tls | None) -> Connection:
-    return Connection(Endpoints(address, address, address), 10.0, 0.0, None, tls)
+    return Connection(Endpoints(address, address, address), 60.0, 0.0, None, tls)
 
 
 async def refusal(address: str, tls: Tls | None) -> GraftError:
@@ -382,7 +382,7 @@ async def test_no_call_is_lost_while_both_sides_are_renewed_again_and_again(
         async def ask() -> None:
             nonlocal answers
             while not enough.is_set():
-                await stub.FindMissing(pb.FindMissingRequest(digests=["a"]), timeout=10)
+                await stub.FindMissing(pb.FindMissingRequest(digests=["a"]), timeout=60)
                 answers += 1
 
         async def answered(more: int) -> None:

@@ -30,7 +30,7 @@ WITHOUT = {
     "worker": ("vllm", "sqlalchemy", "alembic", "pytest"),
     "inference": ("trl", "peft", "sqlalchemy", "alembic", "pytest"),
 }
-_START_S = 60
+_START_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def _python(image: Image, *arguments: str, **settings: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -163,7 +163,7 @@ def _python(image: Image, *arguments: str, **settings: str) -> str:
 
 def _get(address: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}/metrics", timeout=10) as answer:
+    with opener.open(f"http://{address}/metrics", timeout=60) as answer:
         return str(answer.read().decode())
 
 

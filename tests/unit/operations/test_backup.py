@@ -213,7 +213,7 @@ class _Vanishing(FilesystemBlobStore):
         weights = _blobs(self._settings.data_dir)
         if len(weights) == 2:
             gone = f"sha256:{weights[-1].parent.name}{weights[-1].name}"
-            with sqlite3.connect(self._settings.database_path, timeout=10) as connection:
+            with sqlite3.connect(self._settings.database_path, timeout=60) as connection:
                 for table in ("version_files", "blobs"):
                     connection.execute(f"DELETE FROM {table} WHERE digest = ?", (gone,))
             connection.close()

@@ -26,7 +26,7 @@ async def test_a_watch_of_one_adapter_goes_on_across_restarts_without_a_gap(
             await client.adapters.push("other", adapters[0], base=tiny_base)
     async with (
         graft.Client(registry=address) as client,
-        asyncio.timeout(60),
+        asyncio.timeout(120),
         aclosing(client.watch(0, resource="bot", kinds=["alias"])) as changes,
     ):
         seen: list[tuple[str, str]] = []

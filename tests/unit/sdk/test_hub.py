@@ -44,7 +44,7 @@ class Command:
             stderr=asyncio.subprocess.PIPE,
             env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(600):
             out, err = await process.communicate()
         assert process.returncode is not None
         return process.returncode, json.loads(out) if out else None, err.decode()

@@ -27,7 +27,7 @@ _MAKE_NESTED = "import sys, torch; torch.save({'step': 3, 'w': torch.zeros(2)}, 
 
 def _python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
 
 
 class _Command:

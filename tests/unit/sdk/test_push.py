@@ -32,7 +32,7 @@ print(f"{(plain - tuned).abs().max().item():.6f}")
 def _python(code: str, *arguments: object) -> str:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=200, check=True
+        command, capture_output=True, text=True, timeout=600, check=True
     ).stdout.strip()
 
 

@@ -130,7 +130,7 @@ async def test_a_watch_tells_what_happens_from_now_on(
     await _push(registry_client, tiny_base, tiny_adapter)
     changes = registry_client.watch()
     first = asyncio.ensure_future(anext(changes))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         # The watch asks for the present revision first; moves go on until it has seen one.
         while not first.done():
             await registry_client.adapters.promote("bot", 1, reason="watched")
