@@ -75,6 +75,7 @@ class KubernetesWorker(Worker):
         self._parts: dict[str, Object] = {}
         self._pods: dict[str, Object] = {}
         self._gone_pods: set[str] = set()
+        self._killed_pods: set[str] = set()
         self._creating: asyncio.Task[None] | None = None
         self._removing: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -161,6 +162,9 @@ class KubernetesWorker(Worker):
         self._pods[uid] = pod
         if deleted:
             self._gone_pods.add(uid)
+        if self._killed:
+            # Its Job may have made this one when the one before was killed, and before it went itself.
+            self._kill_pods()
         self._look()
 
     def see_warning(self) -> None:
@@ -177,10 +181,15 @@ class KubernetesWorker(Worker):
             return
         self._killed = True
         self._remove()
-        for uid, pod in self._pods.items():
-            if uid not in self._gone_pods and not is_over(pod):
-                name = pod["metadata"]["name"]
-                self._spawn(self._objects.kill_pod(name, uid))
+        self._kill_pods()
+
+    def _kill_pods(self) -> None:
+        """Those that are known and still live; each once."""
+        for pod in self._living():
+            uid = pod["metadata"]["uid"]
+            if uid not in self._killed_pods:
+                self._killed_pods.add(uid)
+                self._spawn(self._objects.kill_pod(pod["metadata"]["name"], uid))
 
     async def release(self) -> None:
         self._forget()
@@ -318,6 +327,8 @@ class KubernetesWorker(Worker):
             return True
         self._pods |= found
         self._gone_pods |= self._pods.keys() - found.keys()
+        if self._killed:
+            self._kill_pods()
         return bool(self._living())
 
     def _sum_up(self) -> None:
