@@ -32,7 +32,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from graft.trainer.v1.trainer_service_pb2_grpc import TrainerServiceAsyncStub
 
-pytestmark = [pytest.mark.training, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.training
 STATE = pb.JobState.Name
 STEPS = 60
 KINDS: dict[str, dict[str, dict[str, Any]]] = {

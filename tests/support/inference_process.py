@@ -45,4 +45,4 @@ async def inference_process(base: Path, folder: Path, **settings: object) -> Asy
 async def exit_code(process: Process) -> int:
     """What it ends with when it is told to end."""
     process.send_signal(signal.SIGTERM)
-    return await asyncio.wait_for(process.wait(), 30)
+    return await asyncio.wait_for(process.wait(), 120)

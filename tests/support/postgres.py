@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,10 +22,12 @@ from typing import Any, Self, TypeVar
 
 import asyncpg
 
+from tests.support.ports import kept_port
+
 T = TypeVar("T")
 _USER = "graft"
-_START_S = 60.0
-_STOP_S = 60.0
+_START_S = 180.0
+_STOP_S = 180.0
 # A busy machine may take that long to begin a program.
 _APPEAR_S = 10.0
 _PORTS_TRIED = 20
@@ -168,7 +168,7 @@ class PostgresServer:
         assert self._keeper is None, "it runs"
         ports = [self._port] * _PORTS_TRIED if self._port else [0] * _PORTS_TRIED
         for port in ports:
-            self._port = port or _free_port()
+            self._port = port or kept_port()
             self._keeper = self._spawn()
             if self._wait_until_it_answers():
                 return
@@ -274,15 +274,3 @@ def _account() -> pwd.struct_passwd | None:
         except KeyError:
             continue
     raise RuntimeError("PostgreSQL does not run as root, and there is no user postgres or nobody.")
-
-
-def _free_port() -> int:
-    """A port that is free now, and below those that outgoing connections take while it restarts."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port

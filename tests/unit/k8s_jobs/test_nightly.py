@@ -72,7 +72,7 @@ async def test_the_job_of_a_night_trains_and_registers_a_version(tmp_path: Path)
         def job() -> Any:
             return cluster.store.get("jobs", "graft", name)
 
-        await eventually(lambda: condition(job(), "Complete") is not None, "the night's job", 120)
+        await eventually(lambda: condition(job(), "Complete") is not None, "the night's job", 600)
         version = "namespaces/default/adapters/pirate/versions/1"
         annotations = job()["metadata"]["annotations"]
         assert (annotations["graft.dev/state"], annotations["graft.dev/version"]) == (

@@ -11,7 +11,6 @@ import json
 import random
 import resource
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from services.trainer.run.progress import Progress
 from services.trainer.run.stop import StopSignal
 from services.trainer.spec import parse_spec
 from tests.support.models import make_base
+from tests.support.ports import kept_port
 from tests.unit.trainer_worker.support import COLOURS, Event, Outcome, WorkerProcess, attempt, merge
 
 pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("default")]
@@ -386,9 +386,7 @@ def test_two_processes_with_dropout_go_on_exactly(table: Table, tmp_path: Path) 
     spec = table.spec("sft", LOADINGS["accumulated"])
 
     def both(folder: str) -> Outcome:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = str(taken.getsockname()[1])
+        port = str(kept_port())
         here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         pair = [
             WorkerProcess(spec, tmp_path / f"{folder}-{rank}", {**here, "RANK": str(rank)})
