@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,13 +48,18 @@ class ServerProcess:
         return self._process.pid
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Waits for ready(), and fails with the end of the log when the server dies before."""
+        """Waits for ready(); ends the server where that never comes, and says the end of its log."""
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not ready():
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
-                tail = self._log.read_text("utf-8", "replace")[-3000:]
-                raise RuntimeError(f"the server of {self._log.name} did not start:\n{tail}")
-            time.sleep(0.1)
+        try:
+            while not ready():
+                if self._process.poll() is not None or time.monotonic() > deadline_s:
+                    tail = self._log.read_text("utf-8", "replace")[-3000:]
+                    raise RuntimeError(f"the server of {self._log.name} did not start:\n{tail}")
+                time.sleep(0.1)
+        except BaseException:
+            # Whoever waits has nothing yet to end it with.
+            self.close()
+            raise
 
     def end(self) -> str:
         """How it ended, if it did, and what it said last."""
@@ -77,7 +82,8 @@ class ServerProcess:
 
     def close(self) -> None:
         """Ends it, and kills what is left of its group."""
-        os.killpg(self.pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGCONT)
         self._process.terminate()
         try:
             self._process.wait(20)
