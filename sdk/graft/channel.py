@@ -54,6 +54,9 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # gRPC would have all channels of a process to an address wait together, where one of them found nobody there:
+    # whoever comes anew to a server that is back would be refused for as long.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 

@@ -73,8 +73,8 @@ def stub_worker_command(**script: object) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def trainer_stub(address: str) -> AsyncIterator[TrainerServiceAsyncStub]:
-    """A client of a trainer; with connections of its own, none of which waits since the trainer was away."""
-    async with open_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    """A client of a trainer."""
+    async with open_channel(address) as channel:
         yield TrainerServiceStub(channel)
 
 
