@@ -100,10 +100,7 @@ async def moves_to_watchers(address: str, pid: int, watchers: int, moves: int) -
     before_mib = Used(pid).memory_mib
     async with AsyncExitStack() as stack:
         channels = [
-            await stack.enter_async_context(
-                # Channels with the same options would share one connection.
-                open_channel(address, [("grpc.use_local_subchannel_pool", 1)])
-            )
+            await stack.enter_async_context(open_channel(address))
             for _ in range(-(-watchers // _STREAMS_PER_CHANNEL))
         ]
         stub = RegistryServiceStub(channels[0])

@@ -39,8 +39,6 @@ from services.inference.swaps import RouteKey, Swaps
 from services.inference.trust import Trust
 
 Noted = Callable[[str, str], None]
-# Else all channels of a process would share one connection, which those of real replicas do not.
-_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class NotedSwaps(Swaps):
@@ -81,7 +79,7 @@ async def start_replica(
     address: str, base: Base, cache: Path, moves: Moves, stack: AsyncExitStack
 ) -> None:
     """A replica as services/inference/server.py puts it together, without its gRPC server."""
-    registry = RemoteRegistry(open_channel(address, _OWN_CONNECTION), base.namespace)
+    registry = RemoteRegistry(open_channel(address), base.namespace)
     metrics = InferenceMetrics(CollectorRegistry())
     engine = FakeEngine()
     await engine.start()
