@@ -18,7 +18,6 @@ from graft.trainer.v1.worker_service_pb2 import Finished, Hello
 from services.trainer.run.background import BackgroundLoop
 from services.trainer.run.exits import ExitCode, PreemptedError, exit_of
 from services.trainer.run.kube.access import JobAddress, JobApi
-from services.trainer.run.kube.reporter import JobReporter
 from services.trainer.run.last_report import leave_report
 from services.trainer.run.lean import leave_out_unused, needs_hub, quiet_libraries
 from services.trainer.run.reporters import JsonLinesReporter, Reporter, SilentReporter
@@ -154,6 +153,8 @@ def _unheard(settings: WorkerSettings, loop: BackgroundLoop) -> Reporter:
     address = JobAddress.read(os.environ)
     if address is None:
         return lines
+    from services.trainer.run.kube.reporter import JobReporter
+
     return JobReporter(loop, JobApi(address), lines, settings.kubernetes_every_s)
 
 

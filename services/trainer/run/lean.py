@@ -5,15 +5,26 @@ For processes of their own only: nothing that comes later in the process can hav
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
 
 from services.trainer.sources import is_elsewhere
 from services.trainer.spec import JobSpec, local_path
 
 _PACKAGE = "bitsandbytes"
+_OF_EVERY_TRAINING = (
+    "services.trainer.run.training",
+    # Imported by it as it goes.
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+)
 
 
 def leave_out_unused(spec: JobSpec) -> None:
@@ -52,6 +63,28 @@ def needs_hub(spec: JobSpec) -> bool:
 def may_start_warm(spec: JobSpec) -> bool:
     """Whether a process that read its libraries before it knew the job can do it: see warm.py."""
     return not needs_few_bits(spec) and not needs_hub(spec)
+
+
+def read_libraries() -> None:
+    """Imports what every training needs, once what the functions above decide is decided.
+
+    They make objects by the hundred thousand that live as long as the process: Python's garbage collector is not
+    asked to look for garbage among them meanwhile (a tenth of the time), nor ever after, as a training has it
+    look through everything, often. And several ask which distributions there are, for which all are read.
+    """
+    if sys.modules.keys() >= set(_OF_EVERY_TRAINING):
+        return
+    collects, listing = gc.isenabled(), metadata.packages_distributions
+    gc.disable()
+    metadata.packages_distributions = cache(listing)
+    try:
+        for module in _OF_EVERY_TRAINING:
+            import_module(module)
+        gc.freeze()
+    finally:
+        metadata.packages_distributions = listing
+        if collects:
+            gc.enable()
 
 
 def quiet_libraries(hub: bool = True, cpu_threads: int = 0) -> None:

@@ -7,32 +7,19 @@ lean.may_start_warm() lets: what was imported, and under which settings, cannot 
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
-from importlib import import_module
 from typing import Any
 
-from services.trainer.run.lean import hide_unused, quiet_libraries
-
-# What a training imports as it goes, beside services.trainer.run.training.
-_LATER = (
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-)
+from services.trainer.run.lean import hide_unused, quiet_libraries, read_libraries
 
 
 def wait() -> dict[str, Any] | None:
     """Reads the libraries, then waits for a job; None when there will be none."""
     quiet_libraries(hub=False)
     hide_unused()
-    for module in ("services.trainer.run.training", *_LATER):
-        import_module(module)
-    # A training begins with a full collection, which need not look through all of that again.
-    gc.freeze()
+    read_libraries()
     line = sys.stdin.buffer.readline()
     job: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
     return job

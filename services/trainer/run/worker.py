@@ -24,6 +24,7 @@ from services.trainer.run.bases import BaseFolder, open_base
 from services.trainer.run.data import read_data, set_opener
 from services.trainer.run.exits import PreemptedError, exit_of
 from services.trainer.run.holding import held_data
+from services.trainer.run.lean import read_libraries
 from services.trainer.run.publish import Publisher
 from services.trainer.run.reporters import Reporter
 from services.trainer.run.result import Result, add_parent, describe, find_result
@@ -188,6 +189,7 @@ class Worker:
         opener = set_opener(self._settings, self._loop, log, self._reporter.waiting)
         objective = OBJECTIVES[spec.objective.kind].info
         data = read_data(spec.dataset, objective, spec.seed, opener, log)
+        read_libraries()
         from services.trainer.run.training import Training
 
         training = Training(spec, self._spec_json, self._settings, self._reporter, self._stop, team)

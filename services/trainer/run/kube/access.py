@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT_S = 10.0
 _MOST_MESSAGE = 1024
@@ -137,6 +135,9 @@ class JobApi:
         # Read each time: Kubernetes renews it while the pod runs.
         token = (self._address.account / "token").read_text("utf-8").strip()
         headers = {"Authorization": f"Bearer {token}", "Content-Type": content_type}
+        # Only workers in pods pay for its import.
+        import aiohttp
+
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
