@@ -24,7 +24,7 @@ from graft.trainer.v1 import job_spec_pb2, model_jobs_pb2, stages_pb2
 from graft.trainer.v1 import trainer_service_pb2 as pb
 
 from tests.support.ports import kept_port
-from tests.support.processes import ServiceProcess, worker_processes
+from tests.support.processes import ServiceProcess, halt, worker_processes
 from tests.support.registry import registry_calls
 from tests.support.trainer import ENDED, TrainerProcess, follow, trainer_stub, until, until_state
 from tests.support.waiting import eventually
@@ -154,7 +154,7 @@ class Lab:
     async def held(self, job: str) -> AsyncIterator[None]:
         """While inside, the worker of a job gets no further, so that nothing comes too late for it."""
         (worker,) = self.workers(job)
-        worker.suspend()
+        await halt(worker)
         try:
             yield
         finally:
@@ -356,7 +356,7 @@ async def test_results_wait_for_a_killed_registry_and_are_committed_exactly_once
     second, first = await lab.create("waits", "long"), await lab.create("commits", "packed")
     await lab.begun(second)
     (worker,) = lab.workers(second)
-    worker.suspend()  # It must not be through before the registry is away.
+    await halt(worker)  # It must not be through before the registry is away.
     async with lab.jobs() as stub:
         await until_state(stub, first, pb.JOB_STATE_FINALIZING)
         lab.registry.kill()

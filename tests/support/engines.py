@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -43,6 +43,13 @@ class SharedEngine(VllmEngine):
         """The tokenizer, as transformers has it."""
         assert self._tokenizer is not None
         return self._tokenizer.tokenizer
+
+    @property
+    def core(self) -> psutil.Process:
+        """The process in which vLLM computes for it; other engines of the same run have theirs."""
+        manager: Any = cast(Any, self._running().engine_core).resources.engine_manager
+        (process,) = manager.processes
+        return psutil.Process(process.pid)
 
     async def listed(self) -> set[int]:
         """Numbers of the adapters that vLLM itself says it holds."""

@@ -18,14 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self, TypeVar
 
 import asyncpg
 
 from tests.support.ports import kept_port
+from tests.support.schemas import migrate_postgres
 
 T = TypeVar("T")
 _USER = "graft"
+_TEMPLATE = "registry"
 _START_S = 180.0
 _STOP_S = 180.0
 # A busy machine may take that long to begin a program.
@@ -104,6 +107,7 @@ class PostgresServer:
         self._account = _account()
         self._keeper: subprocess.Popen[bytes] | None = None
         self._numbers = count(1)
+        self._making, self._has_template = Lock(), False
         # Not in pytest's folder, which another user may not enter.
         self._folder = Path(tempfile.mkdtemp(prefix="graft-postgres-"))
         self._port = 0
@@ -228,11 +232,19 @@ class PostgresServer:
         self.stop(crash)
         self.start()
 
-    def create_database(self) -> str:
-        """Makes an empty database and returns its URL."""
+    def create_database(self, schema: bool = True) -> str:
+        """Makes a database of a registry without rows, or an empty one, and returns its URL."""
         name = f"test_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {self._template()}" if schema else ""))
         return self.url(name)
+
+    def _template(self) -> str:
+        with self._making:
+            if not self._has_template:
+                self.execute(f"CREATE DATABASE {_TEMPLATE}")
+                self._run(migrate_postgres(self.url(_TEMPLATE)))
+                self._has_template = True
+        return _TEMPLATE
 
     def cut_connections(self) -> int:
         """Cuts every connection of everybody, and returns how many there were."""

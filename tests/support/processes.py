@@ -14,6 +14,8 @@ from typing import Self
 
 import psutil
 
+from tests.support.waiting import eventually
+
 ROOT = Path(__file__).parents[2]
 _START_S = 120.0
 
@@ -85,6 +87,12 @@ class ServiceProcess:
 def process_environment() -> dict[str, str]:
     """The environment of a service that a test starts as a process."""
     return dict(os.environ) | {"PYTHONPATH": f"{ROOT / 'sdk'}{os.pathsep}{ROOT}"}
+
+
+async def halt(process: psutil.Process) -> None:
+    """Suspends a process and returns when it stands still; until then other signals still come through to it."""
+    process.suspend()
+    await eventually(lambda: process.status() == psutil.STATUS_STOPPED, f"halt of {process}")
 
 
 def worker_processes(folder: Path, job: str = "") -> list[psutil.Process]:

@@ -19,6 +19,7 @@ from graft.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
 from services.registry.config import RegistrySettings
 from services.registry.server import RegistryServer
+from tests.support.schemas import give_schema
 
 if TYPE_CHECKING:
     WatchCall = grpc.aio.UnaryStreamCall[pb.WatchRequest, pb.WatchResponse]
@@ -28,7 +29,10 @@ else:
 
 async def start_registry(folder: Path, **settings: Any) -> RegistryServer:
     """A registry that serves at .address until .stop(); settings are RegistrySettings fields."""
-    server = RegistryServer(RegistrySettings(data_dir=folder, **settings))
+    chosen = RegistrySettings(data_dir=folder, **settings)
+    if not chosen.postgres_url:
+        give_schema(chosen.database_path)
+    server = RegistryServer(chosen)
     await server.start()
     return server
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from services.inference.engines.base import Sampling
 from services.inference.engines.vllm_arguments import cpu_kernels
-from tests.support.engines import SharedEngine, engine_cores
+from tests.support.engines import SharedEngine
 
 MIB = 1024 * 1024
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.engine]
@@ -22,19 +20,19 @@ async def compute(engine: SharedEngine, tokens: int) -> None:
         pass
 
 
-def engine_bytes() -> int:
-    """What the engine's processes have in memory."""
-    return sum(each.memory_info().rss for each in engine_cores(os.getpid()))
+def engine_bytes(engine: SharedEngine) -> int:
+    """What the process that computes has in memory."""
+    return int(engine.core.memory_info().rss)
 
 
 async def test_steps_of_new_sizes_take_no_more_memory(vllm_engine: SharedEngine) -> None:
     # More sizes than the engine keeps kernels of.
     for tokens in range(17, 167):
         await compute(vllm_engine, tokens)
-    before = engine_bytes()
+    before = engine_bytes(vllm_engine)
     for tokens in range(167, 227):
         await compute(vllm_engine, tokens)
-    grown = engine_bytes() - before
+    grown = engine_bytes(vllm_engine) - before
     # It was 1.4 MiB for each size.
     assert grown < 24 * MIB, f"{grown / MIB:.0f} MiB for 60 sizes of steps"
 

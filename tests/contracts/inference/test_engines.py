@@ -21,7 +21,7 @@ from services.inference.engines.base import Delta, Engine, EngineAdapter, Finish
 from services.inference.engines.fake import FakeEngine
 from services.inference.engines.transformers_engine import TransformersEngine
 from services.inference.engines.transformers_messages import TransformersOptions
-from tests.support.engines import SharedEngine, engine_cores
+from tests.support.engines import SharedEngine
 from tests.support.models import make_adapter
 from tests.support.peft import peft_greedy
 from tests.support.waiting import eventually
@@ -266,8 +266,8 @@ class TestVllmEngine(EngineContract):
         return vllm_engine
 
     def killer(self, engine: Engine) -> Callable[[], None]:
-        (core,) = engine_cores(os.getpid())
-        return core.kill
+        assert isinstance(engine, SharedEngine)
+        return engine.core.kill
 
     async def test_greedy_answers_equal_those_of_peft(
         self, engine: Engine, loaded: list[EngineAdapter], tiny_base: Path

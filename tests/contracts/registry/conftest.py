@@ -14,12 +14,14 @@ from services.registry.catalogue.sql import SqlCatalogue
 from services.registry.catalogue.sqlite import open_sqlite
 from services.registry.pulse import Pulse
 from tests.support.catalogue import fill
+from tests.support.schemas import give_schema
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
     """An empty database of each kind, with the newest schema."""
     if request.param == "sqlite":
+        give_schema(tmp_path / "registry.db")
         engine = await open_sqlite(tmp_path / "registry.db")
     else:
         server = request.getfixturevalue("postgres")

@@ -170,7 +170,7 @@ async def upgraded(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     if request.param == "sqlite":
         url = f"sqlite+aiosqlite:///{tmp_path / 'r.db'}"
     else:
-        dsn = request.getfixturevalue("postgres").create_database()
+        dsn = request.getfixturevalue("postgres").create_database(schema=False)
         url = dsn.replace("postgresql://", "postgresql+asyncpg://")
     old = create_async_engine(url)
     await upgrade(old, "0001")

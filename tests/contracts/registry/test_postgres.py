@@ -29,7 +29,7 @@ DEADLINE_S = 60
 @pytest.fixture
 def url(postgres: PostgresServer) -> str:
     """An empty database."""
-    return postgres.create_database()
+    return postgres.create_database(schema=False)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -13,8 +12,8 @@ from graft.errors import Reason
 from tests.faults.chaos.cases import Case
 from tests.faults.chaos.service import LONG, SHORT, Chaos, Innocents, same
 from tests.support.bad_adapters import everything
-from tests.support.engines import engine_cores
 from tests.support.models import make_adapter, make_base
+from tests.support.processes import halt
 from tests.support.waiting import eventually
 
 
@@ -189,9 +188,9 @@ async def removed_in_flight(chaos: Chaos) -> str:
     await chaos.add("one", chaos.fresh(18))
     # On a slot already: the alias moves without the engine, which stands still meanwhile.
     await chaos.ask("one:2")
-    (core,) = engine_cores(os.getpid())
+    core = chaos.engine.core
     async with chaos.answering("one", SHORT, 200) as running:
-        core.suspend()
+        await halt(core)
         try:
             await chaos.running.promote("one", 2)
 

@@ -455,7 +455,7 @@ async def test_a_base_that_it_cannot_load_hurts_nobody_else(
         assert (await service.stub.Generate(ask(name_of(service), [1]))).token_ids
 
 
-def test_every_method_of_an_engine_is_composed() -> None:
+async def test_every_method_of_an_engine_is_composed() -> None:
     public = {name for name in vars(Engine) if not name.startswith("_")}
     assert public <= set(vars(ComposedEngine))
 

@@ -34,7 +34,7 @@ async def migrate(**settings: str) -> tuple[int, str]:
 async def test_several_that_migrate_one_postgres_at_once_all_succeed_and_a_registry_then_serves(
     tmp_path: Path, postgres: PostgresServer
 ) -> None:
-    database = postgres.create_database()
+    database = postgres.create_database(schema=False)
     ends = await asyncio.gather(*(migrate(database=database) for _ in range(3)))
     assert [code for code, _ in ends] == [0, 0, 0], ends
     with ServiceProcess("registry", tmp_path, database=database) as process:

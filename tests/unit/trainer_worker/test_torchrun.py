@@ -31,7 +31,7 @@ from services.trainer.run.trainers.shares import Share
 from services.trainer.spec import parse_spec
 from tests.support.pod_processes import PodProcess
 from tests.support.ports import kept_port
-from tests.support.processes import ROOT, process_environment
+from tests.support.processes import ROOT, halt, process_environment
 from tests.support.waiting import eventually
 from tests.unit.trainer_worker.support import Outcome, merge
 
@@ -72,7 +72,7 @@ async def test_a_drained_node_stops_both_after_one_step_and_they_end_with_the_we
     await eventually(lambda: first.step() >= 1, "step 1", within_s=200)
     # Neither gets further before the signal has come through to the worker: they do each step together.
     (worker,) = psutil.Process(second.process.pid).children()
-    worker.suspend()
+    await halt(worker)
     second.process.send_signal(signal.SIGTERM)
     await eventually(lambda: is_told(worker, signal.SIGTERM), "the signal", within_s=60)
     worker.resume()
