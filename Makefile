@@ -18,7 +18,7 @@ IMAGE_trainer := services/trainer
 IMAGE_worker := services/trainer/run
 IMAGE_inference := services/inference
 
-.PHONY: help install reinstall demo test chaos soak test-gpu test-k8s bench-gpu lint format proto check-proto docs bench lock promtool images k8s-golden clean
+.PHONY: help install reinstall demo test test-again chaos soak test-gpu test-k8s bench-gpu lint format proto check-proto docs bench lock promtool images k8s-golden clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,10 +40,13 @@ demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 mi
 test: install  ## Run all tests, with the real engine and the real trainer
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
+test-again: install  ## Run what failed in the last `make test` once more, alone; more than three is a failure
+	$(BIN)/python -m tests.support.again
+
 chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (5 minutes)
 	GRAFT_TEST_COMPILED=1 $(BIN)/python -m pytest -q tests/faults/chaos -m 'not soak' --timeout 900
 
-soak: install  ## The long forms of random and slow tests (about half an hour)
+soak: install  ## The long forms of random and slow tests (about an hour)
 	GRAFT_TEST_COMPILED=1 $(BIN)/python -m pytest -m soak --timeout 3600
 
 # A GPU host may have no network and bring its own Python with torch for CUDA: make test-gpu GPU_PYTHON=python3

@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "hyperparameters": {"optimizer": "paged_adamw_8bit"},
     },
     # Cannot be over before somebody has seen that it began.
-    "long": {"hyperparameters": {"max_steps": 200}},
+    "long": {"hyperparameters": {"max_steps": 100}},
     # May be lost as often as somebody likes.
     "restarted-long": {
         "hyperparameters": {"max_steps": 150, "gradient_accumulation_steps": 4},
@@ -267,6 +267,7 @@ async def test_a_killed_worker_is_started_again_and_ends_with_the_weights_of_an_
     assert await lab.weights(f"{kind}-killed") == expected
 
 
+@pytest.mark.soak  # In short in trainer_worker/test_session.
 async def test_a_cancelled_job_does_at_most_one_more_step_and_leaves_no_process(lab: Lab) -> None:
     job = await lab.create("never", "slow")
     async with lab.jobs() as stub:
@@ -330,6 +331,7 @@ async def test_what_was_trained_is_merged_and_evaluated_by_jobs_of_the_trainer(l
     assert reached == ["PREPARING", "MERGING", "UPLOADING", "COMMITTING"]
 
 
+@pytest.mark.soak  # In short by a stub of a worker in trainer_service, and by a worker in trainer_worker/test_session.
 async def test_sigterm_to_the_trainer_leaves_no_process_and_the_job_goes_on_when_it_is_back(
     lab: Lab,
 ) -> None:
@@ -353,7 +355,7 @@ async def test_sigterm_to_the_trainer_leaves_no_process_and_the_job_goes_on_when
 
 async def test_results_wait_for_a_killed_registry_and_are_committed_exactly_once(lab: Lab) -> None:
     """One job finds the registry away when it has trained, the other loses it while it commits."""
-    second, first = await lab.create("waits", "long"), await lab.create("commits", "packed")
+    second, first = await lab.create("waits", "long"), await lab.create("commits")
     await lab.begun(second)
     (worker,) = lab.workers(second)
     await halt(worker)  # It must not be through before the registry is away.
@@ -368,7 +370,7 @@ async def test_results_wait_for_a_killed_registry_and_are_committed_exactly_once
         events = await lab.succeeded(job)
         assert {event.attempt for event in events} == {0, 1}
         assert await lab.weights(adapter)  # Of one version.
-    assert await lab.weights("commits") == await lab.undisturbed("packed")
+    assert await lab.weights("commits") == await lab.undisturbed("padded")
     calls = map(json.loads, lab.registry.log_path.read_text("utf-8").splitlines())
     commits = [call for call in calls if call.get("request_id") == f"{second}/1"]
     assert any(call["method"].endswith("/CommitVersion") for call in commits)

@@ -27,11 +27,13 @@ BOT = "namespaces/default/adapters/bot"
 Start = Callable[..., ServiceProcess]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def start(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+@pytest.fixture
+def start(
+    database: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Start:
     """Starts a registry on the same data again and again; one that halts, where a point is given."""
     settings = {"collection_interval_s": "0", "collection_grace_s": "0"}
-    if request.param == "postgresql":
+    if database == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")
         settings["database"] = server.create_database()
 
@@ -41,6 +43,21 @@ def start(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         return ServiceProcess("registry", tmp_path / "registry", module=module, **settings)
 
     return started
+
+
+def at(*points: str, long: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """Parametrizes with the database and the point where the registry halts; all pairs in the long form.
+
+    In the short form each point has its turn on SQLite, and the last on PostgreSQL too, but for those of the long
+    form alone.
+    """
+    short = {("sqlite", point) for point in points} | {("postgresql", points[-1])}
+    points += long
+    pairs = [(database, point) for database in ("sqlite", "postgresql") for point in points]
+    return pytest.mark.parametrize(
+        ("database", "halt"),
+        [pytest.param(*pair, marks=[] if pair in short else [pytest.mark.soak]) for pair in pairs],
+    )
 
 
 async def prepared(calls: RegistryCalls, tiny_base: Path) -> str:
@@ -61,14 +78,7 @@ async def whole_events(calls: RegistryCalls) -> list[pb.WatchResponse]:
     return found
 
 
-@pytest.mark.parametrize(
-    "halt",
-    [
-        pytest.param("in mid-upload", marks=pytest.mark.soak),
-        "between bytes and row",
-        "between row and answer",
-    ],
-)
+@at("between row and answer", "between bytes and row", long=("in mid-upload",))
 async def test_an_upload_goes_on(start: Start, tmp_path: Path, halt: str) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(os.urandom(8 * 1024 * 1024 + 5))
@@ -92,7 +102,7 @@ async def test_an_upload_goes_on(start: Start, tmp_path: Path, halt: str) -> Non
             assert await calls.blobs.missing([file.digest]) == set()
 
 
-@pytest.mark.parametrize("halt", ["in the commit's transaction", "between commit and answer"])
+@at("in the commit's transaction", "between commit and answer")
 async def test_a_commit_is_there_once_or_not_at_all(
     start: Start, tmp_path: Path, tiny_base: Path, halt: str
 ) -> None:
@@ -121,7 +131,7 @@ async def test_a_commit_is_there_once_or_not_at_all(
             await client.audit.verify()
 
 
-@pytest.mark.parametrize("halt", ["between mark and removal", "between bytes' and row's removal"])
+@at("between mark and removal", "between bytes' and row's removal")
 async def test_a_collection_is_finished_and_takes_nothing_needed(
     start: Start, tmp_path: Path, tiny_base: Path, halt: str
 ) -> None:

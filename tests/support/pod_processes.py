@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.support.processes import ROOT
 
@@ -97,8 +100,12 @@ class PodProcess:
             self.close()
 
     def close(self) -> None:
-        """Ends it, if it has not ended."""
+        """Ends it and what it started, if it has not ended."""
         if self.process.poll() is None:
+            children = psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
             self.process.wait()
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
         self._out.close()

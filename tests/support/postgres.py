@@ -235,7 +235,9 @@ class PostgresServer:
     def create_database(self, schema: bool = True) -> str:
         """Makes a database of a registry without rows, or an empty one, and returns its URL."""
         name = f"test_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {self._template()}" if schema else ""))
+        self.execute(
+            f"CREATE DATABASE {name}" + (f" TEMPLATE {self._template()}" if schema else "")
+        )
         return self.url(name)
 
     def _template(self) -> str:

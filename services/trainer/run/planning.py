@@ -20,6 +20,7 @@ from services.trainer.objectives import OBJECTIVES
 from services.trainer.plan.convert import as_json, plan_message
 from services.trainer.plan.recommend import recommend
 from services.trainer.run.data import Data, read_data
+from services.trainer.run.lean import leave_out_unused, read_libraries
 from services.trainer.side_process import serve_aside
 from services.trainer.sources import SetOpener
 from services.trainer.spec import JobSpec, parse_spec
@@ -36,6 +37,7 @@ def _plan(request_json: str, progress: Report) -> dict[str, Any]:
     request = json.loads(request_json)
     given = dict(request)
     _hide_cards(request)
+    read_libraries()
     from services.trainer.run import plan
 
     spec = parse_spec(_message(request))
@@ -55,6 +57,7 @@ def _plan(request_json: str, progress: Report) -> dict[str, Any]:
 def _recommend(request_json: str, progress: Report) -> dict[str, Any]:
     request = json.loads(request_json)
     _hide_cards(request)
+    read_libraries()
     from services.trainer.run import plan
 
     message = _message(request)
@@ -130,6 +133,9 @@ def _probe(request_json: str, progress: Report) -> dict[str, Any]:
     # Once fetched, data stays in the folder of whoever asked.
     data = _read(spec, request, Path(request["folder"]), progress)
     _hide_cards(request)
+    # As the worker that it stands for.
+    leave_out_unused(spec)
+    read_libraries()
     from services.trainer.run import plan
 
     tokens_per_second, peak_bytes = plan.probe(spec, data)

@@ -1,6 +1,6 @@
 """Every slot filled and everything in one batch, on the real engine: nobody gets another's adapter.
 
-Once as its layers are written, with a slot for each; once compiled, with slots that small ones share.
+Once with a slot for each, once with slots that small ones share, which is compiled where minutes do not count.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -42,10 +43,11 @@ async def ask(engine: SharedEngine, ids: list[int], adapter: EngineAdapter | Non
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def compiled(vllm_engine: SharedEngine) -> AsyncIterator[SharedEngine]:
+async def shared_slots(vllm_engine: SharedEngine) -> AsyncIterator[SharedEngine]:
     """As vllm_engine otherwise, but for twice as many adapters in its two slots, if they are small."""
     options = replace(vllm_engine.options, max_cpu_adapters=8, lora_page_rank=8, max_lora_rank=32)
-    engine = SharedEngine(replace(options, enforce_eager=False))
+    # As users have it: make chaos, make soak.
+    engine = SharedEngine(replace(options, enforce_eager="GRAFT_TEST_COMPILED" not in os.environ))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         await engine.start()
@@ -57,12 +59,12 @@ async def compiled(vllm_engine: SharedEngine) -> AsyncIterator[SharedEngine]:
         await asyncio.sleep(0)
 
 
-@pytest_asyncio.fixture(loop_scope="session", params=["as written", "compiled"])
+@pytest_asyncio.fixture(loop_scope="session", params=["a slot each", "shared slots"])
 async def empty(
-    request: pytest.FixtureRequest, vllm_engine: SharedEngine, compiled: SharedEngine
+    request: pytest.FixtureRequest, vllm_engine: SharedEngine, shared_slots: SharedEngine
 ) -> AsyncIterator[SharedEngine]:
     """Its two slots have nothing in them, before and after."""
-    engine = compiled if request.param == "compiled" else vllm_engine
+    engine = shared_slots if request.param == "shared slots" else vllm_engine
     await engine.stop()
     yield engine
     await engine.stop()
@@ -118,41 +120,43 @@ async def test_a_slot_that_gets_another_adapter_answers_with_that_one(
 
 
 async def test_adapters_of_mixed_ranks_that_share_slots_answer_as_each_does_alone(
-    compiled: SharedEngine, tiny_base: Path, tmp_path: Path
+    shared_slots: SharedEngine, tiny_base: Path, tmp_path: Path
 ) -> None:
     """More in one batch than there are slots, and again when others have taken their pages."""
-    await compiled.stop()
-    assert (compiled.limits.pages, compiled.limits.page_rank) == (8, 8)
+    await shared_slots.stop()
+    assert (shared_slots.limits.pages, shared_slots.limits.page_rank) == (8, 8)
     ids, loaded = PROMPTS[1], []
     for number, rank in enumerate((8, 8, 16, 3, 24, 8, 32, 8)):
         targets = ALL if number % 2 else ("q_proj", "down_proj")
         folder = make_adapter(
             tmp_path / str(number), tiny_base, rank=rank, seed=number, scale=0.1, targets=targets
         )
-        loaded.append(await load(compiled, folder))
+        loaded.append(await load(shared_slots, folder))
     base = peft_greedy(tiny_base, None, ids, COUNT)
     wanted = [peft_greedy(tiny_base, each.folder, ids, COUNT) for each in loaded]
     assert len({tuple(tokens) for tokens in (base, *wanted)}) == 9
     # All that fit; a large one, which pushes the others out; all at once, which the engine has to split.
     for asked in ((0, 1, 2, 3, 5, 7), (6, 4), (4, 0, 1), tuple(range(8))):
         together = await asyncio.gather(
-            ask(compiled, ids, None), *(ask(compiled, ids, loaded[each]) for each in asked)
+            ask(shared_slots, ids, None), *(ask(shared_slots, ids, loaded[each]) for each in asked)
         )
         assert together == [base, *(wanted[each] for each in asked)]
     # What is unloaded leaves its pages to others.
     for each in loaded[:4]:
-        await compiled.unload(each)
-    again = await load(compiled, loaded[2].folder)
-    together = await asyncio.gather(*(ask(compiled, ids, each) for each in (again, *loaded[4:])))
+        await shared_slots.unload(each)
+    again = await load(shared_slots, loaded[2].folder)
+    together = await asyncio.gather(
+        *(ask(shared_slots, ids, each) for each in (again, *loaded[4:]))
+    )
     assert together == [wanted[2], *wanted[4:]]
-    await compiled.stop()
+    await shared_slots.stop()
 
 
 async def test_doras_and_ia3s_that_share_slots_with_loras_answer_as_each_does_alone(
-    compiled: SharedEngine, tiny_base: Path, tmp_path: Path
+    shared_slots: SharedEngine, tiny_base: Path, tmp_path: Path
 ) -> None:
     """Their scales are kept by slot, their low-rank part by page; and whoever gets their pages gets neither."""
-    await compiled.stop()
+    await shared_slots.stop()
     ids = PROMPTS[1]
     folders = [
         make_dora(tmp_path / "dora", tiny_base, seed=1, rank=8, scale=0.1),
@@ -164,24 +168,24 @@ async def test_doras_and_ia3s_that_share_slots_with_loras_answer_as_each_does_al
     base = peft_greedy(tiny_base, None, ids, COUNT)
     wanted = [peft_greedy(tiny_base, folder, ids, COUNT) for folder in folders]
     assert len({tuple(tokens) for tokens in (base, *wanted)}) == 6
-    loaded = [await load(compiled, folder) for folder in folders]
-    together = await asyncio.gather(*(ask(compiled, ids, each) for each in (None, *loaded)))
+    loaded = [await load(shared_slots, folder) for folder in folders]
+    together = await asyncio.gather(*(ask(shared_slots, ids, each) for each in (None, *loaded)))
     assert together == [base, *wanted]
     heirs = []
     for number in range(3):
-        await compiled.unload(loaded[number])
+        await shared_slots.unload(loaded[number])
         folder = make_adapter(tmp_path / f"heir {number}", tiny_base, seed=6 + number, scale=0.1)
-        heirs.append(await load(compiled, folder))
-    answers = await asyncio.gather(*(ask(compiled, ids, each) for each in (None, *heirs)))
+        heirs.append(await load(shared_slots, folder))
+    answers = await asyncio.gather(*(ask(shared_slots, ids, each) for each in (None, *heirs)))
     assert answers == [base, *(peft_greedy(tiny_base, each.folder, ids, COUNT) for each in heirs)]
-    await compiled.stop()
+    await shared_slots.stop()
 
 
 async def test_an_adapter_that_is_no_number_spoils_no_neighbour_of_its_slot_nor_who_gets_its_page(
-    compiled: SharedEngine, tiny_base: Path, tmp_path: Path
+    shared_slots: SharedEngine, tiny_base: Path, tmp_path: Path
 ) -> None:
     """The service refuses such weights; what came into the engine all the same harms its own answers."""
-    await compiled.stop()
+    await shared_slots.stop()
     ids, folders = PROMPTS[2], []
     for number in range(8):
         folder = tmp_path / str(number)
@@ -193,15 +197,15 @@ async def test_an_adapter_that_is_no_number_spoils_no_neighbour_of_its_slot_nor_
     wanted = [
         peft_greedy(tiny_base, folder, ids, COUNT) for folder in folders if folder != folders[3]
     ]
-    loaded = [await load(compiled, folder) for folder in folders]
+    loaded = [await load(shared_slots, folder) for folder in folders]
     bad = loaded.pop(3)
-    assert compiled.limits.pages == 8
-    asked = [ask(compiled, ids, each) for each in (None, *loaded)]
-    together = await asyncio.gather(*asked, ask(compiled, ids, bad))
+    assert shared_slots.limits.pages == 8
+    asked = [ask(shared_slots, ids, each) for each in (None, *loaded)]
+    together = await asyncio.gather(*asked, ask(shared_slots, ids, bad))
     assert together[:-1] == [base, *wanted]
     assert together[-1] != base
-    await compiled.unload(bad)
-    heir = await load(compiled, folders[0])
-    asked = [ask(compiled, ids, each) for each in (None, *loaded, heir)]
+    await shared_slots.unload(bad)
+    heir = await load(shared_slots, folders[0])
+    asked = [ask(shared_slots, ids, each) for each in (None, *loaded, heir)]
     assert await asyncio.gather(*asked) == [base, *wanted, wanted[0]]
-    await compiled.stop()
+    await shared_slots.stop()

@@ -283,7 +283,7 @@ def test_the_registry_does_what_its_model_does(world: World) -> None:
     run_state_machine_as_test(
         machine_of(world),
         settings=settings(
-            max_examples=25,
+            max_examples=12,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

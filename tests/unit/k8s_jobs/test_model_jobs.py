@@ -154,6 +154,7 @@ def test_without_a_registry_there_is_nothing_to_merge(tmp_path: Path) -> None:
     assert "GRAFT_WORKER_REGISTRY" in outcome.message
 
 
+@pytest.mark.soak  # In short by the command line: cli/test_merging.py.
 async def test_two_adapters_become_one_that_is_served_and_merged(
     registry: tuple[str, RegistryCalls], tiny_base: Path, tmp_path: Path
 ) -> None:

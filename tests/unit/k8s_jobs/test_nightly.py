@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -65,6 +66,10 @@ async def test_the_job_of_a_night_trains_and_registers_a_version(tmp_path: Path)
         told["GRAFT_WORKER_REGISTRY"] = registry.address
         text = (ROOT / "deploy/k8s/jobs/nightly/job.yaml").read_text("utf-8")
         cron, config = (one for one in yaml.safe_load_all(text) if one)
+        # A night of three steps.
+        spec = json.loads(config["data"]["spec.json"])
+        spec["hyperparameters"]["max_steps"] = 3
+        config["data"]["spec.json"] = json.dumps(spec)
         cluster.store.create("configmaps", "graft", config)
         cron = cluster.store.create("cronjobs", "graft", cron)
         name = run_now(cluster.store, cron, MINUTE)["metadata"]["name"]

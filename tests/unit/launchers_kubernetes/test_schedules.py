@@ -205,7 +205,7 @@ def run_one(schedule: Schedule, error_rate: float, chance: int) -> None:
 
 @seed(20261121)
 @settings(
-    max_examples=8,
+    max_examples=4,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -64,11 +64,21 @@ def pods(spec: dict[str, Any], tmp_path: Path) -> Iterator[Pods]:
         pod.close()
 
 
-async def test_a_drained_node_stops_both_after_one_step_and_they_end_with_the_weights_of_one_process(
-    pods: Pods, train: Callable[..., Outcome], tmp_path: Path
-) -> None:
-    changes = {"method": {"lora": {"dropout": 0.0}}, "dataset": {"max_rows": ROWS}}
-    first, second = pods(**changes, checkpointing={"every_steps": 100})
+CHANGES: dict[str, Any] = {
+    "method": {"lora": {"dropout": 0.0}},
+    "dataset": {"max_rows": ROWS},
+    "checkpointing": {"every_steps": 100},
+}
+
+
+async def test_a_drained_node_stops_both_after_one_step(pods: Pods) -> None:
+    # So many steps that it cannot be over before.
+    await drained(pods, hyperparameters={"epochs": 1000})
+
+
+async def drained(pods: Pods, **more: Any) -> int:
+    """The node of one pod is drained; the step at which both stopped."""
+    first, second = pods(**CHANGES, **more)
     await eventually(lambda: first.step() >= 1, "step 1", within_s=200)
     # Neither gets further before the signal has come through to the worker: they do each step together.
     (worker,) = psutil.Process(second.process.pid).children()
@@ -80,17 +90,21 @@ async def test_a_drained_node_stops_both_after_one_step_and_they_end_with_the_we
     saved = [int(e["checkpoint_step"]) for e in first.events() if "checkpoint_step" in e]
     assert saved == [first.step()]
     assert not second.events()
+    return saved[0]
 
-    first, second = pods(**changes, checkpointing={"every_steps": 100})
+
+# In short test_team_resume's, without nodes.
+@pytest.mark.soak
+async def test_those_of_a_drained_node_end_with_the_weights_of_one_process(
+    pods: Pods, train: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    saved = await drained(pods)
+    first, second = pods(**CHANGES)
     assert (first.wait(), second.wait()) == (0, 0), first.output() + second.output()
-    assert f"Going on from the checkpoint of step {saved[0]}." in first.output()
+    assert f"Going on from the checkpoint of step {saved}." in first.output()
     assert '"preempted": true' not in first.output()
 
-    alone = train(
-        **changes,
-        checkpointing={"every_steps": 100},
-        hyperparameters={"gradient_accumulation_steps": 2},
-    )
+    alone = train(**CHANGES, hyperparameters={"gradient_accumulation_steps": 2})
     assert alone.code == 0, alone.message
     work = tmp_path / "node-0/graft/work/default/two-nodes"
     both = Outcome(0, first.events(), work)
