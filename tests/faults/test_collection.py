@@ -267,6 +267,7 @@ async def test_collection_never_takes_what_is_needed_for_minutes(
     await race(kind, request, tmp_path, seconds=180.0)
 
 
+@pytest.mark.soak  # In short at chosen moments: test_registry_kills.py.
 async def test_a_registry_that_is_killed_in_a_collection_leaves_what_the_next_finishes(
     tmp_path: Path,
 ) -> None:

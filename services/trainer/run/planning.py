@@ -36,14 +36,15 @@ def main(arguments: list[str]) -> None:
 def _plan(request_json: str, progress: Report) -> dict[str, Any]:
     request = json.loads(request_json)
     given = dict(request)
-    _hide_cards(request)
-    read_libraries()
-    from services.trainer.run import plan
-
     spec = parse_spec(_message(request))
-    hardware = plan.find_hardware(request["accelerator"], request["memory_bytes"])
     with tempfile.TemporaryDirectory(prefix="graft-plan-") as folder:
+        # What is wrong with the data is said before torch is read.
         data = _read(spec, request, Path(folder), progress)
+        _hide_cards(request)
+        read_libraries()
+        from services.trainer.run import plan
+
+        hardware = plan.find_hardware(request["accelerator"], request["memory_bytes"])
         made = plan.make_plan(
             spec,
             hardware,

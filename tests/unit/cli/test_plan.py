@@ -60,6 +60,11 @@ def test_a_job_that_does_not_fit_says_what_makes_it_fit(
     seen = graft("plan", rows, "--base", base, "--accelerator", "RTX 4090", "--dtype", "bfloat16")
     assert seen.code == 1, seen.out + seen.err
     assert "it does not fit; it does with" in seen.out
+
+
+@pytest.mark.soak  # In short for people, and by the planner itself: trainer_worker/test_planner.py.
+def test_scripts_get_what_makes_a_job_fit(graft: Graft, rows: Path, tmp_path: Path) -> None:
+    base = _large_base(tmp_path / "large")
     plan = graft(
         "plan", rows, "--base", base, "--accelerator", "RTX4090", "--dtype", "bfloat16", "--json"
     )

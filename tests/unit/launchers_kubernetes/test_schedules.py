@@ -192,7 +192,11 @@ def check_cluster(cluster: Cluster, ran: Ran, attempts: int) -> None:
     # Of such a one, the first pod may still be ending when the second begins.
     ending = {job for job in ran.together if any(job.rpartition("/")[2] in one for one in twice)}
     assert ran.together <= ending, "two workers of one job at the same time"
-    assert not ran.again, "a job that had ended well ran again"
+    # Of one whose Job somebody deleted as it ended, nobody may have heard how: its commit finds the version.
+    unheard = {
+        job for job in ran.again if any(job.rpartition("/")[2] in one for one in ran.deleted)
+    }
+    assert ran.again <= unheard, "a job that had ended well ran again"
 
 
 schedules = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 7)), max_size=8)

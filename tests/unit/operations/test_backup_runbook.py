@@ -36,6 +36,7 @@ def test_every_block_of_the_page_is_followed_here() -> None:
     }
 
 
+@pytest.mark.soak
 async def test_one_machine_and_an_endpoint_that_serves_all_the_time(
     tmp_path: Path, tiny_base: Path
 ) -> None:
@@ -140,7 +141,7 @@ async def test_a_move_from_one_machine_to_many_keeps_revisions_and_numbers(
     old = {"GRAFT_REGISTRY_DATA_DIR": str(tmp_path / "old")}
     new = {
         "GRAFT_REGISTRY_DATA_DIR": str(tmp_path / "new"),
-        "GRAFT_REGISTRY_DATABASE": postgres.create_database(),
+        "GRAFT_REGISTRY_DATABASE": postgres.create_database(schema=False),
     }
     save, restore = BLOCKS[MOVE]
     async with (
@@ -197,7 +198,7 @@ def _results(done: Done) -> list[dict[str, Any]]:
 def _settings(postgres: PostgresServer, store: ObjectStore, folder: Path) -> dict[str, str]:
     return {
         "GRAFT_REGISTRY_DATA_DIR": str(folder),
-        "GRAFT_REGISTRY_DATABASE": postgres.create_database(),
+        "GRAFT_REGISTRY_DATABASE": postgres.create_database(schema=False),
         "GRAFT_REGISTRY_S3_BUCKET": store.new_bucket(),
         "GRAFT_REGISTRY_S3_ENDPOINT": store.url,
         "GRAFT_REGISTRY_S3_REGION": "us-east-1",
