@@ -1,6 +1,6 @@
 """Every slot filled and everything in one batch, on the real engine: nobody gets another's adapter.
 
-Once with a slot for each, once with slots that small ones share, which is compiled where minutes do not count.
+Once with a slot for each, once with slots that small ones share; that one is compiled too, in the long form.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import os
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -42,12 +41,17 @@ async def ask(engine: SharedEngine, ids: list[int], adapter: EngineAdapter | Non
     return tokens
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def shared_slots(vllm_engine: SharedEngine) -> AsyncIterator[SharedEngine]:
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="session",
+    params=["as written", pytest.param("compiled", marks=pytest.mark.soak)],
+)
+async def shared_slots(
+    request: pytest.FixtureRequest, vllm_engine: SharedEngine
+) -> AsyncIterator[SharedEngine]:
     """As vllm_engine otherwise, but for twice as many adapters in its two slots, if they are small."""
     options = replace(vllm_engine.options, max_cpu_adapters=8, lora_page_rank=8, max_lora_rank=32)
-    # As users have it: make chaos, make soak.
-    engine = SharedEngine(replace(options, enforce_eager="GRAFT_TEST_COMPILED" not in os.environ))
+    engine = SharedEngine(replace(options, enforce_eager=request.param != "compiled"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         await engine.start()
