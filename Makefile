@@ -40,7 +40,7 @@ demo: install  ## Train two adapters, serve both, swap one under load (2 to 4 mi
 test: install  ## Run all tests, with the real engine and the real trainer
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-test-again: install  ## Run what failed in the last `make test` once more, alone; more than three is a failure
+test-again: install  ## Say of up to three tests that failed in the last `make test` whether they fail alone, too
 	$(BIN)/python -m tests.support.again
 
 chaos: install  ## Stock vLLM and ours, side by side, under bad adapters; writes out/chaos.json (5 minutes)

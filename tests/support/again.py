@@ -1,7 +1,7 @@
 """python -m tests.support.again: runs what failed in the last run of pytest once more, one after the other.
 
-Ends with 0 when it was at most three tests and all of them pass now, and names them: they failed by what ran
-beside them, which is to be looked into, and says nothing of what they test.
+Says of up to three whether they fail by themselves, too (exit code 1), or only beside others (0): where to begin to look.
+It makes no failed run a good one.
 """
 
 from __future__ import annotations

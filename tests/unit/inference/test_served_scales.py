@@ -354,8 +354,9 @@ def make_biased(folder: Path) -> Path:
     return base
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("lora", [cpu_lora_entry.STOCK, "grouped"])
+@pytest.mark.parametrize(
+    "lora", [cpu_lora_entry.STOCK, pytest.param("grouped", marks=pytest.mark.soak)]
+)
 async def test_in_bfloat16_and_with_biases_the_probabilities_are_those_of_peft(
     lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
